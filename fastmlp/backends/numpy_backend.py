@@ -1,0 +1,193 @@
+"""The NumPy backend: every operation written to be read, and the reference that the others are held against."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.activations import get_activation
+from fastmlp.backends.base import Backend
+from fastmlp.random_bits import BLOCK, Purpose, draw_scratch, draws, keep_threshold
+from fastmlp.session import CHUNK
+from fastmlp.state import ALIGNMENT
+
+if TYPE_CHECKING:
+    from fastmlp.losses import Loss
+    from fastmlp.optimizers import Optimizer, StepScalars
+
+Floats = NDArray[Any]
+WORDS = 4 * BLOCK
+"""Random words drawn at once for dropout."""
+_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+class NumpyBackend(Backend):
+    """Runs on NumPy alone, with as many threads as NumPy's own BLAS uses."""
+
+    name: ClassVar[str] = "numpy"
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def __repr__(self) -> str:
+        return "NumpyBackend()"
+
+    # --- memory ---
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:
+        size = math.prod(shape) * dtype.itemsize
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        return raw[start : start + size].view(dtype).reshape(shape)
+
+    def asarray(self, array: Any) -> Floats:
+        return np.asarray(array)
+
+    def to_numpy(self, array: Floats) -> Floats:
+        return array
+
+    def choices(self) -> dict[str, Any]:
+        from threadpoolctl import threadpool_info  # comes with scikit-learn
+
+        blas = [p for p in threadpool_info() if p["user_api"] == "blas"]
+        return {
+            "backend": self.name,
+            "numpy": np.__version__,
+            "blas": sorted(f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in blas),
+            "threads": max((p["num_threads"] for p in blas), default=1),
+        }
+
+    # --- fine operations ---
+
+    def gather_rows(
+        self, source: Floats, order: NDArray[np.intp] | slice, out: Floats, scratch: Floats | None = None
+    ) -> None:
+        if isinstance(order, slice):
+            rows = source[order]
+        else:
+            # with mode="raise" take would gather into a copy of `out` first; the rows are known to be there
+            rows = out if source.dtype == out.dtype or scratch is None else scratch
+            np.take(source, order, axis=0, out=rows, mode="clip")
+        if source.dtype == np.uint8 and out.dtype.kind == "f":
+            np.divide(rows, out.dtype.type(255), out=out)
+        elif rows is not out:
+            out[...] = rows
+
+    def dense_forward(self, x: Floats, w: Floats, b: Floats, out: Floats) -> None:
+        np.matmul(x, w, out=out)
+        np.add(out, b, out=out)
+
+    def activate(self, activation: str, z: Floats, slope: Floats | None, scratch: tuple[Floats, Floats]) -> None:
+        get_activation(activation).function(z, slope, scratch)
+
+    def activation_backward(self, activation: str, a: Floats, slope: Floats | None, d: Floats, scratch: Floats) -> None:
+        if slope is not None:
+            np.multiply(d, slope, out=d)
+        elif activation == "relu":
+            np.multiply(d, np.greater(a, 0, out=scratch), out=d)
+
+    def dropout(
+        self, a: Floats, slope: Floats | None, rate: float, key: int, step: int, layer: int, scratch: Floats
+    ) -> None:
+        columns = a.shape[1]
+        height = max(1, WORDS // columns)
+        words, draw_memory = self._random_memory(height * columns)
+        for top in range(0, len(a), height):
+            factor = scratch[top : top + height]
+            part = words[: factor.size].reshape(factor.shape)
+            draws(key, Purpose.DROPOUT, part, first_row=top, step=step, layer=layer, scratch=draw_memory)
+            np.greater_equal(part, keep_threshold(rate), out=factor)
+        np.multiply(scratch, 1 / (1 - rate), out=scratch)
+        np.multiply(a, scratch, out=a)
+        if slope is not None:
+            np.multiply(slope, scratch, out=slope)
+
+    def _random_memory(self, words: int) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """Return memory for random words and for drawing them, each thread's own, kept from call to call."""
+        own = self._own
+        if getattr(own, "words", None) is None or own.words.size < words:
+            own.words, own.draws = np.empty(words, np.uint32), draw_scratch()
+        return own.words, own.draws
+
+    def loss(
+        self,
+        loss: Loss,
+        outputs: Floats,
+        targets: NDArray[Any],
+        row_weights: Floats | None,
+        inverse_total: float,
+        d_outputs: Floats,
+        row_losses: Floats,
+        scratch: tuple[Floats, Floats],
+    ) -> None:
+        loss.compute(outputs, targets, d_outputs, row_losses, scratch)
+        if row_weights is None:
+            np.multiply(d_outputs, inverse_total, out=d_outputs)
+        else:
+            np.multiply(d_outputs, (row_weights * inverse_total)[:, None], out=d_outputs)
+
+    def hits(self, loss: Loss, outputs: Floats, targets: NDArray[Any], out: Floats) -> None:
+        loss.hits(outputs, targets, out)
+
+    def totals(self, row_stats: Floats, row_weights: Floats | None) -> tuple[float, float, float]:
+        if row_weights is None:
+            loss, hits = row_stats.sum(axis=1, dtype=np.float64).tolist()
+            return loss, float(row_stats.shape[1]), hits
+        loss, hits = np.multiply(row_stats, row_weights, dtype=np.float64).sum(axis=1).tolist()
+        return loss, float(row_weights.sum(dtype=np.float64)), hits
+
+    def dense_backward(
+        self, x: Floats, dz: Floats, w: Floats, dw: Floats | None, db: Floats | None, dx: Floats | None
+    ) -> None:
+        if dw is not None:
+            np.matmul(x.T, dz, out=dw)
+        if db is not None:
+            np.add.reduce(dz, axis=0, out=db)
+        if dx is not None:
+            np.matmul(dz, w.T, out=dx)
+
+    def add_scaled(self, target: Floats, source: Floats, factor: float, scratch: Floats) -> None:
+        np.multiply(source, factor, out=scratch)
+        np.add(target, scratch, out=target)
+
+    def squared_norm(self, array: Floats) -> float:
+        # chunks summed in float64 keep a long float32 sum accurate
+        return sum(float(np.dot(c, c)) for c in (array[i : i + CHUNK] for i in range(0, len(array), CHUNK)))
+
+    def scale(self, array: Floats, factor: float) -> None:
+        np.multiply(array, factor, out=array)
+
+    def update(
+        self,
+        optimizer: Optimizer,
+        p: Floats,
+        g: Floats,
+        moments: Sequence[Floats],
+        decay: float,
+        scalars: StepScalars,
+        scratch: Floats,
+    ) -> None:
+        for start in range(0, len(p), CHUNK):
+            part = slice(start, min(start + CHUNK, len(p)))
+            chunk = p[part]
+            if decay:
+                np.multiply(chunk, 1 - scalars.rate * decay, out=chunk)
+            optimizer.update(chunk, g[part], [m[part] for m in moments], scalars, scratch[: len(chunk)])
+
+    def max_norm(self, w: Floats, limit: float) -> None:
+        norms = np.sqrt(np.einsum("io,io->o", w, w))
+        # a column of zeros has no direction to scale, and gives no division by zero
+        np.multiply(w, np.where(norms > limit, limit / np.maximum(norms, limit), 1).astype(w.dtype), out=w)
+
+    def average(self, mean: Floats, p: Floats, decay: float, scratch: Floats) -> None:
+        for start in range(0, len(p), CHUNK):
+            part = slice(start, min(start + CHUNK, len(p)))
+            difference = scratch[: part.stop - start]
+            np.subtract(p[part], mean[part], out=difference)
+            np.multiply(difference, 1 - decay, out=difference)
+            np.add(mean[part], difference, out=mean[part])

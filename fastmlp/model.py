@@ -1,0 +1,826 @@
+"""`MLP`, the face that users meet."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastmlp import files
+from fastmlp.backends import choose_backend, get_backend
+from fastmlp.backends.base import Backend
+from fastmlp.batching import HostData, check_data, check_inputs, split_rows
+from fastmlp.callbacks import Callback, ProgressBar
+from fastmlp.errors import FileFormatError, ReproducibilityWarning
+from fastmlp.history import History
+from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer, optimizer_from_json
+from fastmlp.plan import Plan
+from fastmlp.random_bits import new_key
+from fastmlp.session import SessionPool
+from fastmlp.spec import NetworkSpec, make_spec
+from fastmlp.state import Layout, TrainState, initial_parameters
+from fastmlp.training import Progress, Training
+
+if TYPE_CHECKING:
+    from fastmlp.initializers import Initializer
+    from fastmlp.losses import Loss
+    from fastmlp.training import Metric
+
+_log = logging.getLogger("fastmlp")
+
+PREDICT_BYTES = 16 * 2**20
+"""Memory that the activations of a chunk of rows may take in prediction."""
+MAX_PREDICT_ROWS = 4096
+
+
+class MLP:
+    """A multi-layer perceptron: made, trained, asked and saved.
+
+    Parameters
+    ----------
+    units : sequence of int
+        From input to output, such as ``(784, 100, 10)``.
+    activation : str or sequence of str
+        One name for all hidden layers, or one for each layer; the last is then that of the outputs, which only
+        regression may choose.  See `fastmlp.activation_names`.
+    loss : str or Loss
+        A name or a record such as ``SoftmaxCrossEntropy(label_smoothing=0.1)``.  See `fastmlp.loss_names`.
+    dropout : float or sequence of float
+        One rate for all hidden layers, or (input, hidden 1, ...).
+    l2 : float
+        The loss grows by ``0.5 * l2 * ||W||^2``, biases excluded.
+    max_norm : float, optional
+        After each step the weights into each unit are scaled down to this 2-norm.
+    initializer : str or Initializer, optional
+        None: He for rectifiers, LeCun for selu, Glorot for the others.  Biases start at 0.
+    backend : str or Backend
+        ``"auto"``, a name, or what `fastmlp.get_backend` returned.
+    dtype : {"float32", "float64"}
+        In which the network computes.
+    seed : int, optional
+        In 0..2**64-1: the initial weights, the order of rows and dropout follow from it.  Drawn, and kept as `seed`,
+        when not given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument does not make sense; the message names it, what was got and what was expected.
+    BackendUnavailable
+        The backend asked for by name cannot run here.
+
+    Examples
+    --------
+    >>> import fastmlp
+    >>> (x, y), (x_test, y_test) = fastmlp.datasets.load_mnist()
+    >>> model = fastmlp.MLP((784, 128, 10), seed=0)
+    >>> history = model.fit(x, y, epochs=5, verbose=0)
+    >>> model.evaluate(x_test, y_test)["accuracy"] > 0.97
+    True
+    """
+
+    def __init__(
+        self,
+        units: Sequence[int],
+        *,
+        activation: str | Sequence[str] = "relu",
+        loss: str | Loss = "softmax_cross_entropy",
+        dropout: float | Sequence[float] = 0.0,
+        l2: float = 0.0,
+        max_norm: float | None = None,
+        initializer: str | Initializer | None = None,
+        backend: str | Backend = "auto",
+        dtype: str | type | np.dtype[Any] = "float32",
+        seed: int | None = None,
+    ) -> None:
+        spec = make_spec(
+            units,
+            activation=activation,
+            loss=loss,
+            dropout=dropout,
+            l2=l2,
+            max_norm=max_norm,
+            initializer=initializer,
+        )
+        kind, key, where = _dtype(dtype), _key(seed), _backend(backend)
+        layout = Layout(spec.units, kind.itemsize)
+        params = where.copy(initial_parameters(spec, layout, kind, key))
+        self._setup(spec, kind, where, TrainState(layout, params, key))
+
+    def _setup(self, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, state: TrainState) -> None:
+        self._spec, self._dtype, self._backend, self._state = spec, dtype, backend, state
+        self._pool = SessionPool(backend)
+        self._predict_rows = 1
+        self._training = threading.Lock()
+        self._class_names: tuple[str, ...] | None = None
+        self._checkpoint: tuple[str, dict[str, Any], dict[str, NDArray[Any]]] | None = None
+
+    # --- what it is ---
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """What the network is."""
+        return self._spec
+
+    @property
+    def backend(self) -> Backend:
+        """Where it runs."""
+        return self._backend
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which type it computes."""
+        return self._dtype
+
+    @property
+    def seed(self) -> int:
+        """The 64-bit seed that was given or drawn."""
+        return self._state.key
+
+    @property
+    def steps(self) -> int:
+        """Training steps done so far."""
+        return self._state.step
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes, which saved files keep; one an output, or two for a single sigmoid output."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        if names is not None:
+            expected = max(self._spec.units[-1], 2)
+            if isinstance(names, str) or len(names) != expected:
+                raise ValueError(f"class_names needs {expected} names, got {names!r}")
+            names = tuple(str(name) for name in names)
+        self._class_names = names
+
+    def __repr__(self) -> str:
+        spec = self._spec
+        hidden = set(spec.activations[:-1])
+        plain = spec.activations[-1] == "identity" and len(hidden) == 1
+        shown = {
+            "activation": hidden.pop() if plain else spec.activations,
+            "loss": repr(spec.loss) if spec.loss != type(spec.loss)() else spec.loss.name,
+            "dropout": spec.dropout if any(spec.dropout) else None,
+            "l2": spec.l2 or None,
+            "max_norm": spec.max_norm,
+            "initializer": spec.initializer,
+            "backend": self._backend.name,
+            "dtype": self._dtype.name,
+            "seed": self.seed,
+        }
+        return f"MLP({spec.units}, {', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)})"
+
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
+        """Print the layers with their shapes and numbers of parameters, and what training keeps in memory.
+
+        Parameters
+        ----------
+        print_fn : callable
+            Called with each line.
+        """
+        spec = self._spec
+        row = "{:<6} {:>8} {:>8}  {:<12} {:>8} {:>12}  {}"
+        print_fn(row.format("layer", "inputs", "units", "activation", "dropout", "parameters", "").rstrip())
+        for layer, (i, o) in enumerate(zip(spec.units[:-1], spec.units[1:], strict=True)):
+            note = "frozen" if spec.frozen[layer] else ""
+            rate = f"{spec.dropout[layer]:g}" if spec.dropout[layer] else "-"
+            print_fn(row.format(layer, i, o, spec.activations[layer], rate, f"{(i + 1) * o:,}", note).rstrip())
+        frozen = sum(
+            (i + 1) * o for i, o, still in zip(spec.units[:-1], spec.units[1:], spec.frozen, strict=True) if still
+        )
+        print_fn(f"parameters {spec.parameters:,}, of which {spec.parameters - frozen:,} train")
+        print_fn(f"loss {spec.loss.name}, l2 {spec.l2:g}, max_norm {spec.max_norm}")
+        # every layer's input and activation is kept until its gradient is taken: that is backpropagation's price
+        kept = self._dtype.itemsize * (spec.units[0] + 2 * sum(spec.units[1:]))
+        print_fn(f"backend {self._backend.name}, {self._dtype.name}; a training step keeps {kept:,} bytes a row")
+
+    # --- training ---
+
+    def fit(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        epochs: int,
+        batch_size: int = 128,
+        optimizer: Optimizer | str | None = None,
+        sample_weight: ArrayLike | None = None,
+        class_weight: Mapping[int, float] | str | None = None,
+        validation_data: tuple[ArrayLike, ...] | None = None,
+        validation_split: float = 0.0,
+        metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+        callbacks: Sequence[Callback] = (),
+        shuffle: bool = True,
+        verbose: int = 1,
+    ) -> History:
+        """Train; called again, go on from where the model stands.
+
+        The moments of the optimizer are kept where it is equal to the last one, and begin anew where it is another.
+        Ctrl-C ends training after the step at hand with the warning `TrainingInterrupted`; the model stays usable.
+
+        Parameters
+        ----------
+        x : (n, I) array_like
+            Inputs; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.
+        y : (n,) or (n, K) array_like
+            Labels, or one-hot rows, probabilities or values, as the loss asks for.
+        epochs : int
+            How often to go through the data, at least 1.
+        batch_size : int
+            Rows a step; the last batch of an epoch may be shorter.
+        optimizer : Optimizer or str, optional
+            A record, such as ``Adam(1e-3)``, or a name.  None: that of the last call, at first ``Adam()``.
+        sample_weight : (n,) array_like, optional
+            Weights of the rows, not negative; a batch's loss is ``sum(w_i l_i) / sum(w_i)``.
+        class_weight : dict or "balanced", optional
+            Factors of the row weights by class.
+        validation_data : (x, y) or (x, y, sample_weight), optional
+            Evaluated after each epoch.
+        validation_split : float
+            In [0, 1): instead, hold out this last part of the rows.
+        metrics : sequence of str or callable, or mapping from name to callable
+            More figures, computed after each epoch on the training and the validation data by ``f(y, predict(x))``:
+            names of functions of `sklearn.metrics`, such as ``"balanced_accuracy_score"``, or callables.
+        callbacks : sequence of Callback
+        shuffle : bool
+            Take the rows in a new order each epoch.
+        verbose : {0, 1, 2}
+            Nothing; a progress bar and a line an epoch; a line an epoch.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        DataError, ValueError, TypeError
+            An argument does not make sense; nothing has changed then.
+        NonFiniteLossError
+            The loss of a step was not finite; the model is as it was before that step.
+        """
+        epochs, batch_size = _count("epochs", epochs), _count("batch_size", batch_size)
+        chosen = self._choose_optimizer(optimizer)
+        data = self._check(x, y, sample_weight, class_weight)
+        data, validation = self._validation(data, validation_data, validation_split)
+        batch_size = min(batch_size, len(data))
+        with self._exclusive():
+            # all that can fail on the arguments is done before the state changes
+            progress = Progress(
+                epochs,
+                batch_size,
+                len(data),
+                bool(shuffle),
+                float(validation_split),
+                horizon=epochs * -(-len(data) // batch_size),
+                schedule_start=self._state.optimizer_step if self._state.optimizer == chosen else 0,
+            )
+            run = Training(
+                self,
+                data,
+                validation,
+                progress,
+                metrics=_metrics(metrics),
+                callbacks=_callbacks(callbacks, verbose),
+            )
+            before = (
+                self._state.optimizer,
+                self._state.optimizer_step,
+                self._state.moments,
+                self._state.average,
+            )
+            self._set_optimizer(chosen)
+            try:
+                return run.run()
+            except BaseException:
+                if run.steps_done == 0:
+                    state = self._state
+                    state.optimizer, state.optimizer_step, state.moments, state.average = before
+                raise
+
+    def resume(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        class_weight: Mapping[int, float] | str | None = None,
+        validation_data: tuple[ArrayLike, ...] | None = None,
+        metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+        callbacks: Sequence[Callback] = (),
+        verbose: int = 1,
+    ) -> History:
+        """Go on with the run of the checkpoint that this model was loaded from, to the same bits.
+
+        Parameters
+        ----------
+        x, y, sample_weight, class_weight, validation_data, metrics, callbacks
+            The same as `fit` was given; epochs, batch size, optimizer, order and validation split are in the
+            checkpoint.
+        verbose : {0, 1, 2}
+
+        Returns
+        -------
+        History
+            Of the whole run.
+
+        Raises
+        ------
+        RuntimeError
+            The model was not loaded from a checkpoint, or has changed since.
+        ValueError
+            The data, callbacks or metrics are not those of the checkpoint.
+        """
+        if self._checkpoint is None:
+            raise RuntimeError(
+                "resume: this model was not just loaded from a checkpoint; load one with fastmlp.load, or use fit"
+            )
+        path, header, tensors = self._checkpoint
+        progress = Progress(**header["progress"])
+        if progress.epoch >= progress.epochs:
+            raise RuntimeError(
+                f"resume: the run of {path} was finished after {progress.epochs} epochs; use fit to go on"
+            )
+        data = self._check(x, y, sample_weight, class_weight)
+        data, validation = self._validation(data, validation_data, progress.validation_split)
+        if data.fingerprint() != header["data"]:
+            raise ValueError(f"resume: x, y and the weights are not those that the checkpoint {path} was trained on")
+        with self._exclusive():
+            run = Training(
+                self,
+                data,
+                validation,
+                progress,
+                history=History(header["history"]),
+                metrics=_metrics(metrics),
+                callbacks=_callbacks(callbacks, verbose),
+            )
+            run.restore_callbacks(path, header, tensors)
+            here = self._backend.choices()
+            if here != header["platform"]:
+                changed = [k for k in {**here, **header["platform"]} if here.get(k) != header["platform"].get(k)]
+                was = ", ".join(f"{k} {header['platform'].get(k)!r}, now {here.get(k)!r}" for k in sorted(changed))
+                warnings.warn(
+                    f"the checkpoint was made under other choices ({was}), so the run need not go on to the same bits",
+                    ReproducibilityWarning,
+                    stacklevel=2,
+                )
+            return run.run()
+
+    def _exclusive(self) -> _Exclusive:
+        return _Exclusive(self)
+
+    def _choose_optimizer(self, optimizer: Optimizer | str | None) -> Optimizer:
+        if optimizer is None:
+            return self._state.optimizer or Adam()
+        return OPTIMIZERS.record(optimizer)
+
+    def _set_optimizer(self, optimizer: Optimizer) -> None:
+        state = self._state
+        if state.optimizer == optimizer:
+            return
+        state.moments = [self._backend.zeros(state.params.shape, self._dtype) for _ in range(optimizer.moments)]
+        state.average = None if optimizer.ema is None else self._backend.copy(state.params)
+        state.optimizer, state.optimizer_step = optimizer, 0
+
+    def _check(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        class_weight: Mapping[int, float] | str | None = None,
+        suffix: str = "",
+    ) -> HostData:
+        return check_data(self._spec, self._dtype, x, y, sample_weight, class_weight, suffix=suffix)
+
+    def _validation(
+        self, data: HostData, validation_data: tuple[ArrayLike, ...] | None, split: float
+    ) -> tuple[HostData, HostData | None]:
+        train, held_out = split_rows(data, split)
+        if validation_data is None:
+            return train, held_out
+        if held_out is not None:
+            raise ValueError("give either validation_data or validation_split, not both")
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
+        weights = validation_data[2] if len(validation_data) == 3 else None
+        x, y = validation_data[:2]
+        return train, self._check(x, y, weights, suffix=" of validation_data")
+
+    # --- asking ---
+
+    def evaluate(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+    ) -> dict[str, float]:
+        """Return the figures of the model on some data.
+
+        Parameters
+        ----------
+        x, y, sample_weight, metrics
+            As for `fit`.
+
+        Returns
+        -------
+        dict
+            ``loss`` (weighted mean over the rows, without dropout and without L2), ``accuracy`` where the loss has
+            one, and the metrics.
+        """
+        data = self._check(x, y, sample_weight)
+        return {**self._evaluate(data), **self._metric_values(data, _metrics(metrics))}
+
+    def predict(self, x: ArrayLike, batch_size: int | None = None) -> NDArray[Any]:
+        """Return what the network predicts.
+
+        Parameters
+        ----------
+        x : (n, I) array_like
+            Inputs, as for `fit`.
+        batch_size : int, optional
+            Rows worked on at once; chosen by size when not given.
+
+        Returns
+        -------
+        (n,) or (n, K) array
+            Classes (int64) for losses over classes; 0 or 1 (int64) for sigmoid cross-entropy; rates for Poisson;
+            values for the others.  (n,) where there is one output.
+        """
+        return self._spec.loss.predict(self._outputs(check_inputs(x, self._spec.units[0]), batch_size))
+
+    def predict_proba(self, x: ArrayLike, batch_size: int | None = None) -> NDArray[Any]:
+        """Return probabilities: (n, classes), or (n, 1) for one sigmoid output; parameters as for `predict`.
+
+        Raises
+        ------
+        ValueError
+            The loss has no probabilities (regression, hinge).
+        """
+        loss = self._spec.loss
+        loss.probabilities(np.zeros((0, self._spec.units[-1]), self._dtype))  # refuses before the work, not after it
+        return loss.probabilities(self._outputs(check_inputs(x, self._spec.units[0]), batch_size))
+
+    def loss_and_gradients(
+        self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, list[NDArray[Any]]]:
+        """Return the loss of all rows as one batch, L2 included and dropout left out, and its gradients.
+
+        They are those of the weights that train (not of their moving average), frozen layers included.
+
+        Returns
+        -------
+        (loss, [dW1, db1, dW2, ...])
+            A float, and arrays shaped like those of `get_weights`.
+        """
+        data = self._check(x, y, sample_weight)
+        spec = self._spec.deterministic()
+        total = float(len(data)) if data.weights is None else float(data.weights.sum(dtype=np.float64))
+        with self._pool.use(Plan(spec, len(data), self._dtype, True)) as session:
+            loss = self._backend.loss_and_gradients(session, self._state.params, data.on(self._backend), 1 / total)
+            pairs = self._state.layout.views(session.grads)
+            return loss, [self._backend.to_numpy(array).copy() for pair in pairs for array in pair]
+
+    def _inference_plan(self, rows: int, batch_size: int | None = None) -> Plan:
+        if batch_size is None:
+            width = self._dtype.itemsize * (self._spec.units[0] + 5 * max(self._spec.units[1:]))
+            most = max(min(PREDICT_BYTES // width, MAX_PREDICT_ROWS), 16)
+            # grows by doubling, so that calls with more and more rows do not each need memory of their own
+            while self._predict_rows < min(rows, most):
+                self._predict_rows = min(2 * self._predict_rows, most)
+            batch_size = self._predict_rows
+        return Plan(self._spec.deterministic(), batch_size, self._dtype)
+
+    def _outputs(self, x: NDArray[Any], batch_size: int | None = None) -> NDArray[Any]:
+        if batch_size is not None:
+            batch_size = _count("batch_size", batch_size)
+        out = self._backend.empty((len(x), self._spec.units[-1]), self._dtype)
+        with self._pool.use(self._inference_plan(len(x), batch_size)) as session:
+            self._backend.predict(session, self._state.evaluated, self._backend.asarray(x), out)
+        return self._backend.to_numpy(out)
+
+    def _evaluate(self, data: HostData) -> dict[str, float]:
+        with self._pool.use(self._inference_plan(len(data))) as session:
+            loss, weight, hits = self._backend.evaluate(session, self._state.evaluated, data.on(self._backend))
+        figures = {"loss": loss / weight}
+        if self._spec.loss.has_accuracy:
+            figures["accuracy"] = hits / weight
+        return figures
+
+    def _metric_values(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
+        if not metrics:
+            return {}
+        y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y
+        if y.ndim == 2 and self._spec.loss.takes_labels:
+            y = y.argmax(axis=1)
+        predicted = self._spec.loss.predict(self._outputs(data.x))
+        return {name: float(metric(y, predicted)) for name, metric in metrics.items()}
+
+    # --- weights ---
+
+    def get_weights(self) -> list[NDArray[Any]]:
+        """Return copies of the weights that predict, the moving average if there is one: [W1 (I, O), b1 (O,), ...]."""
+        flat = self._backend.to_numpy(self._state.evaluated)
+        return [array.copy() for pair in self._state.layout.views(flat) for array in pair]
+
+    def set_weights(self, weights: Sequence[ArrayLike]) -> None:
+        """Set the weights and biases, and their moving average if there is one; the optimizer's moments stay.
+
+        Parameters
+        ----------
+        weights : sequence of array_like
+            [W1 (I, O), b1 (O,), W2, ...].
+
+        Raises
+        ------
+        ValueError
+            There are too many or too few, or one has another shape or is not finite; nothing has changed then.
+        """
+        flat = np.zeros(self._state.layout.size, self._dtype)
+        targets = [array for pair in self._state.layout.views(flat) for array in pair]
+        given = [np.asarray(w) for w in weights]
+        if [w.shape for w in given] != [t.shape for t in targets]:
+            raise ValueError(
+                f"weights must be arrays of the shapes {[t.shape for t in targets]} (W1, b1, W2, ...), "
+                f"got {[w.shape for w in given]}"
+            )
+        for i, (target, value) in enumerate(zip(targets, given, strict=True)):
+            if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+                raise ValueError(f"weights: {'Wb'[i % 2]}{i // 2 + 1} must hold finite real numbers")
+            target[...] = value
+        self._state.params[...] = self._backend.asarray(flat)
+        if self._state.average is not None:
+            self._state.average[...] = self._state.params
+        self._checkpoint = None
+
+    def freeze(self, *layers: int) -> None:
+        """Let these layers, counted from 0 at the input and from -1 at the output, keep their weights and biases.
+
+        Raises
+        ------
+        ValueError
+            There is no such layer, or none is named.
+        """
+        if not layers:
+            raise ValueError("freeze needs the numbers of layers, such as freeze(0); to let all train use unfreeze()")
+        frozen = list(self._spec.frozen)
+        for layer in layers:
+            if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+                raise TypeError(f"layers must be integers, got {layer!r}")
+            if not -len(frozen) <= layer < len(frozen):
+                raise ValueError(f"there is no layer {layer}; the network has {len(frozen)}, 0..{len(frozen) - 1}")
+            frozen[layer] = True
+        self._spec = replace(self._spec, frozen=tuple(frozen))
+
+    def unfreeze(self) -> None:
+        """Let all layers train."""
+        self._spec = replace(self._spec, frozen=(False,) * self._spec.layers)
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the parameters, and of their average if there is one, by the names they have in files."""
+        state, numpy = self._state, self._backend.to_numpy
+        named = state.layout.named(numpy(state.params))
+        if state.average is not None:
+            named |= state.layout.named(numpy(state.average), "average.")
+        return {name: array.copy() for name, array in named.items()}
+
+    def restore_snapshot(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Set the parameters, and their average if there is one, from a `snapshot`."""
+        state = self._state
+        state.params[...] = self._backend.asarray(state.layout.flat(arrays, "", self._dtype))
+        if state.average is not None:
+            state.average[...] = self._backend.asarray(state.layout.flat(arrays, "average.", self._dtype))
+
+    # --- files and places ---
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the network and the weights that predict to a safetensors file, in one piece.
+
+        Raises
+        ------
+        ValueError
+            A loss or an activation is your own: a file cannot hold code.
+        OSError
+            The file cannot be written; one that was there is as it was.
+        """
+        header, _ = self._contents()
+        arrays = self._state.layout.named(self._backend.to_numpy(self._state.evaluated))
+        files.write(path, {**header, "kind": "model"}, arrays)
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return the description of the model and all its numbers, as a checkpoint holds them."""
+        state, numpy = self._state, self._backend.to_numpy
+        header = {
+            "spec": self._spec.to_json(),
+            "dtype": self._dtype.name,
+            "class_names": self._class_names,
+            "key": state.key,
+            "step": state.step,
+        }
+        arrays = state.layout.named(numpy(state.params))
+        for i, moment in enumerate(state.moments):
+            arrays |= state.layout.named(numpy(moment), f"moment{i}.")
+        if state.average is not None:
+            arrays |= state.layout.named(numpy(state.average), "average.")
+        return header, arrays
+
+    def to(self, backend: str | Backend) -> MLP:
+        """Move the model, moments and all, to another backend; returns the model."""
+        where = _backend(backend)
+        with self._exclusive():
+            numpy, state = self._backend.to_numpy, self._state
+            self._pool.close()
+            state.params = where.copy(numpy(state.params))
+            state.moments = [where.copy(numpy(m)) for m in state.moments]
+            state.average = None if state.average is None else where.copy(numpy(state.average))
+            self._backend, self._pool = where, SessionPool(where)
+        return self
+
+    def close(self) -> None:
+        """Let go of the memory (and, in compiled backends, the threads) that is kept between calls.
+
+        The model stays usable: what is needed is made again.
+        """
+        self._pool.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        numpy, state = self._backend.to_numpy, self._state
+        return {
+            "spec": self._spec,
+            "dtype": self._dtype.name,
+            "backend": self._backend.name,
+            "class_names": self._class_names,
+            "state": replace(
+                state,
+                params=numpy(state.params),
+                moments=[numpy(m) for m in state.moments],
+                average=None if state.average is None else numpy(state.average),
+            ),
+        }
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        # a model pickled where there was a GPU opens where there is none
+        names = [values["backend"], "auto"]
+        backend = next(b for b in map(_usable_backend, names) if b is not None)
+        state: TrainState = values["state"]
+        state.params = backend.copy(state.params)
+        state.moments = [backend.copy(m) for m in state.moments]
+        state.average = None if state.average is None else backend.copy(state.average)
+        self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)
+        self._class_names = values["class_names"]
+
+
+def load(path: str | PathLike[str], backend: str | Backend = "auto") -> MLP:
+    """Return the model of a file that `MLP.save` or a `Checkpoint` wrote.
+
+    A model from a checkpoint can go on with its run, see `MLP.resume`.
+
+    Parameters
+    ----------
+    path : path
+    backend : str or Backend
+
+    Raises
+    ------
+    FileFormatError
+        The file is foreign, truncated, altered, inconsistent or of a later version; the message says which.
+    FileNotFoundError
+        There is none.
+    """
+    header, tensors = files.read(path)
+    where = _backend(backend)
+    try:
+        spec = NetworkSpec.from_json(header["spec"])
+        dtype = _dtype(header["dtype"])
+        key, step = _key(header["key"]), int(header["step"])
+        optimizer = optimizer_from_json(header["optimizer"]) if header["kind"] == "checkpoint" else None
+    except (KeyError, ValueError, TypeError) as e:
+        raise FileFormatError(f"{fspath(path)}: its description makes no sense: {e}") from None
+    layout = Layout(spec.units, dtype.itemsize)
+    prefixes = [""]
+    if optimizer is not None:
+        prefixes += [f"moment{i}." for i in range(optimizer.moments)]
+        prefixes += ["average."] if optimizer.ema is not None else []
+    shapes = {name: view.shape for name, view in layout.named(np.empty(layout.size, np.bool_)).items()}
+    files.check_arrays(path, tensors, {p + name: shape for p in prefixes for name, shape in shapes.items()})
+    buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in prefixes}
+    state = TrainState(layout, buffers[""], key, step=step)
+    model = object.__new__(MLP)
+    model._setup(spec, dtype, where, state)
+    model.class_names = header["class_names"]
+    if optimizer is not None:
+        state.optimizer, state.optimizer_step = optimizer, int(header["optimizer_step"])
+        state.moments = [buffers[f"moment{i}."] for i in range(optimizer.moments)]
+        state.average = buffers.get("average.")
+        kept = {name: array for name, array in tensors.items() if name.startswith("callbacks.")}
+        model._checkpoint = (fspath(path), header, kept)
+    return model
+
+
+class _Exclusive:
+    """Only one thread may train or move a model; a second one is told so instead of waiting."""
+
+    def __init__(self, model: MLP) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        if not self._model._training.acquire(blocking=False):
+            raise RuntimeError(
+                "this model is being trained already (in another thread, or by the fit whose callback this is); "
+                "wait for it, or train a copy.deepcopy of the model"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._model._checkpoint = None
+        self._model._training.release()
+
+
+def _dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return kind
+
+
+def _key(seed: int | None) -> int:
+    if seed is None:
+        return new_key()
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be an integer or None, got {seed!r}")
+    key = operator.index(seed)
+    if not 0 <= key < 2**64:
+        raise ValueError(f"seed must be in 0..2**64-1, got {seed!r}")
+    return key
+
+
+def _backend(backend: str | Backend) -> Backend:
+    if isinstance(backend, Backend):
+        return backend
+    if backend == "auto":
+        name, why = choose_backend()
+        _log.info("backend 'auto' is %s (%s)", name, why)
+    return get_backend(backend)
+
+
+def _usable_backend(name: str) -> Backend | None:
+    try:
+        return get_backend(name)
+    except (RuntimeError, ValueError) as e:
+        _log.warning("backend %s of a pickled model cannot be used: %s", name, e)
+        return None
+
+
+def _count(argument: str, value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{argument} must be at least 1, got {value!r}")
+    return operator.index(value)
+
+
+def _callbacks(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
+    found = list(callbacks)
+    for callback in found:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be Callback objects such as EarlyStopping(), got {callback!r}")
+    if verbose and not any(isinstance(c, ProgressBar) for c in found):
+        found.append(ProgressBar(bar=verbose == 1))
+    return found
+
+
+def _metrics(metrics: Sequence[str | Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    if isinstance(metrics, str):
+        metrics = (metrics,)
+    found: dict[str, Metric] = {}
+    for metric in metrics:
+        if callable(metric):
+            found[getattr(metric, "__name__", type(metric).__name__)] = metric
+            continue
+        import sklearn.metrics
+
+        function = getattr(sklearn.metrics, metric, None)
+        if not callable(function):
+            raise ValueError(
+                f"metrics: sklearn.metrics has no function {metric!r}; name one, such as 'balanced_accuracy_score', "
+                "or pass a callable f(y, predicted)"
+            )
+        found[metric] = function
+    return found

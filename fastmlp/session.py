@@ -1,0 +1,177 @@
+"""Sessions: the memory (and, in compiled backends, the threads and graphs) that one model holds on one backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.base import Backend
+    from fastmlp.plan import Plan
+
+CHUNK = 65536
+"""Elements that the NumPy optimizers work on at once, so that a chunk's passes stay in a second-level cache."""
+_KEPT_ROW_VIEWS = 4
+_KEPT_SESSIONS = 4
+
+
+@dataclass(frozen=True)
+class RowViews:
+    """The workspace of a batch of n rows: views into a session's memory, n rows each.
+
+    Attributes
+    ----------
+    x : (n, I)
+        The inputs.
+    row_weights : (n,)
+    z : list of (n, O) arrays
+        For each layer the pre-activations, then the activations in their place.
+    slopes : list of (n, O) arrays or None
+        For each layer, where the plan needs it.
+    dz : list of (n, O) arrays or None
+        For each layer the gradient with respect to its pre-activations; without gradients only the last, which
+        losses need to work in.
+    row_stats : (2, n)
+        The loss of each row, and 1 where the row was predicted rightly.
+    scratch : list of pairs of (n, O) arrays
+        For each layer; all layers share the memory.
+    """
+
+    x: Array
+    row_weights: Array
+    z: list[Array]
+    slopes: list[Array | None]
+    dz: list[Array | None]
+    row_stats: Array
+    scratch: list[tuple[Array, Array]]
+
+
+class Session:
+    """What one model needs on one backend to carry out one plan; made by `Backend.open`.
+
+    It outlives a call of `fit` or `predict`, so that a second one allocates nothing.  One thread uses it at a time.
+
+    Parameters
+    ----------
+    backend : Backend
+    plan : Plan
+    """
+
+    def __init__(self, backend: Backend, plan: Plan) -> None:
+        self.backend, self.plan = backend, plan
+        self.seconds_per_step = 0.0
+        """How long a training step took last; the loop chooses by it how many to ask for at once."""
+        units, batch = plan.spec.units, plan.batch
+        outputs = units[1:]
+
+        def allocate(*shape: int) -> Array:
+            return backend.empty(shape, plan.dtype)
+
+        self.x = allocate(batch, units[0])
+        self.row_weights = allocate(batch)
+        self.row_stats = allocate(2, batch)
+        self._scratch = allocate(2, batch * max(outputs))
+        if plan.gradients:
+            self._z = [allocate(batch * o) for o in outputs]
+            self._dz: list[Array | None] = [
+                allocate(batch * o) if layer >= plan.spec.lowest_trainable or layer == len(outputs) - 1 else None
+                for layer, o in enumerate(outputs)
+            ]
+            self.grads: Array | None = backend.zeros((plan.layout.size,), plan.dtype)
+        else:  # two buffers in turn are enough: what a layer reads, and what it fills
+            pair = allocate(2, batch * max(outputs))
+            self._z = [pair[layer % 2] for layer in range(len(outputs))]
+            self._dz = [None] * (len(outputs) - 1) + [allocate(batch * outputs[-1])]
+            self.grads = None
+        self._slopes = [
+            allocate(batch * o) if needed else None for o, needed in zip(outputs, plan.needs_slope, strict=True)
+        ]
+        self.update_scratch = allocate(CHUNK) if plan.optimizer is not None else None
+        self._buffers: dict[object, Array] = {}
+        self._rows: dict[int, RowViews] = {}
+        self._bound: dict[object, tuple[Array, Any]] = {}
+
+    def rows(self, n: int) -> RowViews:
+        """Return the workspace of a batch of n rows."""
+        views = self._rows.get(n)
+        if views is None:
+            if len(self._rows) >= _KEPT_ROW_VIEWS:
+                self._rows.clear()
+            outputs = self.plan.spec.units[1:]
+
+            def cut(buffers: list[Any]) -> list[Any]:
+                return [None if b is None else b[: n * o].reshape(n, o) for b, o in zip(buffers, outputs, strict=True)]
+
+            first, second = (cut([part] * len(outputs)) for part in self._scratch)
+            views = self._rows[n] = RowViews(
+                self.x[:n],
+                self.row_weights[:n],
+                cut(self._z),
+                cut(self._slopes),
+                cut(self._dz),
+                self.row_stats[:, :n],
+                list(zip(first, second, strict=True)),
+            )
+        return views
+
+    def buffer(self, name: object, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return memory that is needed only by some data or operations; the same at every call."""
+        key = (name, shape, np.dtype(dtype))
+        if key not in self._buffers:
+            self._buffers[key] = self.backend.empty(shape, np.dtype(dtype))
+        return self._buffers[key]
+
+    def layers_of(self, name: str, buffer: Array) -> list[tuple[Array, Array]]:
+        """Return (W, b) of each layer in a flat buffer, made anew only when `name` stands for another buffer."""
+        bound = self._bound.get(name)
+        if bound is None or bound[0] is not buffer:
+            bound = self._bound[name] = (buffer, self.plan.layout.views(buffer))
+        views: list[tuple[Array, Array]] = bound[1]
+        return views
+
+    def close(self) -> None:
+        """Let go of all memory; the session cannot be used again."""
+        self.__dict__.clear()
+
+
+class SessionPool:
+    """The sessions of one model on one backend: taken while in use, kept while their plan recurs.
+
+    Several threads may predict at once: each then has a session of its own.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._idle: list[Session] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def use(self, plan: Plan) -> Iterator[Session]:
+        """Lend a session for `plan`; one that fits is used again."""
+        with self._lock:
+            found = next((s for s in self._idle if s.plan == plan), None)
+            if found is not None:
+                self._idle.remove(found)
+        session = found or self.backend.open(plan)
+        try:
+            yield session
+        finally:
+            with self._lock:
+                self._idle.append(session)
+                dropped = self._idle[:-_KEPT_SESSIONS]
+                del self._idle[:-_KEPT_SESSIONS]
+            for old in dropped:
+                old.close()
+
+    def close(self) -> None:
+        """End all sessions that are not in use."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()

@@ -1,0 +1,145 @@
+"""A file written atomically is the old one or the new one, never a part."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from fastmlp.atomic import atomic_writer
+
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX systems")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_new_file_holds_what_was_written(tmp_path):
+    with atomic_writer(tmp_path / "a") as file:
+        file.write(b"new")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_old_file_is_replaced_only_at_the_end(tmp_path):
+    (tmp_path / "a").write_bytes(b"old and longer")
+    with atomic_writer(str(tmp_path / "a")) as file:
+        file.write(b"new")
+        file.flush()
+        assert (tmp_path / "a").read_bytes() == b"old and longer"
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error, old):
+    if old is not None:
+        (tmp_path / "a").write_bytes(old)
+    before = names(tmp_path)
+    with pytest.raises(error), atomic_writer(tmp_path / "a") as file:
+        file.write(b"half")
+        raise error
+    assert names(tmp_path) == before
+    assert old is None or (tmp_path / "a").read_bytes() == old
+
+
+def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no"), atomic_writer(tmp_path / "a") as file:
+        file.write(b"new")
+    assert names(tmp_path) == []
+
+
+def test_the_data_are_on_the_disk_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        mode = os.fstat(descriptor).st_mode
+        events.append("folder" if stat.S_ISDIR(mode) else f"file of {os.fstat(descriptor).st_size}")
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    with atomic_writer(tmp_path / "a") as file:
+        file.write(b"new")
+    assert events[:2] == ["file of 3", "rename"]
+    assert os.name != "posix" or events[2:] == ["folder"]
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_permissions_are_those_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_writer(tmp_path / "a"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+@posix
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    with atomic_writer(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+@posix
+def test_a_device_is_never_replaced(tmp_path):
+    with pytest.raises(OSError, match="expected a regular file"), atomic_writer(os.devnull):
+        pass
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_folder_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(OSError, match="expected a regular file"), atomic_writer(tmp_path):
+        raise AssertionError("the block must not run")
+    assert names(tmp_path) == []
+
+
+def test_a_missing_folder_is_the_usual_error(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_writer(tmp_path / "none" / "a"):
+        pass
+
+
+def test_a_name_as_long_as_can_be_is_written(tmp_path):
+    path = tmp_path / ("é" * 127)  # 254 bytes of at most 255
+    with atomic_writer(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+@posix
+def test_a_killed_process_leaves_the_old_file_whole(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    script = (
+        "import os, signal, sys\n"
+        "from fastmlp.atomic import atomic_writer\n"
+        "with atomic_writer(sys.argv[1]) as file:\n"
+        "    file.write(bytes(1 << 20))\n"
+        "    file.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], env=environment, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "a").read_bytes() == b"old"
+    with atomic_writer(tmp_path / "a") as file:  # what the killed one left is in nobody's way
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
