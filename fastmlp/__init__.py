@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fastmlp.initializers import LecunUniform as LecunUniform
     from fastmlp.initializers import Normal as Normal
     from fastmlp.initializers import Zeros as Zeros
+    from fastmlp.loading import load as load
     from fastmlp.losses import CategoricalHinge as CategoricalHinge
     from fastmlp.losses import Huber as Huber
     from fastmlp.losses import MeanAbsoluteError as MeanAbsoluteError
@@ -48,9 +49,9 @@ if TYPE_CHECKING:
     from fastmlp.losses import Poisson as Poisson
     from fastmlp.losses import SigmoidCrossEntropy as SigmoidCrossEntropy
     from fastmlp.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from fastmlp.losses import loss_names as loss_names
     from fastmlp.losses import register_loss as register_loss
     from fastmlp.model import MLP as MLP
-    from fastmlp.model import load as load
     from fastmlp.optimizers import SGD as SGD
     from fastmlp.optimizers import Adam as Adam
     from fastmlp.optimizers import AdamW as AdamW
@@ -76,8 +77,9 @@ _PUBLIC = {
     "history": "History",
     "initializers": "GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Normal Zeros",
     "losses": "CategoricalHinge Huber MeanAbsoluteError MeanSquaredError MeanSquaredLogarithmicError Poisson "
-    "SigmoidCrossEntropy SoftmaxCrossEntropy register_loss",
-    "model": "MLP load",
+    "SigmoidCrossEntropy SoftmaxCrossEntropy loss_names register_loss",
+    "loading": "load",
+    "model": "MLP",
     "optimizers": "SGD Adam AdamW Optimizer RMSprop",
     "schedules": "Constant Cosine Exponential InverseScaling OneCycle ReduceOnPlateau Schedule StepDecay",
     "spec": "NetworkSpec",

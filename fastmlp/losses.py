@@ -522,6 +522,11 @@ LOSSES: RecordTypes[Loss] = RecordTypes(
 """All losses by name, registered ones included."""
 
 
+def loss_names() -> tuple[str, ...]:
+    """Return the names of all losses, registered ones included."""
+    return LOSSES.names()
+
+
 def register_loss(
     name: str,
     function: Callable[[Array, Array], tuple[Array, Array]],

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import logging
-import operator
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp import files
-from fastmlp.backends import choose_backend, get_backend
-from fastmlp.backends.base import Backend
+from fastmlp.arguments import (
+    check_callbacks,
+    check_count,
+    check_dtype,
+    check_metrics,
+    check_seed,
+    resolve_backend,
+    usable_backend,
+)
 from fastmlp.batching import HostData, check_data, check_inputs, split_rows
-from fastmlp.callbacks import Callback, ProgressBar
-from fastmlp.errors import FileFormatError, ReproducibilityWarning
+from fastmlp.errors import ReproducibilityWarning
 from fastmlp.history import History
-from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer, optimizer_from_json
+from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer
 from fastmlp.plan import Plan
-from fastmlp.random_bits import new_key
 from fastmlp.session import SessionPool
 from fastmlp.spec import NetworkSpec, make_spec
 from fastmlp.state import Layout, TrainState, initial_parameters
+from fastmlp.summary import describe, summary_lines
 from fastmlp.training import Progress, Training
 
 if TYPE_CHECKING:
+    from fastmlp.backends.base import Backend
+    from fastmlp.callbacks import Callback
     from fastmlp.initializers import Initializer
     from fastmlp.losses import Loss
     from fastmlp.training import Metric
-
-_log = logging.getLogger("fastmlp")
 
 PREDICT_BYTES = 16 * 2**20
 """Memory that the activations of a chunk of rows may take in prediction."""
@@ -109,7 +113,7 @@ class MLP:
             max_norm=max_norm,
             initializer=initializer,
         )
-        kind, key, where = _dtype(dtype), _key(seed), _backend(backend)
+        kind, key, where = check_dtype(dtype), check_seed(seed), resolve_backend(backend)
         layout = Layout(spec.units, kind.itemsize)
         params = where.copy(initial_parameters(spec, layout, kind, key))
         self._setup(spec, kind, where, TrainState(layout, params, key))
@@ -164,21 +168,7 @@ class MLP:
         self._class_names = names
 
     def __repr__(self) -> str:
-        spec = self._spec
-        hidden = set(spec.activations[:-1])
-        plain = spec.activations[-1] == "identity" and len(hidden) == 1
-        shown = {
-            "activation": hidden.pop() if plain else spec.activations,
-            "loss": repr(spec.loss) if spec.loss != type(spec.loss)() else spec.loss.name,
-            "dropout": spec.dropout if any(spec.dropout) else None,
-            "l2": spec.l2 or None,
-            "max_norm": spec.max_norm,
-            "initializer": spec.initializer,
-            "backend": self._backend.name,
-            "dtype": self._dtype.name,
-            "seed": self.seed,
-        }
-        return f"MLP({spec.units}, {', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)})"
+        return f"MLP({describe(self._spec, self._dtype, self._backend.name, self.seed)})"
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Print the layers with their shapes and numbers of parameters, and what training keeps in memory.
@@ -188,21 +178,8 @@ class MLP:
         print_fn : callable
             Called with each line.
         """
-        spec = self._spec
-        row = "{:<6} {:>8} {:>8}  {:<12} {:>8} {:>12}  {}"
-        print_fn(row.format("layer", "inputs", "units", "activation", "dropout", "parameters", "").rstrip())
-        for layer, (i, o) in enumerate(zip(spec.units[:-1], spec.units[1:], strict=True)):
-            note = "frozen" if spec.frozen[layer] else ""
-            rate = f"{spec.dropout[layer]:g}" if spec.dropout[layer] else "-"
-            print_fn(row.format(layer, i, o, spec.activations[layer], rate, f"{(i + 1) * o:,}", note).rstrip())
-        frozen = sum(
-            (i + 1) * o for i, o, still in zip(spec.units[:-1], spec.units[1:], spec.frozen, strict=True) if still
-        )
-        print_fn(f"parameters {spec.parameters:,}, of which {spec.parameters - frozen:,} train")
-        print_fn(f"loss {spec.loss.name}, l2 {spec.l2:g}, max_norm {spec.max_norm}")
-        # every layer's input and activation is kept until its gradient is taken: that is backpropagation's price
-        kept = self._dtype.itemsize * (spec.units[0] + 2 * sum(spec.units[1:]))
-        print_fn(f"backend {self._backend.name}, {self._dtype.name}; a training step keeps {kept:,} bytes a row")
+        for line in summary_lines(self._spec, self._dtype, self._backend.name):
+            print_fn(line)
 
     # --- training ---
 
@@ -268,7 +245,7 @@ class MLP:
         NonFiniteLossError
             The loss of a step was not finite; the model is as it was before that step.
         """
-        epochs, batch_size = _count("epochs", epochs), _count("batch_size", batch_size)
+        epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
         chosen = self._choose_optimizer(optimizer)
         data = self._check(x, y, sample_weight, class_weight)
         data, validation = self._validation(data, validation_data, validation_split)
@@ -289,9 +266,10 @@ class MLP:
                 data,
                 validation,
                 progress,
-                metrics=_metrics(metrics),
-                callbacks=_callbacks(callbacks, verbose),
+                metrics=check_metrics(metrics),
+                callbacks=check_callbacks(callbacks, verbose),
             )
+            self._checkpoint = None
             before = (
                 self._state.optimizer,
                 self._state.optimizer_step,
@@ -361,10 +339,11 @@ class MLP:
                 validation,
                 progress,
                 history=History(header["history"]),
-                metrics=_metrics(metrics),
-                callbacks=_callbacks(callbacks, verbose),
+                metrics=check_metrics(metrics),
+                callbacks=check_callbacks(callbacks, verbose),
             )
             run.restore_callbacks(path, header, tensors)
+            self._checkpoint = None
             here = self._backend.choices()
             if here != header["platform"]:
                 changed = [k for k in {**here, **header["platform"]} if here.get(k) != header["platform"].get(k)]
@@ -440,7 +419,7 @@ class MLP:
             one, and the metrics.
         """
         data = self._check(x, y, sample_weight)
-        return {**self._evaluate(data), **self._metric_values(data, _metrics(metrics))}
+        return {**self._evaluate(data), **self._metric_values(data, check_metrics(metrics))}
 
     def predict(self, x: ArrayLike, batch_size: int | None = None) -> NDArray[Any]:
         """Return what the network predicts.
@@ -504,7 +483,7 @@ class MLP:
 
     def _outputs(self, x: NDArray[Any], batch_size: int | None = None) -> NDArray[Any]:
         if batch_size is not None:
-            batch_size = _count("batch_size", batch_size)
+            batch_size = check_count("batch_size", batch_size)
         out = self._backend.empty((len(x), self._spec.units[-1]), self._dtype)
         with self._pool.use(self._inference_plan(len(x), batch_size)) as session:
             self._backend.predict(session, self._state.evaluated, self._backend.asarray(x), out)
@@ -637,7 +616,7 @@ class MLP:
 
     def to(self, backend: str | Backend) -> MLP:
         """Move the model, moments and all, to another backend; returns the model."""
-        where = _backend(backend)
+        where = resolve_backend(backend)
         with self._exclusive():
             numpy, state = self._backend.to_numpy, self._state
             self._pool.close()
@@ -672,60 +651,13 @@ class MLP:
     def __setstate__(self, values: dict[str, Any]) -> None:
         # a model pickled where there was a GPU opens where there is none
         names = [values["backend"], "auto"]
-        backend = next(b for b in map(_usable_backend, names) if b is not None)
+        backend = next(b for b in map(usable_backend, names) if b is not None)
         state: TrainState = values["state"]
         state.params = backend.copy(state.params)
         state.moments = [backend.copy(m) for m in state.moments]
         state.average = None if state.average is None else backend.copy(state.average)
         self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)
         self._class_names = values["class_names"]
-
-
-def load(path: str | PathLike[str], backend: str | Backend = "auto") -> MLP:
-    """Return the model of a file that `MLP.save` or a `Checkpoint` wrote.
-
-    A model from a checkpoint can go on with its run, see `MLP.resume`.
-
-    Parameters
-    ----------
-    path : path
-    backend : str or Backend
-
-    Raises
-    ------
-    FileFormatError
-        The file is foreign, truncated, altered, inconsistent or of a later version; the message says which.
-    FileNotFoundError
-        There is none.
-    """
-    header, tensors = files.read(path)
-    where = _backend(backend)
-    try:
-        spec = NetworkSpec.from_json(header["spec"])
-        dtype = _dtype(header["dtype"])
-        key, step = _key(header["key"]), int(header["step"])
-        optimizer = optimizer_from_json(header["optimizer"]) if header["kind"] == "checkpoint" else None
-    except (KeyError, ValueError, TypeError) as e:
-        raise FileFormatError(f"{fspath(path)}: its description makes no sense: {e}") from None
-    layout = Layout(spec.units, dtype.itemsize)
-    prefixes = [""]
-    if optimizer is not None:
-        prefixes += [f"moment{i}." for i in range(optimizer.moments)]
-        prefixes += ["average."] if optimizer.ema is not None else []
-    shapes = {name: view.shape for name, view in layout.named(np.empty(layout.size, np.bool_)).items()}
-    files.check_arrays(path, tensors, {p + name: shape for p in prefixes for name, shape in shapes.items()})
-    buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in prefixes}
-    state = TrainState(layout, buffers[""], key, step=step)
-    model = object.__new__(MLP)
-    model._setup(spec, dtype, where, state)
-    model.class_names = header["class_names"]
-    if optimizer is not None:
-        state.optimizer, state.optimizer_step = optimizer, int(header["optimizer_step"])
-        state.moments = [buffers[f"moment{i}."] for i in range(optimizer.moments)]
-        state.average = buffers.get("average.")
-        kept = {name: array for name, array in tensors.items() if name.startswith("callbacks.")}
-        model._checkpoint = (fspath(path), header, kept)
-    return model
 
 
 class _Exclusive:
@@ -742,85 +674,4 @@ class _Exclusive:
             )
 
     def __exit__(self, *_: object) -> None:
-        self._model._checkpoint = None
         self._model._training.release()
-
-
-def _dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:
-    try:
-        kind = np.dtype(dtype)
-    except TypeError:
-        kind = None
-    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-    return kind
-
-
-def _key(seed: int | None) -> int:
-    if seed is None:
-        return new_key()
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an integer or None, got {seed!r}")
-    key = operator.index(seed)
-    if not 0 <= key < 2**64:
-        raise ValueError(f"seed must be in 0..2**64-1, got {seed!r}")
-    return key
-
-
-def _backend(backend: str | Backend) -> Backend:
-    if isinstance(backend, Backend):
-        return backend
-    if backend == "auto":
-        name, why = choose_backend()
-        _log.info("backend 'auto' is %s (%s)", name, why)
-    return get_backend(backend)
-
-
-def _usable_backend(name: str) -> Backend | None:
-    try:
-        return get_backend(name)
-    except (RuntimeError, ValueError) as e:
-        _log.warning("backend %s of a pickled model cannot be used: %s", name, e)
-        return None
-
-
-def _count(argument: str, value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value!r}")
-    return operator.index(value)
-
-
-def _callbacks(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
-    if verbose not in (0, 1, 2):
-        raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
-    found = list(callbacks)
-    for callback in found:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks must be Callback objects such as EarlyStopping(), got {callback!r}")
-    if verbose and not any(isinstance(c, ProgressBar) for c in found):
-        found.append(ProgressBar(bar=verbose == 1))
-    return found
-
-
-def _metrics(metrics: Sequence[str | Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    if isinstance(metrics, str):
-        metrics = (metrics,)
-    found: dict[str, Metric] = {}
-    for metric in metrics:
-        if callable(metric):
-            found[getattr(metric, "__name__", type(metric).__name__)] = metric
-            continue
-        import sklearn.metrics
-
-        function = getattr(sklearn.metrics, metric, None)
-        if not callable(function):
-            raise ValueError(
-                f"metrics: sklearn.metrics has no function {metric!r}; name one, such as 'balanced_accuracy_score', "
-                "or pass a callable f(y, predicted)"
-            )
-        found[metric] = function
-    return found

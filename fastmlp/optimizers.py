@@ -47,11 +47,10 @@ class StepScalars(NamedTuple):
     inverse_total: float = 1.0
 
 
-@dataclass(frozen=True)
 class Optimizer:
-    """What every optimizer has.
+    """What every optimizer has; the records below are frozen dataclasses that name these fields among their own.
 
-    Parameters
+    Attributes
     ----------
     learning_rate : float or Schedule
         The rate, or the rates.
@@ -66,10 +65,10 @@ class Optimizer:
         forgotten soon.
     """
 
-    learning_rate: float | Schedule = 1e-3
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    ema: float | None = None
+    learning_rate: float | Schedule
+    weight_decay: float
+    clip_norm: float | None
+    ema: float | None
 
     name: ClassVar[str]
     compiled: ClassVar[bool] = True
@@ -94,7 +93,7 @@ class Optimizer:
 
     def without_schedule(self: O) -> O:
         """Return the record with a rate of 0: what a compiled step depends on, since rates reach it as numbers."""
-        return replace(self, learning_rate=0.0)
+        return replace(self, learning_rate=0.0)  # type: ignore[type-var]  # the records are dataclasses
 
     def corrections(self, t: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return `correction1` and `correction2` for the steps `t`, counted from 1."""
@@ -161,7 +160,6 @@ class SGD(Optimizer):
         See `Optimizer`.
     """
 
-    # listed again for the order of positional arguments that users of the neighbours expect
     learning_rate: float | Schedule = 0.01
     momentum: float = 0.0
     nesterov: bool = False
@@ -212,9 +210,13 @@ class Adam(Optimizer):
         See `Optimizer`.
     """
 
+    learning_rate: float | Schedule = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    ema: float | None = None
 
     name: ClassVar[str] = "adam"
 
@@ -270,9 +272,13 @@ class RMSprop(Optimizer):
         See `Optimizer`.
     """
 
+    learning_rate: float | Schedule = 1e-3
     rho: float = 0.9
     momentum: float = 0.0
     epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    ema: float | None = None
 
     name: ClassVar[str] = "rmsprop"
 

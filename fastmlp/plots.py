@@ -28,13 +28,11 @@ _TRAIN = {"color": "black", "linestyle": "-", "marker": "o", "markersize": 4}
 _VALIDATION = {"color": "0.4", "linestyle": "--", "marker": "s", "markersize": 4, "markerfacecolor": "white"}
 
 
-class MissingMatplotlib(ImportError):
+class MissingMatplotlibError(ImportError):
     """matplotlib is not installed; the message says how to install it."""
 
 
-def curves(
-    history: History | Mapping[str, Sequence[float]], *, axes: Sequence[Axes] | None = None
-) -> list[Axes]:
+def curves(history: History | Mapping[str, Sequence[float]], *, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Draw the loss and, where there is one, the accuracy of each epoch, for training and validation.
 
     Parameters
@@ -138,7 +136,7 @@ def _matrix(ax: Axes, counts: NDArray[np.int64], names: Sequence[str]) -> None:
     elif (figure := ax.get_figure()) is not None:
         figure.colorbar(image, ax=ax, label="share of the true class", shrink=0.8)
     every = -(-len(names) // MAX_NUMBERED)
-    ticks = np.arange(0, len(names), every)
+    ticks = range(0, len(names), every)
     shown = [_short(names[i]) for i in ticks]
     tilted = max(map(len, shown)) > 3
     ax.set_xticks(ticks, shown, rotation=45 if tilted else 0, ha="right" if tilted else "center")
@@ -244,7 +242,7 @@ def _figure(width: float, height: float) -> Figure:
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise MissingMatplotlib(
+        raise MissingMatplotlibError(
             'pictures need matplotlib, which is not installed: pip install "fastmlp[plot]"', name=e.name
         ) from None
     return Figure(figsize=(width, height), layout="constrained")

@@ -37,7 +37,7 @@ TABLE: dict[str, Any] = {
     "validation": 0.2,
 }
 """Defaults of ``fastmlp train FILE``."""
-RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3}
+RATES = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3}
 """Default learning rate by optimizer; that of the schedule's highest point."""
 
 
@@ -69,7 +69,7 @@ class Settings:
     activation: str = "relu"
     optimizer: str = "adam"
     lr: float | None = None
-    schedule: str = "cosine"
+    schedule: str = "one_cycle"
     l2: float = 0.0
     weight_decay: float | None = None
     momentum: float | None = None
@@ -93,19 +93,19 @@ class Settings:
         """Return the optimizer with its schedule, for a run of so many steps; ValueError where options do not fit."""
         from fastmlp.optimizers import OPTIMIZERS
 
-        kind = OPTIMIZERS.type_of(self.optimizer)
-        if self.momentum is not None and "momentum" not in {f.name for f in fields(kind)}:
-            raise ValueError(
-                f"--momentum: the optimizer {self.optimizer!r} has none; use --optimizer sgd or rmsprop"
-            )
+        kind: type[Any] = OPTIMIZERS.type_of(self.optimizer)
+        if self.momentum is not None and not hasattr(kind, "momentum"):
+            raise ValueError(f"--momentum: the optimizer {self.optimizer!r} has none; use --optimizer sgd or rmsprop")
         names = ("weight_decay", "momentum", "clip_norm", "ema")
         options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return kind(learning_rate=self._schedule(steps), **options)
+        record: Optimizer = kind(learning_rate=self._schedule(steps), **options)
+        return record
 
     def _schedule(self, steps: int) -> Schedule:
         from fastmlp.schedules import SCHEDULES
 
-        kind, extra = SCHEDULES.type_of(self.schedule), {}
+        kind = SCHEDULES.type_of(self.schedule)
+        extra: dict[str, Any] = {}
         if self.schedule == "step":
             extra = {"every": max(-(-steps // 3), 1)}
         elif self.schedule == "reduce_on_plateau":
@@ -126,9 +126,7 @@ class Settings:
         if self.label_smoothing is None:
             return loss
         if not isinstance(loss, SoftmaxCrossEntropy):
-            raise ValueError(
-                f"--label-smoothing: the loss {self.loss!r} has none; use --loss softmax_cross_entropy"
-            )
+            raise ValueError(f"--label-smoothing: the loss {self.loss!r} has none; use --loss softmax_cross_entropy")
         return SoftmaxCrossEntropy(self.label_smoothing)
 
     def network(self) -> dict[str, Any]:
@@ -144,7 +142,7 @@ class Settings:
             "seed": self.seed,
         }
 
-    def complete(self, loss: str, standardize: bool, backend: str) -> Settings:
+    def complete(self, loss: str, standardize: bool | None, backend: str) -> Settings:
         """Return the settings with everything filled in that data, machine and optimizer have decided."""
         full = replace(self, loss=loss, standardize=standardize, backend=backend, lr=self.rate)
         return replace(full, weight_decay=full.optimizer_record(1).weight_decay)
@@ -172,7 +170,7 @@ def option_of(name: str) -> str:
 def contradictions(given: Mapping[str, Any], settings: Settings) -> list[str]:
     """Return, for each option given that is not as the run has it, what it is and what it should be."""
     had = asdict(settings)
-    differ = [name for name, value in given.items() if value != had[name]]
+    differ = [name for name, value in had.items() if name in given and given[name] != value]
     return [f"{option_of(name)} {_text(given[name])} (the run has {_text(had[name])})" for name in differ]
 
 
@@ -258,7 +256,8 @@ class RunFolder:
         """
         try:
             contents = tomllib.loads(self.config.read_text("utf-8"))
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in contents["settings"].items()}
+            values: dict[str, Any] = contents["settings"]
+            values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             settings = Settings(**values)
         except (ValueError, TypeError, KeyError) as e:
             raise FileFormatError(

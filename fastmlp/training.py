@@ -233,6 +233,7 @@ class Training:
         progress.memory = state.optimizer.schedule.observe(progress.memory, logs)  # type: ignore[union-attr]
         progress.epoch, progress.position, progress.seconds = progress.epoch + 1, 0, 0.0
         self._totals[:] = 0
+        progress.totals = self._totals.tolist()
         for callback in self.callbacks:
             callback.on_epoch_end(self, logs)
 

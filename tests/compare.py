@@ -145,7 +145,8 @@ def targets_for(loss, rows, outputs, rng, soft=False):
         t = rng.uniform(size=(rows, outputs))
         return t / t.sum(axis=1, keepdims=True)
     if loss.name == "sigmoid_cross_entropy":
-        return rng.integers(0, 2, (rows, outputs)).astype(np.float64)
+        certain = rng.integers(0, 2, (rows, outputs)).astype(np.float64)
+        return np.where(rng.uniform(size=certain.shape) < 0.5, certain, rng.uniform(size=certain.shape))
     if loss.name == "poisson":
         return rng.poisson(2.0, (rows, outputs)).astype(np.float64)
     if loss.name == "mean_squared_logarithmic_error":

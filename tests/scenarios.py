@@ -17,6 +17,8 @@ from fastmlp.spec import make_spec
 from fastmlp.state import Layout, TrainState, initial_parameters
 
 KEY = 0x0123456789ABCDEF
+EPSILON = 0.1
+"""Of adaptive optimizers: so large that g / (sqrt(v) + epsilon) blows up the rounding of a small g at most tenfold."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ SCENARIOS = (
             "l2": 0.01,
             "max_norm": 1.2,
         },
-        Adam(weight_decay=0.1, clip_norm=0.5, ema=0.9),
+        Adam(weight_decay=0.1, clip_norm=0.05, ema=0.9, epsilon=EPSILON),
         frozen=(False, True, False),
         weighted=True,
         bytes=True,
@@ -177,7 +179,7 @@ SCENARIOS = (
         "regression",
         (1, 41, 4),
         {"activation": ("silu", "softplus"), "loss": Huber(delta=0.5), "l2": 0.1, "dropout": (0.0, 0.5)},
-        SGD(momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.1),
+        SGD(momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.02),
         frozen=(True, False),
         weighted=True,
     ),
@@ -185,7 +187,7 @@ SCENARIOS = (
         "rectifiers",
         (7, 8, 8, 2),
         {"activation": ("relu", "leaky_relu"), "loss": "sigmoid_cross_entropy", "max_norm": 1.0},
-        RMSprop(momentum=0.5, ema=0.5),
+        RMSprop(momentum=0.5, ema=0.5, epsilon=EPSILON),
         bytes=True,
         smooth=False,
     ),
@@ -201,7 +203,7 @@ SCENARIOS = (
         "soft targets",
         (4, 5, 3),
         {"activation": "mish", "loss": "softmax_cross_entropy"},
-        AdamW(ema=0.99),
+        AdamW(ema=0.99, epsilon=EPSILON),
         soft=True,
         weighted=True,
     ),

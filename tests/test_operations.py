@@ -247,16 +247,17 @@ def test_activations_pass_nan_on_and_only_where_it_is(backend, dtype, name):
 def test_activation_backward_multiplies_by_the_slope(backend, dtype, shape, name):
     a, d, slope = normal(shape, dtype, 1), normal(shape, dtype, 2), normal(shape, dtype, 3)
     out = on(backend, d)
-    given = on(backend, slope)
-    with unchanged(backend, given):
-        backend.activation_backward(name, on(backend, a), given, out)
+    given = on(backend, a), on(backend, slope)
+    with unchanged(backend, *given):
+        backend.activation_backward(name, *given, out, unset(backend, shape, dtype))
     products = [float(u) * float(v) for u, v in zip(d.ravel(), slope.ravel(), strict=True)]
     expected = np.reshape(products, shape)
     assert_close(backend.to_numpy(out), expected, scale=np.abs(expected), c=1)
     if name in ("identity", "relu"):  # they tell their slope by themselves
         a = loop(oracle.ACTIVATIONS[name][0], a).astype(dtype)
-        out = on(backend, d)
-        backend.activation_backward(name, on(backend, a), None, out)
+        out, given = on(backend, d), on(backend, a)
+        with unchanged(backend, given):
+            backend.activation_backward(name, given, None, out, unset(backend, shape, dtype))
         kept = loop(lambda v: 1.0 if name == "identity" or v > 0 else 0.0, a)
         assert (backend.to_numpy(out) == d * kept).all()
 

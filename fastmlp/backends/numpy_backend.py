@@ -62,6 +62,15 @@ class NumpyBackend(Backend):
             "threads": max((p["num_threads"] for p in blas), default=1),
         }
 
+    # --- coarse operations: as composed, without NumPy's warnings ---
+
+    # NumPy warns of every overflow and NaN on its way; whether a loss is finite is looked at, and told, by the callers
+    predict = _quiet(Backend.predict)
+    evaluate = _quiet(Backend.evaluate)
+    loss_and_gradients = _quiet(Backend.loss_and_gradients)
+    train_steps = _quiet(Backend.train_steps)
+    first_nonfinite = _quiet(Backend.first_nonfinite)
+
     # --- fine operations ---
 
     def gather_rows(

@@ -1,0 +1,196 @@
+"""Figures contain what they should, are written as what their names say, and need no display and no colour."""
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from fastmlp import plots
+from fastmlp.history import History
+
+pytest.importorskip("matplotlib")
+
+FIGURES = {
+    "loss": [0.9, 0.5, 0.4],
+    "accuracy": [0.6, 0.8, 0.85],
+    "val_loss": [0.8, 0.6, 0.55],
+    "val_accuracy": [0.7, 0.75, 0.8125],
+    "learning_rate": [1e-3] * 3,
+}
+
+
+def test_curves_show_loss_and_accuracy_of_training_and_validation():
+    loss, accuracy = plots.curves(History(FIGURES))
+    assert [len(ax.lines) for ax in (loss, accuracy)] == [2, 2]
+    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, 0.9], [2, 0.5], [3, 0.4]])
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [70, 75, 81.25])
+    assert (loss.get_xlabel(), loss.get_ylabel(), accuracy.get_ylabel()) == ("epoch", "loss", "accuracy (%)")
+    labels = [text.get_text() for text in accuracy.get_legend().get_texts()]
+    assert labels == ["training, last 85.00 %", "validation, last 81.25 %"]
+
+
+def test_lines_differ_in_more_than_colour():
+    for ax in plots.curves(FIGURES):
+        for look in ("get_linestyle", "get_marker"):
+            assert len({getattr(line, look)() for line in ax.lines}) == 2
+
+
+def test_curves_of_a_regression_without_validation_are_one_line():
+    axes = plots.curves({"loss": [3.0, 2.0], "learning_rate": [1.0, 1.0]})
+    assert len(axes) == 1 and len(axes[0].lines) == 1
+    assert len(axes[0].get_figure().axes) == 1
+
+
+def test_curves_of_a_long_run_have_few_markers():
+    (ax,) = plots.curves({"loss": list(np.linspace(1, 0, 1000))})
+    assert len(ax.lines[0].get_xdata()) == 1000
+    assert 1000 / ax.lines[0].get_markevery() <= plots.MAX_MARKERS
+
+
+def test_curves_are_drawn_where_asked():
+    from matplotlib.figure import Figure
+
+    given = Figure().subplots(1, 2)
+    assert plots.curves(FIGURES, axes=given) == list(given)
+    with pytest.raises(ValueError, match="needs axes for loss and accuracy, got 1"):
+        plots.curves(FIGURES, axes=given[:1])
+
+
+def test_curves_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no epochs yet"):
+        plots.curves(History())
+
+
+def test_confusion_counts_true_classes_in_rows():
+    ax = plots.confusion([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], ["ant", "bee", "cow"])
+    cells = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in ax.texts}
+    assert cells == {(0, 0): "1", (0, 1): "1", (1, 1): "1", (2, 2): "2", (2, 0): "1"}
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["ant", "bee", "cow"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ant", "bee", "cow"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
+    assert ax.get_title() == "2 of 6 wrong (33.33 %)"
+    np.testing.assert_allclose(ax.images[0].get_array()[2], [1 / 3, 0, 2 / 3])
+
+
+def test_numbers_of_a_confusion_stand_out_from_their_cells():
+    ax = plots.confusion([0] * 10 + [1] * 10, [0] * 10 + [1] * 9 + [0], ["a", "b"])
+    tones = {t.get_text(): t.get_color() for t in ax.texts}
+    assert tones == {"10": "white", "9": "white", "1": "black"}
+
+
+def test_confusion_of_many_classes_has_shades_in_place_of_numbers():
+    classes = np.arange(60)
+    ax = plots.confusion(classes, classes)
+    assert not ax.texts
+    assert len(ax.get_xticklabels()) <= plots.MAX_NUMBERED
+    assert len(ax.get_figure().axes) == 2  # the scale of the shades
+
+
+def test_confusion_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="expected two"):
+        plots.confusion([0, 1], [0])
+    with pytest.raises(ValueError, match="expected two"):
+        plots.confusion([], [])
+    with pytest.raises(ValueError, match="classes up to 2, but only 2 class_names"):
+        plots.confusion([0, 2], [0, 1], ["a", "b"])
+
+
+def images(count):
+    return np.arange(count * 6, dtype=np.float64).reshape(count, 6)
+
+
+def test_mistakes_are_the_surest_first():
+    chances = [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.05, 0.95]]
+    axes = plots.mistakes(images(4), [0, 0, 0, 0], chances, ["cat", "dog"], (2, 3), 2)
+    assert [ax.get_title() for ax in axes] == ["true cat, predicted\ndog (95.0 %)", "true cat, predicted\ndog (80.0 %)"]
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), images(4)[3].reshape(2, 3))
+    assert axes[0].get_figure().get_suptitle() == "the 2 surest of 3 wrong predictions among 4"
+    assert axes[0].images[0].get_cmap().name == "gray_r"
+
+
+def test_mistakes_leave_no_empty_frames():
+    chances = np.tile([0.1, 0.9], (5, 1))
+    axes = plots.mistakes(images(5), np.zeros(5, int), chances, image_shape=(2, 3))
+    assert len(axes) == 5 == len(axes[0].get_figure().axes)
+
+
+def test_mistakes_say_so_where_there_are_none():
+    (ax,) = plots.mistakes(images(2), [0, 1], np.eye(2), image_shape=(2, 3))
+    assert ax.texts[0].get_text() == "all 2 predictions are right"
+
+
+def test_mistakes_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="images of 2x2 have 4 values, these have 6"):
+        plots.mistakes(images(2), [0, 1], np.eye(2), image_shape=(2, 2))
+    with pytest.raises(ValueError, match="expected as many"):
+        plots.mistakes(images(3), [0, 1], np.eye(2), image_shape=(2, 3))
+    with pytest.raises(ValueError, match="only 2 class_names"):
+        plots.mistakes(images(2), [0, 2], np.eye(2), ["a", "b"], (2, 3))
+
+
+def test_png_and_svg_are_written_by_name(tmp_path):
+    axes = plots.curves(FIGURES)
+    for drawn in (axes, axes[0], axes[0].get_figure()):
+        plots.save(drawn, tmp_path / "a.png")
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        plots.save(drawn, tmp_path / "a.SVG")
+        root = ET.fromstring((tmp_path / "a.SVG").read_text("utf-8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.SVG", "a.png"]
+
+
+def test_pictures_are_readable_and_not_empty(tmp_path):
+    from matplotlib.image import imread
+
+    plots.save(plots.confusion([0, 1, 1], [0, 1, 0]), tmp_path / "a.png")
+    picture = imread(tmp_path / "a.png")
+    assert picture.shape[0] > 200 and picture.min() == 0 and picture.max() == 1
+
+
+def test_other_names_are_refused_and_a_failure_leaves_the_old_file(tmp_path):
+    axes = plots.curves(FIGURES)
+    with pytest.raises(ValueError, match=r"ends in \.png or \.svg, got 'a\.jpg'"):
+        plots.save(axes, "a.jpg")
+    with pytest.raises(FileNotFoundError):
+        plots.save(axes, tmp_path / "nowhere" / "a.png")
+    (tmp_path / "a.png").write_bytes(b"old")
+    axes[0].set_title(r"$\nosuchcommand$")
+    with pytest.raises(ValueError):
+        plots.save(axes, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(plots.MissingMatplotlibError) as error:
+        plots.curves(FIGURES)
+    assert isinstance(error.value, ImportError)
+    assert 'pip install "fastmlp[plot]"' in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_broken_matplotlib_is_not_called_missing(monkeypatch):
+    # something that matplotlib itself needs is not there
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "matplotlib.figure":
+                raise ModuleNotFoundError("No module named 'kiwisolver'", name="kiwisolver")
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match="kiwisolver") as error:
+        plots.curves(FIGURES)
+    assert not isinstance(error.value, plots.MissingMatplotlibError)
+
+
+def test_pyplot_is_never_imported(tmp_path):
+    code = (
+        "import sys; from fastmlp import plots; assert 'matplotlib' not in sys.modules; "
+        "plots.save(plots.curves({'loss': [1.0]}), sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True)

@@ -1,0 +1,266 @@
+"""Runs that are interrupted or killed go on to the same weights, and a run's folder is never overwritten."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+import fastmlp
+from fastmlp import files, run_training
+from fastmlp.run_folder import RunFolder, Settings, _toml
+
+ROWS, BATCH = 96, 8
+STEPS = ROWS // BATCH  # of an epoch
+SETTINGS = [
+    "--epochs",
+    "4",
+    "--batch-size",
+    str(BATCH),
+    "--seed",
+    "5",
+    "--hidden",
+    "6",
+    "--dropout",
+    "0.3",
+    "--ema",
+    "0.9",
+]
+
+# ends a process by a signal to itself right after a step
+STOPPED = """
+import os, signal
+from fastmlp import training
+from fastmlp.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+training.CALL_SECONDS = 0.0  # from the second call on a step a call
+steps = training.Training._steps
+
+
+def stopping(self, *arguments):
+    rate = steps(self, *arguments)
+    if self.steps_done == {at}:
+        os.kill(os.getpid(), signal.{signal})
+    return rate
+
+
+training.Training._steps = stopping
+main()
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    draw = np.random.default_rng(0)
+    lines = [f"{x:.6f},{20 * y:.6f},{'ab'[int(x + y > 0)]}" for x, y in draw.normal(size=(ROWS * 5 // 4, 2))]
+    (tmp_path / "table.csv").write_text("\n".join(["x,y,class", *lines]))
+    return tmp_path / "table.csv"
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Call the command line in a process of its own; with `at` and `signal` it ends after that step."""
+
+    def call(*arguments, at=None, signal="SIGKILL"):
+        code = "from fastmlp.cli import main; main()" if at is None else STOPPED.format(at=at, signal=signal)
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    return call
+
+
+def results(folder):
+    history = json.loads((folder / "history.json").read_text("utf-8"))["history"]
+    del history["epoch_seconds"]
+    return history, fastmlp.load(folder / "model.safetensors").get_weights()
+
+
+def assert_same(folder, other):
+    history, weights = results(folder)
+    expected_history, expected = results(other)
+    for got, want in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert history == expected_history
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(cli, table, tmp_path):
+    train = ("train", "table.csv", "--target", "class", *SETTINGS)
+    assert cli(*train, "--out", "whole").returncode == 0
+    killed = cli(*train, "--out", "killed", at=2 * STEPS + 5)
+    assert killed.returncode == -9
+    folder = tmp_path / "killed"
+    assert {p.name for p in folder.iterdir()} == {"config.toml", "checkpoint.safetensors"}
+    assert files.read(folder / "checkpoint.safetensors")[0]["progress"]["epoch"] == 2
+    resumed = cli("train", "table.csv", "--resume", "--out", "killed")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert f"going on with the run in killed after {2 * STEPS} steps" in resumed.stdout
+    assert_same(folder, tmp_path / "whole")
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, table, tmp_path):
+    train = ("train", "table.csv", "--target", "class", *SETTINGS)
+    assert cli(*train, "--out", "whole").returncode == 0
+    stopped = cli(*train, "--out", "stopped", at=STEPS + 9, signal="SIGINT")
+    assert stopped.returncode == 130
+    again = f"fastmlp train {table} --resume --out stopped"
+    assert stopped.stderr == f"interrupted; the model so far is saved. To go on: {again}\n"
+    folder = tmp_path / "stopped"
+    assert {p.name for p in folder.iterdir()} >= {"config.toml", "checkpoint.safetensors", "model.safetensors"}
+    assert fastmlp.load(folder / "model.safetensors").steps == STEPS + 9
+    assert json.loads((folder / "history.json").read_text("utf-8"))["stop_reason"] == "interrupted"
+    resumed = cli(*again.split()[1:])
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert_same(folder, tmp_path / "whole")
+
+
+def test_ctrl_c_in_the_first_epoch_leaves_a_model_too(cli, table, tmp_path):
+    train = ("train", "table.csv", "--target", "class", *SETTINGS, "--out", "run")
+    assert cli(*train, at=9, signal="SIGINT").returncode == 130
+    assert fastmlp.load(tmp_path / "run" / "model.safetensors").steps == 9
+    assert cli(*train, "--resume").returncode == 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, tmp_path):
+    train = ("train", "table.csv", "--target", "class", *SETTINGS)
+    assert cli(*train, "--out", "whole").returncode == 0
+    assert cli(*train, "--out", "killed", at=9).returncode == -9
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"config.toml"}
+    assert cli("train", "table.csv", "--resume", "--out", "killed").returncode == 0
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+# --- in this process ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(capsys, monkeypatch, tmp_path):
+    """Call the command line in this process; gives the exit code and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        from fastmlp.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["fastmlp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, capsys.readouterr().err
+
+    return call
+
+
+def interrupt(monkeypatch, name):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_training, name, interrupted)
+
+
+def test_a_run_stopped_between_the_last_epoch_and_its_end_is_finished_by_resume(here, table, monkeypatch, tmp_path):
+    train = ("train", table, "--target", "class", *SETTINGS)
+    assert here(*train, "--out", "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        interrupt(patched, "finish")
+        assert here(*train, "--out", "run") == (130, "interrupted\n")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert here(*train, "--resume", "--out", "run") == (0, "")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_refuses_other_settings_by_name(here, table, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        assert here("train", table, "--target", "class", *SETTINGS, "--out", "run")[0] == 130
+    resume = ("train", table, "--resume", "--out", "run")
+    code, err = here(*resume, "--epochs", 9, "--hidden", "7,7", "--target", "class")
+    assert code == 2
+    assert "not --hidden 7,7 (the run has 6); --epochs 9 (the run has 4)" in err
+    code, err = here("train", "mnist", "--resume", "--out", "run")
+    assert code == 2 and f"not DATA mnist (the run has {table})" in err
+    assert here(*resume, *SETTINGS, "--backend", "auto") == (0, "")
+
+
+def test_resume_refuses_data_that_have_changed(here, table, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    table.write_text(table.read_text() + "\n1,1,a")
+    code, err = here("train", table, "--resume", "--out", "run")
+    assert (code, err) == (1, f"error: {table} has changed since the run in run began; start a new run\n")
+
+
+def test_a_finished_run_is_neither_resumed_nor_overwritten(here, table, tmp_path):
+    train = ("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    assert here(*train)[0] == 0
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    code, err = here(*train)
+    assert code == 1 and err.startswith("error: run is not empty; choose another folder for --out")
+    code, err = here(*train, "--resume")
+    assert (code, err) == (1, "error: the run in run is finished; choose another folder for a new one\n")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_spoilt_config_is_refused(here, table, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    text = config.read_text("utf-8")
+    for spoilt in (text.replace("= 4", "= = 4"), text.replace("epochs =", "epoch ="), "", text.replace("seed", "sead")):
+        config.write_text(spoilt)
+        code, err = here("train", table, "--resume", "--out", "run")
+        assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (")
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_run_that_goes_on_under_other_choices_is_told_so(here, table, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "finish")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run", "--backend", "numpy")
+    from fastmlp.backends.numpy_backend import NumpyBackend
+
+    checkpoint = RunFolder("run").checkpoint
+    header, tensors = files.read(checkpoint)
+    header["progress"]["epoch"] = 3  # as if the last epoch had not been
+    files.write(checkpoint, header, tensors)
+    choices = NumpyBackend.choices
+    monkeypatch.setattr(NumpyBackend, "choices", lambda self: {**choices(self), "threads": 99})
+    code, err = here("train", table, "--resume", "--out", "run")
+    assert code == 0
+    assert err.startswith("warning: the checkpoint was made under other choices (threads") and err.count("\n") == 1
+
+
+def test_new_folders_have_names_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        folder = RunFolder.new(None, "data/table.v2.csv")
+        folder.path.mkdir(parents=True)
+        names.append(folder.path.name)
+    assert len(set(names)) == 3 and all(name.startswith("table-") for name in names)
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert RunFolder.new(tmp_path, "mnist").path == tmp_path
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["plain", 'quo"te \\ slash', "line\nbreak\ttab \x00\x7f", "ümläut 🙂", 1e-05, 0.1, 2**64 - 1, True, (1, 2), ()],
+)
+def test_values_survive_the_config(value):
+    got = tomllib.loads(f"a = {_toml(value)}")["a"]
+    assert (tuple(got) if isinstance(got, list) else got) == value
+
+
+def test_settings_survive_the_config(tmp_path):
+    settings = Settings(
+        "mnist", (3, 2), 5, 6, (0.1, 0.2, 0.3), 0.25, 2**64 - 1, ema=0.99, momentum=0.5, standardize=False
+    )
+    folder = RunFolder(tmp_path)
+    folder.write_config(settings, {"fastmlp": "1"})
+    assert folder.settings() == settings

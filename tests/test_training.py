@@ -1,0 +1,273 @@
+"""The training loop: callbacks, interruption, limits, and the stop at a loss that is not finite."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from compare import assert_same_bits
+from test_model import blobs, small
+
+import fastmlp
+from fastmlp.random_bits import epoch_order
+
+
+class Recorder(fastmlp.Callback):
+    """Notes every call that it gets."""
+
+    def __init__(self, every=None):
+        self.every, self.calls, self.steps = every, [], []
+
+    def on_train_begin(self, run):
+        self.calls.append("begin")
+
+    def on_epoch_begin(self, run):
+        self.calls.append(f"epoch {run.epoch} begins")
+
+    def on_steps(self, run):
+        self.steps.append(run.steps_done)
+
+    def on_epoch_end(self, run, logs):
+        self.calls.append(f"epoch {run.epoch} ended")
+
+    def on_train_end(self, run):
+        self.calls.append("end, failed" if run.failed else "end")
+
+    def next_step(self, run):
+        return None if self.every is None else (run.steps_done // self.every + 1) * self.every
+
+
+def test_callbacks_are_called_in_order(backend):
+    recorder = Recorder()
+    small(backend).fit(*blobs(), epochs=2, callbacks=[recorder], verbose=0)
+    assert recorder.calls == [
+        *("begin", "epoch 0 begins", "epoch 1 ended", "epoch 1 begins", "epoch 2 ended", "end"),
+    ]
+
+
+def test_a_callback_is_called_at_exactly_the_steps_it_asks_for(backend):
+    recorder = Recorder(every=5)
+    small(backend).fit(*blobs(), epochs=3, batch_size=16, callbacks=[recorder], verbose=0)
+    assert set(range(5, 40, 5)) <= set(recorder.steps)
+    assert recorder.steps[-1] == 39
+
+
+def test_each_row_is_taken_once_an_epoch_and_the_last_batch_is_shorter(backend):
+    x, y = blobs(50)
+    seen = []
+    original = type(backend).gather_rows
+
+    def spy(self, source, order, out, scratch=None):
+        if source is x_here:
+            seen.append(np.array(backend.to_numpy(order)))
+        original(self, source, order, out, scratch)
+
+    x_here = x
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(backend), "gather_rows", spy)
+        model = small(backend)
+        model.fit(x, y, epochs=2, batch_size=16, verbose=0)
+    if not seen:
+        pytest.skip(f"{backend.name} gathers inside a compiled call")
+    assert [len(rows) for rows in seen] == [16, 16, 16, 2] * 2
+    for epoch in (0, 1):
+        rows = np.concatenate(seen[4 * epoch : 4 * epoch + 4])
+        np.testing.assert_array_equal(rows, epoch_order(1, 4 * epoch, 50))
+    assert sorted(np.concatenate(seen[:4])) == list(range(50))
+
+
+def test_without_shuffle_rows_keep_their_order(backend):
+    x, y = blobs(64)
+    a, b = small(backend, dtype="float64"), small(backend, dtype="float64")
+    a.fit(x, y, epochs=1, batch_size=32, optimizer=fastmlp.SGD(0.1), shuffle=False, verbose=0)
+    for part in (slice(0, 32), slice(32, 64)):
+        b.fit(x[part], y[part], epochs=1, batch_size=32, optimizer=fastmlp.SGD(0.1), shuffle=False, verbose=0)
+    np.testing.assert_allclose(a.get_weights()[0], b.get_weights()[0], rtol=1e-12)
+
+
+def test_training_figures_are_those_of_the_rows_as_they_were_trained_on(backend):
+    x, y = blobs(96)
+    model = small(backend, dtype="float64")
+    before = small(backend, dtype="float64")
+    history = model.fit(x, y, epochs=1, batch_size=96, verbose=0).history
+    expected = before.evaluate(x, y)
+    assert history["loss"][0] == pytest.approx(expected["loss"], rel=1e-12)
+    assert history["accuracy"][0] == expected["accuracy"]
+
+
+def test_early_stopping_stops_and_goes_back_to_the_best_epoch(backend):
+    x, y = blobs(60)
+    rng = np.random.default_rng(0)
+    model = small(backend)
+    snapshots = []
+
+    class Keep(fastmlp.Callback):
+        def on_epoch_end(self, run, logs):
+            snapshots.append((logs["val_loss"], run.model.get_weights()[0]))
+
+    stopping = fastmlp.EarlyStopping(patience=3)
+    history = model.fit(
+        *(x, rng.integers(0, 3, 60)),  # noise, so that validation soon gets worse
+        epochs=200,
+        optimizer=fastmlp.Adam(0.05),
+        validation_data=(x, y),
+        callbacks=[Keep(), stopping],
+        verbose=0,
+    )
+    losses = [loss for loss, _ in snapshots]
+    best = int(np.argmin(losses))
+    assert history.epochs == best + 1 + 3 == len(losses) < 200
+    assert stopping.best_epoch == best + 1 and stopping.best == losses[best]
+    assert "val_loss has not improved since epoch" in history.stop_reason
+    assert_same_bits(model.get_weights()[0], snapshots[best][1])
+
+
+def test_early_stopping_with_an_average_restores_both(backend):
+    x, y = blobs(60)
+    model = small(backend)
+    kept = []
+
+    class Keep(fastmlp.Callback):
+        def on_epoch_end(self, run, logs):
+            kept.append((logs["loss"], run.model.snapshot()))
+
+    model.fit(
+        *(x, y),
+        epochs=4,
+        optimizer=fastmlp.SGD(fastmlp.StepDecay(0.1, every=2, factor=100.0), ema=0.9),
+        batch_size=30,
+        callbacks=[Keep(), fastmlp.EarlyStopping("loss")],
+        verbose=0,
+    )
+    best = min(kept, key=lambda k: k[0])[1]
+    for name, array in model.snapshot().items():
+        assert_same_bits(array, best[name], name)
+
+
+def test_a_time_limit_ends_the_run_after_a_whole_step(backend):
+    started = time.perf_counter()
+    history = small(backend).fit(*blobs(), epochs=10**6, callbacks=[fastmlp.TimeLimit(0.3)], verbose=0)
+    assert "time limit of 0.3 s" in history.stop_reason
+    assert time.perf_counter() - started < 5
+
+
+def test_the_csv_log_holds_the_history(backend, tmp_path):
+    history = small(backend).fit(
+        *blobs(), epochs=3, validation_split=0.5, callbacks=[fastmlp.CSVLog(tmp_path / "log.csv")], verbose=0
+    )
+    history.to_csv(tmp_path / "history.csv")
+    for name in ("log.csv", "history.csv"):
+        with (tmp_path / name).open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == ["epoch", *history.history]
+        assert [[float(v) for v in row[1:]] for row in rows[1:]] == [
+            list(v) for v in zip(*history.history.values(), strict=True)
+        ]
+
+
+def test_verbose_writes_a_line_an_epoch(backend, capsys):
+    small(backend).fit(*blobs(), epochs=2, verbose=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("epoch 2/2  loss ") and "accuracy" in lines[1]
+    small(backend).fit(*blobs(), epochs=2, verbose=0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_reduce_on_plateau_lowers_the_rate(backend):
+    x, y = blobs()
+    schedule = fastmlp.ReduceOnPlateau(1e-2, factor=0.5, patience=0, monitor="loss", min_delta=1e9)
+    rates = small(backend).fit(x, y, epochs=4, optimizer=fastmlp.SGD(schedule), verbose=0).history["learning_rate"]
+    np.testing.assert_allclose(rates, [1e-2, 1e-2, 5e-3, 2.5e-3])
+
+
+def test_missing_values_stop_training_and_are_named(backend):
+    x, y = blobs()
+    x[37, 2] = np.nan
+    model = small(backend, dropout=(0.1, 0.2))
+    recorder = Recorder()
+    with pytest.raises(
+        fastmlp.NonFiniteLossError, match=r"epoch 1, step \d+, row 37 .* the input went wrong"
+    ) as caught:
+        model.fit(x, y, epochs=1, batch_size=16, callbacks=[recorder], verbose=0)
+    error = caught.value
+    assert (error.epoch, error.row, error.where) == (1, 37, "the input")
+    assert error.step == model.steps == list(epoch_order(1, 0, 200)).index(37) // 16
+    assert recorder.calls[-1] == "end, failed"
+    twin = small(backend, dropout=(0.1, 0.2))
+    x[37] = 0
+
+    class Stop(fastmlp.Callback):
+        def next_step(self, run):
+            return error.step
+
+        def on_steps(self, run):
+            if run.steps_done == error.step:
+                run.stop("here")
+
+    if error.step:
+        twin.fit(x, y, epochs=1, batch_size=16, callbacks=[Stop()], verbose=0)
+    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
+        assert_same_bits(a, b, "the model is as it was before the step")
+
+
+def test_a_run_that_explodes_names_the_layer_it_began_in(backend):
+    x, y = blobs()
+    with pytest.raises(fastmlp.NonFiniteLossError, match="Lower the learning rate") as caught:
+        small(backend).fit(x * 1e3, y, epochs=50, optimizer=fastmlp.SGD(1e30), verbose=0)
+    assert "layer" in caught.value.where
+    x[:] = 3e38
+    with pytest.raises(fastmlp.NonFiniteLossError) as caught:
+        small(backend).fit(x, y, epochs=1, verbose=0)
+    assert caught.value.where == "the pre-activations of layer 0" and caught.value.step == 0
+
+
+def test_an_error_before_the_first_step_leaves_no_new_optimizer(backend):
+    x, y = blobs()
+    x[:] = np.nan
+    model = small(backend)
+    with pytest.raises(fastmlp.NonFiniteLossError):
+        model.fit(x, y, epochs=1, verbose=0)
+    assert model._state.optimizer is None and model._state.moments == []
+
+
+INTERRUPTED = """
+    import warnings, numpy as np, fastmlp, signal, sys
+    x = np.random.default_rng(0).normal(size=(5000, 50)).astype("float32")
+    y = (x[:, 0] > 0).astype(int)
+    model = fastmlp.MLP((50, 64, 2), backend=sys.argv[1], seed=0)
+
+    class Ready(fastmlp.Callback):
+        def on_epoch_begin(self, run):
+            print("ready", flush=True)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = model.fit(x, y, epochs=10**6, callbacks=[Ready()], verbose=0)
+    assert [w.category for w in caught] == [fastmlp.TrainingInterrupted], caught
+    assert history.stop_reason == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    before = model.steps
+    model.fit(x, y, epochs=1, verbose=0)
+    assert model.steps == before + 40
+    print("stopped:", caught[0].message)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")
+def test_ctrl_c_ends_after_a_whole_step_and_says_so(backend):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), backend.name], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    started = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "training was interrupted in epoch" in out.splitlines()[-1] and "fit goes on from here" in out
+    assert time.perf_counter() - started < 20
