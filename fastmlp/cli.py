@@ -224,7 +224,7 @@ def _new_settings(given: Mapping[str, Any]) -> Settings:
 
 # --- using a model ------------------------------------------------------------------------------------------------
 
-_Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model.safetensors or checkpoint, or a run folder.")]
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model.safetensors, or a run folder.")]
 _Data = Annotated[
     str, typer.Argument(metavar="DATA", help="mnist (its test images), or a .csv, .npz, .npy or IDX file.")
 ]
@@ -234,11 +234,19 @@ _Backend = Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")]
 def _load(model: str, backend: str = "auto") -> MLP:
     from pathlib import Path
 
-    from fastmlp import load
+    from fastmlp import files, load
 
     path = Path(model)
+    if path.is_dir():
+        path /= "model.safetensors"
+    if files.read(path)[0].get("kind") == "checkpoint":
+        # its weights may be those for scaled columns, which nothing here would scale
+        raise FileFormatError(
+            f"{path} is a checkpoint, from which --resume goes on; use the model.safetensors that a run leaves at its "
+            "end or at Ctrl-C"
+        )
     with _options():
-        return load(path / "model.safetensors" if path.is_dir() else path, backend)
+        return load(path, backend)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ Rows = tuple[NDArray[Any], NDArray[Any]]
 DIGITS = tuple("0123456789")
 MAX_CLASSES = 100
 """Whole numbers with more different values than this are taken as values, not as classes."""
+MAX_RATIO = 10_000
+"""Of a column's mean to its deviation; beyond it the weights of the saved model lose too many digits in float32."""
 _SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber")
 _HELD_OUT = 2**63
 """The step whose random numbers choose the rows held out; no run gets there."""
@@ -152,6 +155,14 @@ def load_run(settings: Settings) -> RunData:
     scaling = None
     if _standardizes(settings, table):
         scaling = Scaling.of(train, name in _SCALED_TARGETS)
+        ratios = np.abs(scaling.mean) * scaling.factor
+        if settings.dtype == "float32" and ratios.max() > MAX_RATIO:
+            column = table.feature_names[ratios.argmax()]
+            warnings.warn(
+                f"column {column!r} varies by less than a {MAX_RATIO:,}th of its size, which leaves few of the digits "
+                "of float32: subtract a constant from it, or use --dtype float64",
+                stacklevel=2,
+            )
         said += ", standardized for the training"
         if scaling.target is not None:
             said += " (and so are the losses of its epochs)"

@@ -162,6 +162,18 @@ def test_predictions_are_written_as_arrays_too(cli, flowers, tmp_path):
         assert one.files == ["prediction"]
 
 
+def test_the_probability_of_a_single_output_is_that_of_the_second_class(cli, tmp_path):
+    rows = [f"{i},{'yes' if i > 40 else 'no'}" for i in range(80)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,answer", *rows]))
+    train = ("train", "a.csv", "--target", "answer", "--loss", "sigmoid_cross_entropy", "--out", "run", "--seed", 1)
+    assert cli(*train)[0] == 0
+    assert cli("predict", "run", "a.csv", "--target", "answer", "--proba", "--out", "p.csv")[0] == 0
+    header, first, *_, last = (tmp_path / "p.csv").read_text().split()
+    assert header == "prediction,probability_yes"
+    assert first.startswith("no,") and float(first.split(",")[1]) < 0.1
+    assert last.startswith("yes,") and float(last.split(",")[1]) > 0.9
+
+
 def test_the_target_may_be_missing_where_it_is_to_be_predicted(cli, flowers, tmp_path):
     cli("train", flowers, "--target", "kind", "--out", "run", "--seed", 1)
     predict = ("predict", "run", "new.csv", "--target", "kind", "--out", "p.npy")
@@ -192,6 +204,7 @@ def test_scaling_is_folded_into_the_weights():
     x, y = draw.normal(50, [3, 40, 0.1], (30, 3)), draw.normal(1e4, 300, (30, 2))
     x[:, 1] = 5.0
     model = fastmlp.MLP((3, 4, 2), loss="mean_squared_error", dtype="float64", seed=0)
+    model.set_weights([draw.normal(size=w.shape) for w in model.get_weights()])  # biases are 0 at first
     scaling = run_data.Scaling.of((x, y), with_target=True)
     scaled_x, scaled_y = scaling.apply(x, y)
     np.testing.assert_allclose(scaled_x.std(axis=0), [1, 0, 1])
@@ -476,3 +489,16 @@ def test_a_warning_of_the_library_is_a_line(cli, digits, monkeypatch):
 
     monkeypatch.setattr(run_training, "finish", warning)
     assert cli("train", "mnist", "--epochs", 1, "--hidden", "8")[2] == "warning: be careful\n"
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_column_that_hardly_varies_for_its_size_asks_for_more_digits(cli, tmp_path):
+    rows = [f"{1.7e9 + i},{i % 2}" for i in range(40)]
+    (tmp_path / "times.csv").write_text("\n".join(["time,y", *rows]))
+    train = ("train", "times.csv", "--target", "y", "--epochs", 1)
+    code, _, err = cli(*train)
+    assert code == 0 and err.count("\n") == 1
+    assert (
+        err.startswith("warning: column 'time' varies by less than a 10,000th of its size") and "--dtype float64" in err
+    )
+    assert cli(*train, "--dtype", "float64")[2] == ""

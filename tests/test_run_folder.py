@@ -95,6 +95,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(cli, table, tmp_path):
     folder = tmp_path / "killed"
     assert {p.name for p in folder.iterdir()} == {"config.toml", "checkpoint.safetensors"}
     assert files.read(folder / "checkpoint.safetensors")[0]["progress"]["epoch"] == 2
+    refused = cli("summary", "killed/checkpoint.safetensors")
+    assert refused.returncode == 1 and "killed/checkpoint.safetensors is a checkpoint, from which" in refused.stderr
     resumed = cli("train", "table.csv", "--resume", "--out", "killed")
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert f"going on with the run in killed after {2 * STEPS} steps" in resumed.stdout
