@@ -35,9 +35,10 @@ def write(path: str | PathLike[str], header: Mapping[str, Any], tensors: Mapping
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
-    metadata = {_KEY: text, "sha256": _digest(text, arrays)}
-    contents = save(arrays, metadata)
+    whole = {"format": FORMAT, **header}
+    # one entry, because safetensors writes several in any order, and the same model should give the same bytes
+    text = json.dumps({"header": whole, "sha256": _digest(whole, arrays)}, sort_keys=True)
+    contents = save(arrays, {_KEY: text})
     with atomic_writer(path) as file:
         file.write(contents)
 
@@ -70,9 +71,9 @@ def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[A
         raise FileFormatError(
             f"{name} is a safetensors file, but not one of fastmlp: its metadata has no {_KEY!r} entry"
         )
-    text = metadata[_KEY]
     try:
-        header = json.loads(text)
+        described = json.loads(metadata[_KEY])
+        header, digest = described["header"], described["sha256"]
         version = int(header["format"])
     except (ValueError, KeyError, TypeError):
         raise FileFormatError(f"{name} was altered: its description cannot be read; use a copy of the file") from None
@@ -80,13 +81,13 @@ def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[A
         raise FileFormatError(
             f"{name} has format {version}, this fastmlp reads up to {FORMAT}: install a newer fastmlp"
         )
-    if metadata.get("sha256") != _digest(text, tensors):
+    if digest != _digest(header, tensors):
         raise FileFormatError(f"{name} was altered after it was written: its sha256 does not match; use a copy")
     return header, tensors
 
 
-def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256(text.encode())
+def _digest(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())

@@ -56,7 +56,7 @@ def load(path: str | PathLike[str], backend: str | Backend = "auto") -> MLP:
     state = TrainState(layout, buffers[""], key, step=step)
     model = object.__new__(MLP)
     model._setup(spec, dtype, where, state)
-    model.class_names = header["class_names"]
+    model.class_names, model.feature_names = header["class_names"], header["feature_names"]
     if optimizer is not None:
         state.optimizer, state.optimizer_step = optimizer, int(header["optimizer_step"])
         state.moments = [buffers[f"moment{i}."] for i in range(optimizer.moments)]

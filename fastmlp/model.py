@@ -23,7 +23,7 @@ from fastmlp.arguments import (
     usable_backend,
 )
 from fastmlp.batching import HostData, check_data, check_inputs, split_rows
-from fastmlp.errors import ReproducibilityWarning
+from fastmlp.errors import DataError, ReproducibilityWarning
 from fastmlp.history import History
 from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer
 from fastmlp.plan import Plan
@@ -124,6 +124,7 @@ class MLP:
         self._predict_rows = 1
         self._training = threading.Lock()
         self._class_names: tuple[str, ...] | None = None
+        self._feature_names: tuple[str, ...] | None = None
         self._checkpoint: tuple[str, dict[str, Any], dict[str, NDArray[Any]]] | None = None
 
     # --- what it is ---
@@ -160,12 +161,16 @@ class MLP:
 
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
-        if names is not None:
-            expected = max(self._spec.units[-1], 2)
-            if isinstance(names, str) or len(names) != expected:
-                raise ValueError(f"class_names needs {expected} names, got {names!r}")
-            names = tuple(str(name) for name in names)
-        self._class_names = names
+        self._class_names = _names("class_names", names, max(self._spec.units[-1], 2))
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """The names of the inputs, which saved files keep; the command line picks columns of a table by them."""
+        return self._feature_names
+
+    @feature_names.setter
+    def feature_names(self, names: Sequence[str] | None) -> None:
+        self._feature_names = _names("feature_names", names, self._spec.units[0])
 
     def __repr__(self) -> str:
         return f"MLP({describe(self._spec, self._dtype, self._backend.name, self.seed)})"
@@ -331,7 +336,7 @@ class MLP:
         data = self._check(x, y, sample_weight, class_weight)
         data, validation = self._validation(data, validation_data, progress.validation_split)
         if data.fingerprint() != header["data"]:
-            raise ValueError(f"resume: x, y and the weights are not those that the checkpoint {path} was trained on")
+            raise DataError(f"resume: x, y and the weights are not those that the checkpoint {path} was trained on")
         with self._exclusive():
             run = Training(
                 self,
@@ -604,6 +609,7 @@ class MLP:
             "spec": self._spec.to_json(),
             "dtype": self._dtype.name,
             "class_names": self._class_names,
+            "feature_names": self._feature_names,
             "key": state.key,
             "step": state.step,
         }
@@ -640,6 +646,7 @@ class MLP:
             "dtype": self._dtype.name,
             "backend": self._backend.name,
             "class_names": self._class_names,
+            "feature_names": self._feature_names,
             "state": replace(
                 state,
                 params=numpy(state.params),
@@ -657,7 +664,15 @@ class MLP:
         state.moments = [backend.copy(m) for m in state.moments]
         state.average = None if state.average is None else backend.copy(state.average)
         self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)
-        self._class_names = values["class_names"]
+        self._class_names, self._feature_names = values["class_names"], values["feature_names"]
+
+
+def _names(argument: str, names: Sequence[str] | None, expected: int) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) != expected:
+        raise ValueError(f"{argument} needs {expected} names, got {names!r}")
+    return tuple(str(name) for name in names)
 
 
 class _Exclusive:

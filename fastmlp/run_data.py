@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.datasets import Table, load_mnist, load_table
+from fastmlp.datasets.tables import Task
 from fastmlp.errors import DataError
 from fastmlp.losses import LOSSES, SigmoidCrossEntropy
 from fastmlp.random_bits import epoch_order
@@ -45,7 +46,7 @@ class RunData:
         Of the network.
     loss : str
     scaling : Scaling or None
-    class_names : tuple of str or None
+    class_names, feature_names : tuple of str or None
     image_shape : tuple of int or None
         Height and width, where rows are images.
     description : str
@@ -59,6 +60,7 @@ class RunData:
     loss: str
     scaling: Scaling | None
     class_names: tuple[str, ...] | None
+    feature_names: tuple[str, ...] | None
     image_shape: tuple[int, int] | None
     description: str
 
@@ -148,7 +150,8 @@ def load_run(settings: Settings) -> RunData:
         train, test = load_mnist(raw=True)
         train, validation = _hold_out(train, settings, in_order=True)
         name, said = settings.loss or "softmax_cross_entropy", f"tested on {len(test[0]):,} more"
-        return RunData(train, validation, test, 10, name, None, DIGITS, (28, 28), _counts(train, validation, said))
+        said = _counts(train, validation, said)
+        return RunData(train, validation, test, 10, name, None, DIGITS, None, (28, 28), said)
     table, name, said = _table(settings)
     assert table.y is not None
     train, validation = _hold_out((table.x, table.y), settings, isinstance(table.x, np.memmap))
@@ -168,7 +171,8 @@ def load_run(settings: Settings) -> RunData:
             said += " (and so are the losses of its epochs)"
     described = _counts(train, validation, f"{table.x.shape[1]} features, {said}")
     outputs = _outputs(name, table, settings)
-    return RunData(train, validation, None, outputs, name, scaling, table.class_names, None, described)
+    names = table.class_names, table.names_of_file
+    return RunData(train, validation, None, outputs, name, scaling, *names, None, described)
 
 
 def _counts(train: Rows, validation: Rows | None, rest: str) -> str:
@@ -261,11 +265,12 @@ def load_rows(model: MLP, data: str, target: str | None, *, with_target: bool) -
         _, (x, y) = load_mnist(raw=True)
         table = Table(x, y, (), None)
     elif not with_target:
-        table = _without_target(data, target, model.spec.units[0])
+        table = _without_target(model, data, target)
     elif (loss.takes_labels or _is_sigmoid(loss)) and model.class_names is not None:
-        table = load_table(data, target=target, class_names=model.class_names)
+        table = load_table(data, target=target, feature_names=model.feature_names, class_names=model.class_names)
     else:
-        table = load_table(data, target=target, task="auto" if loss.takes_labels else "regression")
+        task: Task = "auto" if loss.takes_labels else "regression"
+        table = load_table(data, target=target, task=task, feature_names=model.feature_names)
     if with_target and table.y is None:
         raise DataError(f"{data}: expected a target to compare with; name it with --target")
     if table.x.shape[1] != model.spec.units[0]:
@@ -276,14 +281,15 @@ def load_rows(model: MLP, data: str, target: str | None, *, with_target: bool) -
     return table.x, table.y
 
 
-def _without_target(data: str, target: str | None, features: int) -> Table:
+def _without_target(model: MLP, data: str, target: str | None) -> Table:
     """Read features, leaving out the target column of a CSV file, whatever it holds, where the file has it."""
     if target is None or not data.lower().endswith(".csv"):
-        return load_table(data)
+        return load_table(data, feature_names=model.feature_names)
     with open(data, encoding="utf-8-sig", errors="replace", newline="") as file, suppress(csv.Error):
         header = [cell.strip() for cell in next(csv.reader(file), [])]
         if target in header:
-            return load_table(data, feature_names=[name for name in header if name != target])
-        if len(header) > features and target.lstrip("-").isdecimal():
-            return load_table(data, target=target)
-    return load_table(data)
+            names = model.feature_names or [name for name in header if name != target]
+            return load_table(data, feature_names=names)
+        if len(header) > model.spec.units[0] and target.lstrip("-").isdecimal():
+            return load_table(data, target=target, feature_names=model.feature_names)
+    return load_table(data, feature_names=model.feature_names)

@@ -65,7 +65,7 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     optimizer = settings.optimizer_record(settings.epochs * -(-rows // settings.batch_size))
     model = MLP((features, *settings.hidden, data.outputs), **settings.network())
     settings = settings.complete(data.loss, standardize, model.backend.name)
-    model.class_names = data.class_names
+    model.class_names, model.feature_names = data.class_names, data.feature_names
     print(f"{'MNIST' if settings.data == 'mnist' else settings.data}: {data.description}")
     print(repr(model))
     resumed = folder.checkpoint.exists()

@@ -148,6 +148,16 @@ def test_a_table_is_learned_and_its_classes_predicted_by_name(cli, flowers, tmp_
     assert float(rows[70]["probability_tulip"]) > 0.9
 
 
+def test_columns_are_found_by_name_whatever_their_order(cli, flowers, tmp_path):
+    cli("train", flowers, "--target", "kind", "--out", "run", "--seed", 1)
+    (tmp_path / "new.csv").write_text("garden,note,weight,size\n7,hello,0,5600\n7,there,0.001,5300\n")
+    assert cli("predict", "run", "new.csv", "--out", "p.npy")[0] == 0
+    assert list(np.load(tmp_path / "p.npy")) == ["oak, old", "tulip"]
+    (tmp_path / "new.csv").write_text("garden,mass,size\n7,0,5600\n")
+    code, _, err = cli("predict", "run", "new.csv", "--out", "q.npy")
+    assert code == 1 and "'weight'" in err and err.count("\n") == 1
+
+
 def test_predictions_are_written_as_arrays_too(cli, flowers, tmp_path):
     cli("train", flowers, "--target", "kind", "--out", "run", "--seed", 1)
     for options in ("--out p.npy", "--out c.npy --proba", "--out p.npz --proba", "--out q.npz"):

@@ -40,6 +40,8 @@ def test_a_saved_model_comes_back_with_everything(backend, tmp_path, dtype):
     assert (back.seed, back.steps, back.class_names) == (model.seed, model.steps, ("ant", "bee", "cat"))
     for a, b in zip(back.get_weights(), model.get_weights(), strict=True):
         assert_same_bits(a, b)
+    back.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
 def test_files_hold_named_arrays_and_no_flat_buffer(backend, tmp_path):

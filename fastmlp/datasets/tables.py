@@ -49,6 +49,11 @@ class Table:
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...] | None
 
+    @property
+    def names_of_file(self) -> tuple[str, ...] | None:
+        """The feature names where the file gave them; None where they were made up."""
+        return None if self.feature_names == _made_up_names(len(self.feature_names)) else self.feature_names
+
 
 def load_table(
     path: str | os.PathLike[str],
@@ -434,9 +439,13 @@ def _check_finite(path: str | os.PathLike[str], name: str, array: npt.NDArray[An
 # --- Both -------------------------------------------------------------------------------------------------
 
 
+def _made_up_names(count: int) -> tuple[str, ...]:
+    return tuple(f"x{column}" for column in range(count))
+
+
 def _feature_names(source: _Source, count: int) -> tuple[str, ...]:
     if source.feature_names is None:
-        return tuple(f"x{column}" for column in range(count))
+        return _made_up_names(count)
     if len(source.feature_names) != count:
         raise DataError(f"{source.path}: expected {len(source.feature_names)} features, got {count}")
     return tuple(source.feature_names)
