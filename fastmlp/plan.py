@@ -47,6 +47,18 @@ class Plan:
         return self.layout.segments(self.spec.frozen)
 
     @cached_property
+    def updates(self) -> tuple[Segment, ...]:
+        """The parts that an optimizer passes over: without weight decay, weights and biases together."""
+        if self.optimizer is not None and self.optimizer.weight_decay:
+            return self.segments
+        joined: list[Segment] = []
+        for s in self.segments:
+            if joined and joined[-1].stop == s.start:
+                s = Segment(joined.pop().start, s.stop, False)
+            joined.append(s)
+        return tuple(joined)
+
+    @cached_property
     def needs_slope(self) -> tuple[bool, ...]:
         """For each layer, whether the forward pass must write the slope of its activation.
 

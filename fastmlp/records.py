@@ -20,14 +20,14 @@ def choose(argument: str, name: object, options: Mapping[str, T]) -> T:
     TypeError
         `name` is not a string.
     """
+    if isinstance(name, str) and name in options:
+        return options[name]
     known = ", ".join(options)
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be one of the names {known}; got {name!r}")
-    if name not in options:
-        near = difflib.get_close_matches(name, options, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{argument} {name!r} is not known; {hint}There are: {known}")
-    return options[name]
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{argument} {name!r} is not known; {hint}There are: {known}")
 
 
 def check_new_name(argument: str, name: object, options: Mapping[str, object]) -> None:

@@ -94,6 +94,7 @@ class Session:
         ]
         self.update_scratch = allocate(CHUNK) if plan.optimizer is not None else None
         self._buffers: dict[object, Array] = {}
+        self._targets: Array | None = None
         self._rows: dict[int, RowViews] = {}
         self._bound: dict[object, tuple[Array, Any]] = {}
 
@@ -127,6 +128,13 @@ class Session:
             self._buffers[key] = self.backend.empty(shape, np.dtype(dtype))
         return self._buffers[key]
 
+    def targets(self, y: Array) -> Array:
+        """Return memory for the targets of a batch: labels as they are, values in the type computed in."""
+        if self._targets is None or self._targets.shape[1:] != y.shape[1:]:
+            dtype = y.dtype if y.ndim == 1 else self.plan.dtype
+            self._targets = self.backend.empty((self.plan.batch, *y.shape[1:]), dtype)
+        return self._targets
+
     def layers_of(self, name: str, buffer: Array) -> list[tuple[Array, Array]]:
         """Return (W, b) of each layer in a flat buffer, made anew only when `name` stands for another buffer."""
         bound = self._bound.get(name)
@@ -134,6 +142,15 @@ class Session:
             bound = self._bound[name] = (buffer, self.plan.layout.views(buffer))
         views: list[tuple[Array, Array]] = bound[1]
         return views
+
+    def segments_of(self, name: str, buffer: Array) -> list[Array]:
+        """Return the parts of a flat buffer that `Plan.updates` names, made anew only for another buffer."""
+        bound = self._bound.get((name, "segments"))
+        if bound is None or bound[0] is not buffer:
+            parts = [buffer[s.slice] for s in self.plan.updates]
+            bound = self._bound[name, "segments"] = (buffer, parts)
+        segments: list[Array] = bound[1]
+        return segments
 
     def close(self) -> None:
         """Let go of all memory; the session cannot be used again."""

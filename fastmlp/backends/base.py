@@ -402,7 +402,8 @@ class Backend(ABC):
             self.dense_forward(a, w, b, z)
             if look is not None:
                 look(layer, "pre-activations")
-            self.activate(spec.activations[layer], z, slope, views.scratch[layer])
+            if slope is not None or spec.activations[layer] != "identity":
+                self.activate(spec.activations[layer], z, slope, views.scratch[layer])
             if look is not None:
                 look(layer, "activations")
             if layer + 1 < spec.layers and spec.dropout[layer + 1]:
@@ -414,8 +415,7 @@ class Backend(ABC):
     ) -> tuple[float, float, float]:
         """Fill the row losses, the hits and the gradient of the outputs; return the totals of the batch."""
         loss, n = session.plan.spec.loss, len(views.x)
-        dtype = data.y.dtype if data.y.ndim == 1 else session.plan.dtype
-        targets = session.buffer("targets", (session.plan.batch, *data.y.shape[1:]), dtype)[:n]
+        targets = session.targets(data.y)[:n]
         self._load(session, data.y, rows, targets)
         weights = None
         if data.weights is not None:
@@ -433,7 +433,8 @@ class Backend(ABC):
         for layer in range(spec.layers - 1, lowest - 1, -1):
             dz = views.dz[layer]
             a, slope = views.z[layer], views.slopes[layer]
-            self.activation_backward(spec.activations[layer], a, slope, dz, views.scratch[layer][0])
+            if slope is not None or spec.activations[layer] != "identity":
+                self.activation_backward(spec.activations[layer], a, slope, dz, views.scratch[layer][0])
             dw, db = (None, None) if spec.frozen[layer] else grads[layer]
             below = views.z[layer - 1] if layer else views.x
             dx = views.dz[layer - 1] if layer > lowest else None
@@ -459,7 +460,7 @@ class Backend(ABC):
         """Take one step; return False, having changed nothing, where the loss is not finite."""
         if scalars.inverse_total == 0:
             return True
-        plan, spec = session.plan, session.plan.spec
+        spec = session.plan.spec
         views, layers = session.rows(len(rows)), session.layers_of("params", state.params)
         self._load(session, data.x, rows, views.x)
         self._forward(session, views, layers, key=state.key, step=state.step)
@@ -474,9 +475,9 @@ class Backend(ABC):
                 if not still:
                     self.max_norm(w, spec.max_norm)
         if state.average is not None:
-            for s in plan.segments:
-                part = s.slice
-                self.average(state.average[part], state.params[part], scalars.average_decay, session.update_scratch)
+            parts = session.segments_of("average", state.average), session.segments_of("params", state.params)
+            for mean, p in zip(*parts, strict=True):
+                self.average(mean, p, scalars.average_decay, session.update_scratch)
         for i, value in enumerate(sums):
             totals[i] += value
         return True
@@ -490,8 +491,9 @@ class Backend(ABC):
             if norm > optimizer.clip_norm:
                 for s in plan.segments:
                     self.scale(grads[s.slice], optimizer.clip_norm / norm)
-        for s in plan.segments:
-            part = s.slice
-            moments = [m[part] for m in state.moments]
+        params, gradients = session.segments_of("params", state.params), session.segments_of("grads", grads)
+        moments = [session.segments_of(f"moment{i}", m) for i, m in enumerate(state.moments)]
+        for i, s in enumerate(plan.updates):
             decay = optimizer.weight_decay if s.is_weight else 0.0
-            self.update(optimizer, state.params[part], grads[part], moments, decay, scalars, session.update_scratch)
+            own = [m[i] for m in moments]
+            self.update(optimizer, params[i], gradients[i], own, decay, scalars, session.update_scratch)

@@ -81,7 +81,7 @@ class NumpyBackend(Backend):
         else:
             # with mode="raise" take would gather into a copy of `out` first; the rows are known to be there
             rows = out if source.dtype == out.dtype or scratch is None else scratch
-            np.take(source, order, axis=0, out=rows, mode="clip")
+            source.take(order, axis=0, out=rows, mode="clip")
         if source.dtype == np.uint8 and out.dtype.kind == "f":
             np.divide(rows, out.dtype.type(255), out=out)
         elif rows is not out:
@@ -145,7 +145,7 @@ class NumpyBackend(Backend):
 
     def totals(self, row_stats: Floats, row_weights: Floats | None) -> tuple[float, float, float]:
         if row_weights is None:
-            loss, hits = row_stats.sum(axis=1, dtype=np.float64).tolist()
+            loss, hits = np.add.reduce(row_stats, axis=1, dtype=np.float64).tolist()
             return loss, float(row_stats.shape[1]), hits
         loss, hits = np.multiply(row_stats, row_weights, dtype=np.float64).sum(axis=1).tolist()
         return loss, float(row_weights.sum(dtype=np.float64)), hits
