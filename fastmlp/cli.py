@@ -320,6 +320,30 @@ def info() -> None:
         print()
 
 
+@app.command()
+def warmup() -> None:
+    """Compile everything that the Numba backend runs, for float32 and float64, so that no first fit has to."""
+    import time
+
+    import numpy as np
+
+    from fastmlp.backends import get_backend
+    from fastmlp.model import MLP
+
+    numba = get_backend("numba")
+    from fastmlp.kernels.cpu.compiling import cache_folder
+
+    for dtype in ("float32", "float64"):
+        began = time.perf_counter()
+        model = MLP((2, 2, 2), backend=numba, dtype=dtype, seed=0)
+        model.fit(np.eye(2), [0, 1], epochs=1, verbose=0)
+        model.evaluate(np.eye(2), [0, 1])
+        model.predict(np.eye(2))
+        print(f"{dtype}: {time.perf_counter() - began:.1f} s", flush=True)
+    folder = cache_folder()
+    print(f"kept in {folder}" if folder else "kept nowhere: no cache folder can be written; set NUMBA_CACHE_DIR")
+
+
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):

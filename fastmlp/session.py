@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,36 +68,63 @@ class Session:
         self.backend, self.plan = backend, plan
         self.seconds_per_step = 0.0
         """How long a training step took last; the loop chooses by it how many to ask for at once."""
-        units, batch = plan.spec.units, plan.batch
-        outputs = units[1:]
-
-        def allocate(*shape: int) -> Array:
-            return backend.empty(shape, plan.dtype)
-
-        self.x = allocate(batch, units[0])
-        self.row_weights = allocate(batch)
-        self.row_stats = allocate(2, batch)
-        self._scratch = allocate(2, batch * max(outputs))
-        if plan.gradients:
-            self._z = [allocate(batch * o) for o in outputs]
-            self._dz: list[Array | None] = [
-                allocate(batch * o) if layer >= plan.spec.lowest_trainable or layer == len(outputs) - 1 else None
-                for layer, o in enumerate(outputs)
-            ]
-            self.grads: Array | None = backend.zeros((plan.layout.size,), plan.dtype)
-        else:  # two buffers in turn are enough: what a layer reads, and what it fills
-            pair = allocate(2, batch * max(outputs))
-            self._z = [pair[layer % 2] for layer in range(len(outputs))]
-            self._dz = [None] * (len(outputs) - 1) + [allocate(batch * outputs[-1])]
-            self.grads = None
-        self._slopes = [
-            allocate(batch * o) if needed else None for o, needed in zip(outputs, plan.needs_slope, strict=True)
-        ]
-        self.update_scratch = allocate(CHUNK) if plan.optimizer is not None else None
         self._buffers: dict[object, Array] = {}
         self._targets: Array | None = None
         self._rows: dict[int, RowViews] = {}
         self._bound: dict[object, tuple[Array, Any]] = {}
+
+    # The memory of the composed operations, each part allocated when it is first asked for.
+
+    def _allocate(self, *shape: int) -> Array:
+        return self.backend.empty(shape, self.plan.dtype)
+
+    @cached_property
+    def x(self) -> Array:
+        """The inputs of a batch, (batch, I)."""
+        return self._allocate(self.plan.batch, self.plan.spec.units[0])
+
+    @cached_property
+    def grads(self) -> Array:
+        """The gradients of all parameters, (size,)."""
+        return self.backend.zeros((self.plan.layout.size,), self.plan.dtype)
+
+    @cached_property
+    def update_scratch(self) -> Array:
+        """What an update of CHUNK parameters works in."""
+        return self._allocate(CHUNK)
+
+    @cached_property
+    def _row_weights(self) -> Array:
+        return self._allocate(self.plan.batch)
+
+    @cached_property
+    def _row_stats(self) -> Array:
+        return self._allocate(2, self.plan.batch)
+
+    @cached_property
+    def _scratch(self) -> Array:
+        return self._allocate(2, self.plan.batch * max(self.plan.spec.units[1:]))
+
+    @cached_property
+    def _z(self) -> list[Array]:
+        batch, outputs = self.plan.batch, self.plan.spec.units[1:]
+        if self.plan.gradients:
+            return [self._allocate(batch * o) for o in outputs]
+        # two buffers in turn are enough: what a layer reads, and what it fills
+        pair = self._allocate(2, batch * max(outputs))
+        return [pair[layer % 2] for layer in range(len(outputs))]
+
+    @cached_property
+    def _dz(self) -> list[Array | None]:
+        outputs = self.plan.spec.units[1:]
+        lowest = self.plan.spec.lowest_trainable if self.plan.gradients else len(outputs)
+        lowest = min(lowest, len(outputs) - 1)  # losses need the last to work in
+        return [self._allocate(self.plan.batch * o) if layer >= lowest else None for layer, o in enumerate(outputs)]
+
+    @cached_property
+    def _slopes(self) -> list[Array | None]:
+        pairs = zip(self.plan.spec.units[1:], self.plan.needs_slope, strict=True)
+        return [self._allocate(self.plan.batch * o) if needed else None for o, needed in pairs]
 
     def rows(self, n: int) -> RowViews:
         """Return the workspace of a batch of n rows."""
@@ -112,11 +140,11 @@ class Session:
             first, second = (cut([part] * len(outputs)) for part in self._scratch)
             views = self._rows[n] = RowViews(
                 self.x[:n],
-                self.row_weights[:n],
+                self._row_weights[:n],
                 cut(self._z),
                 cut(self._slopes),
                 cut(self._dz),
-                self.row_stats[:, :n],
+                self._row_stats[:, :n],
                 list(zip(first, second, strict=True)),
             )
         return views

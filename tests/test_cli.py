@@ -456,6 +456,16 @@ def test_a_backend_that_cannot_run_here_is_an_error_with_its_cure(cli, digits):
             assert (code, err) == (1, f"error: backend {name!r} cannot run here: {found.reason}\n")
 
 
+def test_warmup_compiles_ahead_and_says_where_it_is_kept(cli):
+    found = fastmlp.available_backends()["numba"]
+    if not found.available:
+        pytest.skip(f"backend numba: {found.reason}")
+    code, out, err = cli("warmup")
+    assert (code, err) == (0, "")
+    single, double, kept = out.splitlines()
+    assert single.startswith("float32: ") and double.startswith("float64: ") and kept.startswith("kept ")
+
+
 def test_messages_are_not_folded_where_they_are_piped(tmp_path):
     name = tmp_path / ("a long name " * 15) / "data.csv"
     code = "from fastmlp.cli import main; main()"

@@ -442,11 +442,11 @@ class Backend(ABC):
 
     def _add_l2(self, session: Session, params: Array) -> None:
         if session.plan.spec.l2:
-            scratch = session.buffer("l2", session.grads.shape, session.plan.dtype)  # type: ignore[union-attr]
+            scratch = session.buffer("l2", session.grads.shape, session.plan.dtype)
             for s in session.plan.segments:
                 if s.is_weight:
                     part = s.slice
-                    self.add_scaled(session.grads[part], params[part], session.plan.spec.l2, scratch[part])  # type: ignore[index]
+                    self.add_scaled(session.grads[part], params[part], session.plan.spec.l2, scratch[part])
 
     def _train_step(
         self,

@@ -1,0 +1,203 @@
+"""The Numba backend: runs of training steps, predictions and evaluations as single compiled calls on all cores."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.activations import get_activation
+from fastmlp.backends import Availability, blas
+from fastmlp.backends.base import Rows, StepReport
+from fastmlp.backends.numba_operations import NumbaOperations
+from fastmlp.backends.numba_session import NumbaSession
+from fastmlp.session import Session
+
+if TYPE_CHECKING:
+    from fastmlp.plan import Plan
+    from fastmlp.state import TrainState
+
+_log = logging.getLogger("fastmlp")
+
+ROWS_A_THREAD = 64
+"""Prediction uses another thread only where it has at least so many rows to run."""
+
+
+def probe() -> Availability:
+    """Tell whether the backend can run here, without importing Numba."""
+    for package, name in (("numba", "numba"), ("scipy_openblas32", "scipy-openblas32")):
+        if importlib.util.find_spec(package) is None:
+            return Availability(False, f"the package {name} is not installed; pip install {name}")
+    return Availability(True)
+
+
+@functools.cache
+def physical_cores() -> int:
+    """Return how many physical cores this process may use."""
+    from joblib import cpu_count  # comes with scikit-learn; knows affinity and container limits
+
+    return int(cpu_count(only_physical_cores=True))
+
+
+class NumbaBackend(NumbaOperations):
+    """Runs on the CPU, compiled by Numba, with a BLAS of its own.
+
+    Parameters
+    ----------
+    threads : int, optional
+        How many threads a call may use; the physical cores that the process may use when not given.  The same number
+        gives the same bits; other numbers agree within rounding.
+    """
+
+    name: ClassVar[str] = "numba"
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        super().__init__()
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads must be an integer, at least 1, or None for the physical cores; got {threads!r}")
+        self._threads = threads
+        from fastmlp.kernels.cpu import blas as kernel_blas
+
+        kernel_blas.bind(*blas.addresses())
+
+    @property
+    def threads(self) -> int:
+        """How many threads a call may use."""
+        import numba
+
+        if getattr(numba.config, "DISABLE_JIT", 0):  # threads wait for each other in compiled code only
+            return 1
+        return self._threads or physical_cores()
+
+    def __repr__(self) -> str:
+        return f"NumbaBackend(threads={self.threads})"
+
+    def choices(self) -> dict[str, Any]:
+        import numba
+
+        return {"backend": self.name, "numba": numba.__version__, "blas": blas.version(), "threads": self.threads}
+
+    def open(self, plan: Plan) -> Session:
+        return NumbaSession(self, plan, self.threads)
+
+    # --- coarse operations ---
+
+    def train_steps(
+        self,
+        session: Session,
+        state: TrainState,
+        data: Rows,
+        order: NDArray[np.intp],
+        table: NDArray[np.float64],
+        first: int,
+        totals: NDArray[np.float64],
+    ) -> StepReport:
+        plan = session.plan
+        assert plan.optimizer is not None, "the session was made for prediction"
+        if not (_compiles(plan) and plan.optimizer.compiled):
+            return super().train_steps(session, state, data, order, table, first, totals)
+        from fastmlp.kernels.cpu.train import train_thread
+
+        assert isinstance(session, NumbaSession)
+        threads = session.threads
+        done = np.zeros(1, np.int64)
+        memory = session.memory
+        memory.arrivals[0] = 0
+        arguments = (
+            *(threads, session.network, session.rule, session.data(data), session.buffers(state), memory),
+            *(np.asarray(order, np.int64), plan.batch, first, table, np.uint64(state.key), np.uint64(state.step)),
+            *(totals, done),
+        )
+        if threads > 1 and not session.compiled:  # by one thread, before others wait for each other in it
+            train_thread(0, 1, *arguments[1:9], table[:0], *arguments[10:])
+        session.compiled = True
+        _on_threads(threads, lambda t: train_thread(t, *arguments))
+        steps = int(done[0])
+        state.step += steps
+        state.optimizer_step += steps
+        return StepReport(steps, steps == len(table))
+
+    def predict(self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]) -> None:
+        if not _compiles(session.plan):
+            super().predict(session, params, x, out)
+            return
+        from fastmlp.kernels.cpu.predict import predict_thread
+
+        assert isinstance(session, NumbaSession)
+        data = session.inputs(x)
+        threads = max(1, min(session.threads, len(x) // ROWS_A_THREAD))
+        memories = session.inference_memory(threads)
+        batch = session.chunk
+
+        def work(t: int) -> None:
+            first, stop = len(x) * t // threads, len(x) * (t + 1) // threads
+            predict_thread(first, stop, session.network, data, params, memories[t], batch, out)
+
+        _on_threads(threads, work)
+
+    def evaluate(self, session: Session, params: NDArray[Any], data: Rows) -> tuple[float, float, float]:
+        if not _compiles(session.plan):
+            return super().evaluate(session, params, data)
+        from fastmlp.kernels.cpu.predict import evaluate_thread
+
+        assert isinstance(session, NumbaSession)
+        rows = len(data.x)
+        record = session.data(data)
+        threads = max(1, min(session.threads, rows // ROWS_A_THREAD))
+        memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
+        batch = session.chunk
+
+        def work(t: int) -> None:
+            first, stop = rows * t // threads, rows * (t + 1) // threads
+            evaluate_thread(first, stop, session.network, record, params, memories[t], batch, parts[t])
+
+        _on_threads(threads, work)
+        loss, weight, hits = parts.sum(axis=0).tolist()
+        return loss, weight, hits
+
+
+@functools.cache
+def _say_composed(names: tuple[str, ...]) -> None:
+    _log.warning(
+        "%s: a function of your own cannot be compiled, so training and prediction run step by step, as on NumPy",
+        ", ".join(names),
+    )
+
+
+def _compiles(plan: Plan) -> bool:
+    if plan.spec.compiled:
+        return True
+    own = [a for a in plan.spec.activations if not get_activation(a).compiled]
+    own += [] if plan.spec.loss.compiled else [plan.spec.loss.name]
+    _say_composed(tuple(dict.fromkeys(own)))
+    return False
+
+
+def _on_threads(threads: int, work: Callable[[int], object]) -> None:
+    """Call ``work(t)`` for each t below `threads` at once, t = 0 in this thread; return when all are done.
+
+    Threads are made for each call: that is a tenth of a millisecond beside calls of many, and leaves nothing behind
+    that a fork, a nested pool or the end of the process could trip over.
+    """
+    others = [threading.Thread(target=work, args=(t,), daemon=True) for t in range(1, threads)]
+    for thread in others:
+        thread.start()
+    interrupted = None
+    try:
+        work(0)
+    except KeyboardInterrupt as e:
+        interrupted = e
+    for thread in others:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as e:  # a handler of the user's; the others must end their step first
+                interrupted = e
+    if interrupted is not None:
+        raise interrupted

@@ -1,0 +1,195 @@
+"""What the Numba backend keeps for one plan: the network as numbers, and the memory that kernels work in."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.optimizers import SGD, Adam, Optimizer, RMSprop
+from fastmlp.random_bits import keep_threshold
+from fastmlp.session import Session
+
+if TYPE_CHECKING:
+    from fastmlp.backends.base import Backend, Rows
+    from fastmlp.plan import Plan
+    from fastmlp.state import TrainState
+
+CHUNK_BYTES = 512 * 1024
+"""What the activations of a chunk of rows may take in prediction: half a second-level cache."""
+
+
+class NumbaSession(Session):
+    """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
+
+    def __init__(self, backend: Backend, plan: Plan, threads: int) -> None:
+        super().__init__(backend, plan)
+        self.threads = threads
+        self.compiled = False
+
+    @cached_property
+    def network(self) -> Any:
+        """The network as numbers, `kernels.cpu.records.Network`."""
+        from fastmlp.kernels.cpu import records
+
+        plan, spec = self.plan, self.plan.spec
+        real = plan.dtype.type
+        outputs = spec.units[1:]
+        parameter = getattr(spec.loss, "label_smoothing", getattr(spec.loss, "delta", 0.0))
+        return records.Network(
+            units=np.array(spec.units, np.int64),
+            weight_at=np.array([w for w, _ in plan.layout.offsets], np.int64),
+            bias_at=np.array([b for _, b in plan.layout.offsets], np.int64),
+            z_at=np.concatenate(([0], np.cumsum(outputs)))[:-1].astype(np.int64),
+            activations=np.array([records.ACTIVATIONS.index(a) for a in spec.activations], np.int64),
+            needs_slope=np.array(plan.needs_slope, np.bool_),
+            frozen=np.array(spec.frozen, np.bool_),
+            lowest=spec.lowest_trainable,
+            thresholds=np.array([keep_threshold(rate) if rate else 0 for rate in spec.dropout], np.uint64),
+            scales=np.array([1 / (1 - rate) for rate in spec.dropout], plan.dtype),
+            loss=records.LOSSES.index(spec.loss.name),
+            loss_parameter=real(parameter),
+            l2=real(spec.l2),
+            max_norm=real(spec.max_norm or 0.0),
+        )
+
+    @cached_property
+    def rule(self) -> Any:
+        """The optimizer as numbers, `kernels.cpu.records.Rule`."""
+        assert self.plan.optimizer is not None
+        return network_rule(self.plan.optimizer, self.plan.dtype)
+
+    @property
+    def _needs_gradients(self) -> bool:
+        """Whether gradients are written down before they are used: not where product and update are one."""
+        optimizer = self.plan.optimizer
+        plain = isinstance(optimizer, SGD) and not optimizer.momentum and optimizer.clip_norm is None
+        return not plain
+
+    def buffers(self, state: TrainState) -> Any:
+        """Return the flat buffers of a state, `kernels.cpu.records.Buffers`."""
+        from fastmlp.kernels.cpu import records
+
+        none = self.buffer("none", (0,), self.plan.dtype)
+        moments = [*state.moments, none, none]
+        grads = self.grads if self._needs_gradients else none
+        return records.Buffers(
+            state.params, grads, moments[0], moments[1], none if state.average is None else state.average
+        )
+
+    def _memory(self, batch: int, threads: int, *, training: bool) -> Any:
+        from fastmlp.kernels.cpu import records
+        from fastmlp.kernels.cpu.losses import VECTOR
+
+        spec, allocate = self.plan.spec, self._allocate
+        # a barrier's counter and a lane of scratch each on cache lines of their own
+        widest = max(max(spec.units) + 2 * VECTOR, 64)
+        return records.Memory(
+            x=allocate(batch * spec.units[0]),
+            z=allocate(batch * sum(spec.units[1:])),
+            slopes=allocate(batch * sum(spec.units[1:]) if training and any(self.plan.needs_slope) else 0),
+            dz=allocate(batch * (sum(spec.units[1:]) if training else spec.units[-1])),
+            row_losses=allocate(batch),
+            row_hits=allocate(batch),
+            scratch=allocate(threads, 4, widest),
+            norms=self.backend.empty((threads,), np.dtype(np.float64)),
+            arrivals=self.backend.zeros((16,), np.dtype(np.int64)),
+        )
+
+    @cached_property
+    def memory(self) -> Any:
+        """The memory of a batch in training, shared by all threads, `kernels.cpu.records.Memory`."""
+        return self._memory(self.plan.batch, self.threads, training=True)
+
+    @cached_property
+    def chunk(self) -> int:
+        """Rows that a thread works on at once in prediction."""
+        width = self.plan.dtype.itemsize * (self.plan.spec.units[0] + sum(self.plan.spec.units[1:]))
+        return max(16, min(self.plan.batch, CHUNK_BYTES // width // 16 * 16))
+
+    def inference_memory(self, threads: int) -> list[Any]:
+        """Return memory for prediction, one for each thread."""
+        found: list[Any] = self.__dict__.setdefault("_inference", [])
+        while len(found) < threads:
+            found.append(self._memory(self.chunk, 1, training=False))
+        return found
+
+    def inputs(self, x: NDArray[Any]) -> Any:
+        """Return inputs alone as `kernels.cpu.records.Data`."""
+        from fastmlp.kernels.cpu import records
+
+        labels = self.buffer("no labels", (0,), np.int64)
+        none = self.buffer("none", (0,), self.plan.dtype)
+        nothing = self.buffer("no targets", (0,), np.uint8)
+        x, kind = rows_as_bytes(x)
+        return records.Data(x, kind, labels, nothing, 0, none)
+
+    def data(self, data: Rows) -> Any:
+        """Return data as `kernels.cpu.records.Data`."""
+        record = self.inputs(data.x)
+        if data.y.ndim == 1:
+            record = record._replace(labels=_writable(np.ascontiguousarray(data.y, np.int64)))
+        else:
+            targets, kind = rows_as_bytes(data.y)
+            record = record._replace(targets=targets, targets_kind=kind)
+        if data.weights is not None:
+            record = record._replace(weights=_writable(np.ascontiguousarray(data.weights, self.plan.dtype)))
+        return record
+
+
+def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
+    """Return an optimizer as numbers, `kernels.cpu.records.Rule`."""
+    from fastmlp.kernels.cpu import records
+
+    a, b, epsilon = _parameters(optimizer)
+    real = dtype.type
+    return records.Rule(
+        optimizer=records.OPTIMIZERS.index(optimizer.name),
+        a=real(a),
+        b=real(b),
+        epsilon=real(epsilon),
+        nesterov=bool(getattr(optimizer, "nesterov", False)),
+        decay=real(optimizer.weight_decay),
+        clip_norm=real(optimizer.clip_norm or 0.0),
+        has_average=optimizer.ema is not None,
+    )
+
+
+def _parameters(optimizer: Optimizer) -> tuple[float, float, float]:
+    if isinstance(optimizer, Adam):
+        return optimizer.beta1, optimizer.beta2, optimizer.epsilon
+    if isinstance(optimizer, RMSprop):
+        return optimizer.rho, optimizer.momentum, optimizer.epsilon
+    return getattr(optimizer, "momentum", 0.0), 0.0, 1.0
+
+
+class _Alias:
+    """The memory of an array under another type; NumPy keeps this object, and it the array, alive."""
+
+    def __init__(self, array: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:
+        self._array = array
+        self.__array_interface__ = {
+            "data": (array.ctypes.data, False),
+            "shape": shape,
+            "typestr": dtype,
+            "version": 3,
+        }
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that says it may be written, so that compiled code has one type for it; nothing writes to it."""
+    if array.flags.writeable:
+        return array
+    return np.asarray(_Alias(array, array.shape, array.dtype.str))
+
+
+def rows_as_bytes(array: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
+    """Return an array's memory as bytes, and the number of its type in `kernels.cpu.records.SOURCES`."""
+    from fastmlp.kernels.cpu import records
+
+    array = np.ascontiguousarray(array)
+    if array.dtype.name not in records.SOURCES:
+        array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+    return np.asarray(_Alias(array, (array.nbytes,), "|u1")), records.SOURCES.index(array.dtype.name)

@@ -1,0 +1,115 @@
+"""The fine operations as calls of their own: the same kernels that whole steps are made of, one at a time.
+
+All arrays are in C order; rows are examples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .blas import gemm
+from .compiling import entry
+from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
+from .losses import row_hit, row_loss
+from .optimizers import add_l2_squared_norm, average, limit_columns, update
+from .random import dropout_row
+
+u8 = np.uint64
+
+
+@entry
+def gather(source, kind, order, out):
+    """``out[i] = source[order[i]]``; source as bytes, see `layers.load_row`; out (N, I)."""
+    for i in range(order.size):
+        load_row(source, kind, order[i], out[i])
+
+
+@entry
+def dense_forward(x, w, b, out):
+    """``out = x @ w + b``."""
+    (n, i), o = x.shape, w.shape[1]
+    one, zero = w.dtype.type(1), w.dtype.type(0)
+    gemm(False, False, n, o, i, one, x.reshape(-1), i, w.reshape(-1), o, zero, out.reshape(-1), o)
+    activate_rows(0, out, b, out, False)
+
+
+@entry
+def activate(activation, z, zeros, slopes, wanted):
+    """Z (N, O) becomes f(z), slopes f'(z) where `wanted`; zeros (O,)."""
+    activate_rows(activation, z, zeros, slopes, wanted)
+
+
+@entry
+def activation_backward(activation, a, slopes, has_slope, d):
+    """``d *= slope``; all flat."""
+    activation_backward_rows(activation, a, slopes, has_slope, d)
+
+
+@entry
+def dropout(a, slopes, has_slope, threshold, scale, key, step, layer, lanes):
+    """Multiply rows, and slopes where there are any, by ``mask * scale``."""
+    for i in range(a.shape[0]):
+        dropout_row(a[i], slopes[i], has_slope, threshold, scale, key, u8(i), step, layer, lanes)
+
+
+@entry
+def losses(loss, parameter, outputs, labels, targets, weights, inverse_total, d_outputs, row_losses, padded):
+    """Write row losses and gradients; labels (N,) or empty, targets (N, K), weights (N,) or empty."""
+    for i in range(outputs.shape[0]):
+        label = labels[i] if labels.size else -1
+        scale = inverse_total * weights[i] if weights.size else inverse_total
+        row_losses[i] = row_loss(loss, parameter, outputs[i], label, targets[i], d_outputs[i], scale, padded)
+
+
+@entry
+def hits(loss, outputs, labels, targets, out):
+    """Write 1 where a row is predicted rightly."""
+    for i in range(outputs.shape[0]):
+        out[i] = row_hit(loss, outputs[i], labels[i] if labels.size else -1, targets[i])
+
+
+@entry
+def weight_gradient(x, dz, dw):
+    """``dw = x.T @ dz``."""
+    (n, i), o = x.shape, dz.shape[1]
+    one, zero = dz.dtype.type(1), dz.dtype.type(0)
+    gemm(True, False, i, o, n, one, x.reshape(-1), i, dz.reshape(-1), o, zero, dw.reshape(-1), o)
+
+
+@entry
+def bias_gradient(dz, db):
+    """``db = sum of dz over rows``."""
+    sum_columns(dz.reshape(-1), dz.shape[0], dz.shape[1], 0, dz.shape[1], db)
+
+
+@entry
+def input_gradient(dz, w, dx):
+    """``dx = dz @ w.T``."""
+    (n, o), i = dz.shape, w.shape[0]
+    one, zero = dz.dtype.type(1), dz.dtype.type(0)
+    gemm(False, True, n, i, o, one, dz.reshape(-1), o, w.reshape(-1), o, zero, dx.reshape(-1), i)
+
+
+@entry
+def optimize(rule, p, g, m, v, rate, correction1, correction2, decay):
+    """Take one optimizer step on flat arrays; m and v may be empty."""
+    zero, one = p.dtype.type(0), p.dtype.type(1)
+    update(rule, p, g, m, v, rate, correction1, correction2, decay, zero, one)
+
+
+@entry
+def squared_norm(array):
+    """Return the sum of squares of a flat array, in float64."""
+    return add_l2_squared_norm(array, array, array.dtype.type(0))
+
+
+@entry
+def max_norm(w, limit, norms):
+    """Scale the columns of w (I, O) down to the 2-norm `limit`; norms (O,) is overwritten."""
+    limit_columns(w.reshape(-1), w.shape[0], w.shape[1], 0, w.shape[1], limit, norms)
+
+
+@entry
+def moving_average(mean, p, decay):
+    """``mean = decay mean + (1 - decay) p``, flat."""
+    average(mean, p, decay)

@@ -1,0 +1,143 @@
+"""What a compiled call is told: records of arrays and numbers, one compiled signature for each dtype.
+
+Choices (activation, loss, optimizer, type of the inputs) are numbers, the positions of their names below; kernels
+switch on them outside their inner loops.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+ACTIVATIONS = (
+    *("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh"),
+    *("sin", "cos"),
+)
+LOSSES = (
+    *("softmax_cross_entropy", "sigmoid_cross_entropy", "mean_squared_error", "mean_absolute_error", "huber"),
+    *("poisson", "categorical_hinge", "mean_squared_logarithmic_error"),
+)
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+SOURCES = ("float32", "float64", "uint8", "bool", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+
+
+class Network(NamedTuple):
+    """A network, as numbers.
+
+    Attributes
+    ----------
+    units : (L + 1,) int64
+    weight_at, bias_at : (L,) int64
+        Where each layer's parameters start in a flat buffer.
+    z_at : (L,) int64
+        Where each layer's activations start, in rows' worth: the sum of the outputs below.
+    activations : (L,) int64
+    needs_slope, frozen : (L,) bool
+    lowest : int
+        The first layer that trains.
+    thresholds : (L,) uint64
+        For the input of each layer, the smallest random word that keeps a unit; 0 for no dropout.
+    scales : (L,) float
+        What those kept are multiplied by.
+    loss : int
+    loss_parameter : float
+        Label smoothing, or Huber's delta.
+    l2, max_norm : float
+        0 for none.
+    """
+
+    units: Any
+    weight_at: Any
+    bias_at: Any
+    z_at: Any
+    activations: Any
+    needs_slope: Any
+    frozen: Any
+    lowest: int
+    thresholds: Any
+    scales: Any
+    loss: int
+    loss_parameter: Any
+    l2: Any
+    max_norm: Any
+
+
+class Rule(NamedTuple):
+    """How parameters change.
+
+    Attributes
+    ----------
+    optimizer : int
+    a, b, epsilon : float
+        momentum, - and -; beta1, beta2 and epsilon; or rho, momentum and epsilon.
+    nesterov : bool
+    decay, clip_norm : float
+        0 for none.
+    has_average : bool
+    """
+
+    optimizer: int
+    a: Any
+    b: Any
+    epsilon: Any
+    nesterov: bool
+    decay: Any
+    clip_norm: Any
+    has_average: bool
+
+
+class Data(NamedTuple):
+    """Inputs and targets; arrays of any type go as their bytes.
+
+    Attributes
+    ----------
+    x : (n * I * itemsize,) uint8
+    x_kind : int
+    labels : (n,) int64, or empty
+    targets : (n * K * itemsize,) uint8, or empty
+    targets_kind : int
+    weights : (n,) float, or empty
+    """
+
+    x: Any
+    x_kind: int
+    labels: Any
+    targets: Any
+    targets_kind: int
+    weights: Any
+
+
+class Buffers(NamedTuple):
+    """The flat buffers of a network that trains; those it has no use for are empty."""
+
+    params: Any
+    grads: Any
+    moment1: Any
+    moment2: Any
+    average: Any
+
+
+class Memory(NamedTuple):
+    """Where a batch is worked on.
+
+    Attributes
+    ----------
+    x : (batch * I,) float
+    z, slopes, dz : (batch * sum of outputs,) float
+        Layer by layer, each (rows, O).
+    row_losses, row_hits : (batch,) float
+    scratch : (threads, 4, m) float
+        Each thread's own, m at least a quarter of the widest input and the widest layer plus a vector.
+    norms : (threads,) float64
+    arrivals : (1,) int64
+        The barrier's counter, 0 at the start of a call.
+    """
+
+    x: Any
+    z: Any
+    slopes: Any
+    dz: Any
+    row_losses: Any
+    row_hits: Any
+    scratch: Any
+    norms: Any
+    arrivals: Any

@@ -1,0 +1,112 @@
+"""How threads that share a compiled call wait for each other: atomics and a barrier.
+
+With the JIT off there is one thread, and nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from .compiling import OPTIONS
+
+SPINS = 4000
+"""Looks at a barrier before the core is offered to others: about 50 microseconds, longer than most steps wait."""
+YIELDS = 200
+"""Offers of the core before the thread sleeps instead."""
+SLEEP_MICROSECONDS = 50
+
+_MACHINE = platform.machine().lower()
+_WINDOWS = platform.system() == "Windows"
+
+
+@intrinsic
+def _fetch_add(typing, array, index, value):
+    def codegen(context, builder, signature, args):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), args[2], "acq_rel")
+
+    return types.int64(array, types.intp, types.int64), codegen
+
+
+@intrinsic
+def _load(typing, array, index):
+    def codegen(context, builder, signature, args):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def _pause(typing):
+    """Tell the core that this is a loop that waits, where it has an instruction for that."""
+
+    def codegen(context, builder, signature, args):
+        void = ir.FunctionType(ir.VoidType(), [])
+        if _MACHINE in ("x86_64", "amd64", "i386", "i686"):
+            builder.call(cgutils.get_or_insert_function(builder.module, void, "llvm.x86.sse2.pause"), [])
+        elif _MACHINE in ("aarch64", "arm64"):
+            hint = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            yield_ = ir.Constant(ir.IntType(32), 1)
+            builder.call(cgutils.get_or_insert_function(builder.module, hint, "llvm.aarch64.hint"), [yield_])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+if _WINDOWS:
+    _switch = types.ExternalFunction("SwitchToThread", types.int32())
+    _sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
+
+    @njit(**OPTIONS)
+    def _offer_core(spins):
+        if spins < SPINS + YIELDS:
+            _switch()
+        else:
+            _sleep(types.uint32(0))
+
+else:
+    _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+    _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+
+    @njit(**OPTIONS)
+    def _offer_core(spins):
+        if spins < SPINS + YIELDS:
+            _sched_yield()
+        else:
+            _usleep(SLEEP_MICROSECONDS)
+
+
+def barrier(counter, threads, passed):
+    """Wait until all threads are here.
+
+    Parameters
+    ----------
+    counter : (1,) int64
+        Arrivals so far, of all barriers of the call.
+    threads : int
+    passed : int
+        How many barriers this thread has passed, this one included.
+    """
+
+
+@overload(barrier, jit_options=OPTIONS)
+def _barrier(counter, threads, passed):
+    def wait(counter, threads, passed):
+        if threads > 1:
+            _fetch_add(counter, 0, 1)
+            spins = 0
+            # first the core alone, then whoever else wants it: threads may be more than cores
+            while _load(counter, 0) < threads * passed:
+                spins += 1
+                if spins < SPINS:
+                    _pause()
+                else:
+                    _offer_core(spins)
+
+    return wait

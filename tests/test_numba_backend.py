@@ -1,0 +1,222 @@
+"""What is particular to the Numba backend: threads, determinism, its cache, what it cannot compile."""
+
+import logging
+import multiprocessing
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compare import assert_same_bits
+
+import fastmlp
+from fastmlp.activations import activation_names
+from fastmlp.losses import LOSSES
+from fastmlp.optimizers import OPTIMIZERS
+
+numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+pytestmark = pytest.mark.skipif(
+    not fastmlp.available_backends()["numba"].available, reason=fastmlp.available_backends()["numba"].reason
+)
+needs_jit = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the JIT is off, so there is one thread")
+
+
+def backend(threads):
+    return fastmlp.get_backend("numba", threads=threads)
+
+
+def trained(threads, *, rows=230, units=(7, 12, 9, 4), epochs=2, batch_size=32, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(rows, units[0])), rng.integers(0, units[-1], rows)
+    optimizer = options.pop("optimizer", fastmlp.Adam(1e-2, clip_norm=1.0, ema=0.9, weight_decay=1e-3))
+    options = {"activation": "tanh", "dropout": 0.2, "l2": 1e-3, "max_norm": 1.5, "dtype": "float64", **options}
+    model = fastmlp.MLP(units, backend=backend(threads), seed=seed, **options)
+    model.fit(x, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, verbose=0)
+    return [*model.get_weights(), model.predict_proba(x)]
+
+
+@needs_jit
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_number_of_threads_gives_the_same_bits(threads):
+    for a, b in zip(trained(threads), trained(threads), strict=True):
+        assert_same_bits(a, b)
+
+
+@needs_jit
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_other_numbers_of_threads_agree_within_rounding(threads):
+    for a, b in zip(trained(threads), trained(1), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@needs_jit
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_fewer_rows_than_threads_are_no_trouble(batch_size):
+    few = {"rows": 11, "batch_size": batch_size}
+    for a, b in zip(trained(4, **few), trained(1, **few), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@needs_jit
+def test_many_fits_from_several_threads_at_once_do_not_disturb_each_other():
+    rng = np.random.default_rng(0)
+    cases = []
+    for i in range(50):
+        units = (*(int(u) for u in rng.integers(1, 40, rng.integers(2, 5))), 3)
+        cases.append(
+            {"units": units, "rows": int(rng.integers(1, 300)), "batch_size": int(rng.integers(1, 64)), "seed": i}
+        )
+    expected = [trained(2, **case) for case in cases]
+    wrong = []
+
+    def work(part):
+        for i in range(part, 200, 4):
+            case = i % len(cases)
+            for a, b in zip(trained(2, **cases[case]), expected[case], strict=True):
+                if a.tobytes() != b.tobytes():
+                    wrong.append(case)
+
+    workers = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=240)
+    assert not any(worker.is_alive() for worker in workers), "a fit hangs"
+    assert not wrong
+
+
+@needs_jit
+@pytest.mark.skipif(not hasattr(multiprocessing, "get_context") or sys.platform == "win32", reason="there is no fork")
+def test_a_forked_process_trains_to_the_same_bits():
+    expected = trained(2)  # so that the parent has had threads and a BLAS at work
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        for found in pool.map(trained, [2, 2]):
+            for a, b in zip(found, expected, strict=True):
+                assert_same_bits(a, b)
+
+
+UNDER_JOBLIB = """
+    import joblib, numpy as np, fastmlp
+
+    def trained():
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(230, 7)), rng.integers(0, 4, 230)
+        model = fastmlp.MLP((7, 12, 4), backend=fastmlp.get_backend("numba", threads=2), seed=0)
+        model.fit(x, y, epochs=2, verbose=0)
+        return model.get_weights()[0].tobytes()
+
+    if __name__ == "__main__":
+        print(set(joblib.Parallel(n_jobs=2)(joblib.delayed(trained)() for _ in range(2))) == {trained()})
+"""
+
+
+@needs_jit
+def test_it_works_under_joblib(tmp_path):
+    (tmp_path / "script.py").write_text(textwrap.dedent(UNDER_JOBLIB))
+    command = [sys.executable, str(tmp_path / "script.py")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_the_kernels_know_every_activation_loss_and_optimizer_by_name():
+    from fastmlp.kernels.cpu import records
+
+    assert set(records.ACTIVATIONS) == set(activation_names())
+    assert set(records.LOSSES) == set(LOSSES.names())
+    assert set(records.OPTIMIZERS) == set(OPTIMIZERS.names())
+
+
+def test_a_function_of_ones_own_runs_composed_and_says_so_once(caplog):
+    fastmlp.register_activation("square_of_it", lambda z: (z * z, 2 * z))
+    options = {"units": (5, 6, 3), "activation": "square_of_it", "max_norm": None, "dropout": 0.0}
+    with caplog.at_level(logging.WARNING, "fastmlp"):
+        found = trained(1, **options)
+        trained(1, **options)
+    assert [r.getMessage() for r in caplog.records if "square_of_it" in r.getMessage()] == [
+        "square_of_it: a function of your own cannot be compiled, so training and prediction run step by step, "
+        "as on NumPy"
+    ]
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(230, 5)), rng.integers(0, 3, 230)
+    model = fastmlp.MLP((5, 6, 3), activation="square_of_it", l2=1e-3, dtype="float64", backend="numpy", seed=0)
+    optimizer = fastmlp.Adam(1e-2, clip_norm=1.0, ema=0.9, weight_decay=1e-3)
+    model.fit(x, y, epochs=2, batch_size=32, optimizer=optimizer, verbose=0)
+    np.testing.assert_allclose(found[0], model.get_weights()[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(threads):
+    with pytest.raises(ValueError, match="threads must be an integer, at least 1"):
+        backend(threads)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int8", "uint16", "uint64", "bool", "uint8"])
+def test_inputs_of_any_real_type_are_taken_as_numpy_takes_them(kind):
+    x = np.random.default_rng(0).integers(0, 2, (60, 9)).astype(kind)
+    y = np.arange(60) % 3
+    found, expected = (fastmlp.MLP((9, 5, 3), backend=b, seed=0, dtype="float64") for b in (backend(1), "numpy"))
+    for model in (found, expected):
+        model.fit(x, y, epochs=1, batch_size=16, verbose=0)
+    for a, b in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(found.predict_proba(x), expected.predict_proba(x), rtol=1e-10)
+
+
+@needs_jit
+def test_importing_and_asking_compiles_nothing():
+    code = """
+        from numba.core import event
+        with event.install_recorder("numba:compile") as compiled:
+            import fastmlp
+            fastmlp.available_backends(); fastmlp.get_backend("numba")
+            fastmlp.MLP((3, 2), backend="numba")
+            import fastmlp.kernels.cpu.train, fastmlp.kernels.cpu.predict, fastmlp.kernels.cpu.operations
+        print(len(compiled.buffer))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+@needs_jit
+def test_an_edit_of_a_callee_in_another_kernel_file_is_noticed(tmp_path):
+    from fastmlp.kernels.cpu import compiling
+
+    package = tmp_path / "kernelcopy"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "compiling.py").write_text(Path(compiling.__file__).read_text())
+    (package / "caller.py").write_text(
+        "from .compiling import entry\nfrom .callee import f\n\n@entry\ndef call(x):\n    return f(x)\n"
+    )
+    show = "import kernelcopy.caller as c; print(c.call(2.0), c.call._cache_hits.total())"
+
+    def run(factor):
+        (package / "callee.py").write_text(
+            "from numba import njit\nfrom .compiling import OPTIONS\n\n"
+            f"@njit(**OPTIONS)\ndef f(x):\n    return {factor} * x\n"
+        )
+        environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PATH": ""}
+        command = [sys.executable, "-c", show]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert run(3) == ["6.0", "0"]
+    assert run(3) == ["6.0", "1"], "the second process takes it from the cache"
+    assert run(5) == ["10.0", "0"]
+
+
+@needs_jit
+def test_a_cache_folder_that_cannot_be_written_is_no_error(monkeypatch):
+    from fastmlp.kernels.cpu import compiling
+
+    def refuse(self, function):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(compiling._KernelCache, "__init__", refuse)
+
+    def double(x):
+        return 2 * x
+
+    assert compiling.entry(double)(4) == 8
