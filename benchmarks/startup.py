@@ -23,7 +23,7 @@ def import_ms(code: str) -> float:
     """Return how long a fresh process takes to run an import."""
     # bytecode is kept, as it is for what pip installs
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-c", CODE.format(code)]
+    command = [sys.executable, "-P", "-c", CODE.format(code)]
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 

@@ -137,7 +137,7 @@ def test_a_killed_process_leaves_the_old_file_whole(tmp_path):
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-P", "-c", script, str(tmp_path / "a")], env=environment, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "a").read_bytes() == b"old"
     with atomic_writer(tmp_path / "a") as file:  # what the killed one left is in nobody's way

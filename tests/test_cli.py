@@ -83,7 +83,7 @@ def files_of(folder):
 
 
 def test_the_installed_command_answers():
-    command = [sys.executable, "-c", "from fastmlp.cli import main; main()", "--version"]
+    command = [sys.executable, "-P", "-c", "from fastmlp.cli import main; main()", "--version"]
     assert (
         subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"fastmlp {fastmlp.__version__}\n"
     )
@@ -91,12 +91,14 @@ def test_the_installed_command_answers():
 
 def test_importing_the_command_line_imports_nothing_heavy():
     code = "import sys, fastmlp.cli; print(*[m for m in sys.modules if '.' not in m])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert {"numpy", "scipy", "numba", "sklearn", "matplotlib", "safetensors"}.isdisjoint(found)
 
 
 def test_mnist_is_learned_from_one_line(tmp_path):
-    command = [sys.executable, "-c", "from fastmlp.cli import main; main()", "train", "mnist"]
+    command = [sys.executable, "-P", "-c", "from fastmlp.cli import main; main()", "train", "mnist"]
     options = ["--epochs", "1", "--hidden", "32", "--out", "run"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -470,7 +472,7 @@ def test_messages_are_not_folded_where_they_are_piped(tmp_path):
     name = tmp_path / ("a long name " * 15) / "data.csv"
     code = "from fastmlp.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", str(name), "--target", "y"],
+        [sys.executable, "-P", "-c", code, "train", str(name), "--target", "y"],
         capture_output=True, text=True, env=os.environ | {"COLUMNS": "40"},
     )  # fmt: skip
     assert done.returncode == 1

@@ -10,7 +10,8 @@ import fastmlp
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    # here and wherever tests start Python: -P, so that the installed package is met, not the source folder
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_importing_fastmlp_imports_none_of_the_heavy_packages():

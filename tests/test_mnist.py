@@ -151,6 +151,6 @@ def test_importing_the_datasets_imports_nothing_heavy():
     code = f"import sys, fastmlp.datasets; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=True
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=True
     )
     assert done.stdout.strip() == "[]"

@@ -176,7 +176,7 @@ def test_importing_and_asking_compiles_nothing():
             import fastmlp.kernels.cpu.train, fastmlp.kernels.cpu.predict, fastmlp.kernels.cpu.operations
         print(len(compiled.buffer))
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
@@ -199,7 +199,7 @@ def test_an_edit_of_a_callee_in_another_kernel_file_is_noticed(tmp_path):
             f"@njit(**OPTIONS)\ndef f(x):\n    return {factor} * x\n"
         )
         environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PATH": ""}
-        command = [sys.executable, "-c", show]
+        command = [sys.executable, "-P", "-c", show]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 
     assert run(3) == ["6.0", "0"]

@@ -193,4 +193,4 @@ def test_pyplot_is_never_imported(tmp_path):
         "import sys; from fastmlp import plots; assert 'matplotlib' not in sys.modules; "
         "plots.save(plots.curves({'loss': [1.0]}), sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path / "a.png")], check=True)

@@ -67,7 +67,7 @@ def cli(tmp_path):
     def call(*arguments, at=None, signal="SIGKILL"):
         code = "from fastmlp.cli import main; main()" if at is None else STOPPED.format(at=at, signal=signal)
         return subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-P", "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
         )
 
     return call

@@ -34,6 +34,12 @@ def probe() -> Availability:
     for package, name in (("numba", "numba"), ("scipy_openblas32", "scipy-openblas32")):
         if importlib.util.find_spec(package) is None:
             return Availability(False, f"the package {name} is not installed; pip install {name}")
+    if importlib.util.find_spec("fastmlp.kernels") is None:
+        return Availability(
+            False,
+            "fastmlp was imported from its source folder, which holds its kernels elsewhere; install it "
+            "(pip install . or pip install -e .) and start Python in another folder, or with the option -P",
+        )
     return Availability(True)
 
 
