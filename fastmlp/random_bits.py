@@ -124,8 +124,8 @@ def draws(
 def epoch_order(key: int, step: int, rows: int) -> NDArray[np.intp]:
     """Return the order in which the epoch that begins at `step` takes the rows: a random permutation.
 
-    Every row gets a random word; sorting ``word << 32 | row`` gives an order in which ties are settled by the row,
-    so it is the same wherever it is computed.
+    Every row gets a random word; the order is that of sorting ``word << 32 | row``: ties are settled by the row, so it
+    is the same wherever it is computed.
 
     Parameters
     ----------
@@ -142,12 +142,10 @@ def epoch_order(key: int, step: int, rows: int) -> NDArray[np.intp]:
     """
     words = np.empty((1, rows), np.uint32)
     draws(key, Purpose.EPOCH_ORDER, words, step=step)
-    tagged = words[0].astype(np.uint64)
-    tagged <<= 32
-    tagged |= np.arange(rows, dtype=np.uint64)
-    tagged.sort()
-    tagged &= _LOW
-    order: NDArray[np.intp] = tagged.astype(np.intp)
+    # stable sorts by the lower and then the upper half of the word: NumPy sorts 16 bits by counting, twice as fast
+    lower = (words[0] & 0xFFFF).astype(np.uint16).argsort(kind="stable")
+    upper = (words[0] >> 16).astype(np.uint16)[lower].argsort(kind="stable")
+    order: NDArray[np.intp] = lower[upper]
     return order
 
 
