@@ -37,15 +37,17 @@ class Loss:
         Whether a row can be right or wrong, so that accuracy is reported.
     from_logits : bool
         The link (softmax, sigmoid, exponential) is part of the loss, so the output layer must be the identity.
-    compiled : bool
-        True for fastmlp's own, which every compiled backend implements; False for a user's.
     """
 
     name: ClassVar[str]
     takes_labels: ClassVar[bool] = False
     has_accuracy: ClassVar[bool] = False
     from_logits: ClassVar[bool] = False
-    compiled: ClassVar[bool] = True
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it is fastmlp's own, which compiled backends implement; a class derived from one of these is not."""
+        return type(self).__module__ == __name__
 
     def compute(
         self,
@@ -572,7 +574,7 @@ def register_loss(
         row_losses[...] = rows
         d_outputs[...] = gradient
 
-    body = {"name": name, "compiled": False, "compute": compute, "__doc__": function.__doc__ or name}
+    body = {"name": name, "__module__": function.__module__, "compute": compute, "__doc__": function.__doc__ or name}
     made: type[Loss] = dataclass(frozen=True)(type(name, (ClassLoss if takes_labels else Loss,), body))
     LOSSES.types[name] = made
     return made

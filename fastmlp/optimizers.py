@@ -71,7 +71,6 @@ class Optimizer:
     ema: float | None
 
     name: ClassVar[str]
-    compiled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         as_schedule(self.learning_rate)
@@ -80,6 +79,11 @@ class Optimizer:
             raise ValueError(f"clip_norm must be positive and finite, or None; got {self.clip_norm!r}")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise ValueError(f"ema must be between 0 and 1 (0.999, say), or None; got {self.ema!r}")
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it is fastmlp's own, which compiled backends implement; a class derived from one of these is not."""
+        return type(self).__module__ == __name__
 
     @property
     def schedule(self) -> Schedule:

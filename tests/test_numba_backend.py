@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,53 @@ def test_a_function_of_ones_own_runs_composed_and_says_so_once(caplog):
     optimizer = fastmlp.Adam(1e-2, clip_norm=1.0, ema=0.9, weight_decay=1e-3)
     model.fit(x, y, epochs=2, batch_size=32, optimizer=optimizer, verbose=0)
     np.testing.assert_allclose(found[0], model.get_weights()[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        fastmlp.SGD(0.1),
+        fastmlp.SGD(0.1, weight_decay=0.3, ema=0.9),
+        fastmlp.SGD(0.1, 0.9, weight_decay=0.3),
+        fastmlp.SGD(0.1, 0.9, nesterov=True, clip_norm=0.5),
+        fastmlp.Adam(0.01, weight_decay=0.3),
+        fastmlp.RMSprop(0.01, momentum=0.5, weight_decay=0.3),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("max_norm", [None, 0.8])
+def test_every_update_with_l2_and_decay_is_numpys(optimizer, max_norm):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(70, 7)), rng.integers(0, 3, 70)
+    options = {"activation": "tanh", "l2": 0.2, "max_norm": max_norm, "dtype": "float64", "seed": 0}
+    found, expected = (fastmlp.MLP((7, 9, 3), backend=b, **options) for b in (backend(2), "numpy"))
+    for model in (found, expected):
+        model.fit(x, y, epochs=3, batch_size=16, optimizer=optimizer, verbose=0)
+    for a, b in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_an_optimizer_or_a_loss_derived_from_fastmlps_is_the_users_own():
+    @dataclass(frozen=True)
+    class HalfAdam(fastmlp.Adam):
+        def update(self, p, g, moments, scalars, scratch):
+            super().update(p, g, moments, scalars._replace(rate=scalars.rate / 2), scratch)
+
+    @dataclass(frozen=True)
+    class Doubled(fastmlp.MeanSquaredError):
+        def compute(self, outputs, targets, d_outputs, row_losses, scratch):
+            super().compute(outputs, targets, d_outputs, row_losses, scratch)
+            row_losses *= 2
+            d_outputs *= 2
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 5)), rng.normal(size=(40, 2))
+    for loss, optimizer in ((fastmlp.MeanSquaredError(), HalfAdam(0.01)), (Doubled(), fastmlp.SGD(0.1))):
+        models = [fastmlp.MLP((5, 4, 2), loss=loss, dtype="float64", backend=b, seed=0) for b in (backend(1), "numpy")]
+        for model in models:
+            model.fit(x, y, epochs=2, batch_size=16, optimizer=optimizer, verbose=0)
+        for a, b in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
