@@ -138,30 +138,30 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         data = session.inputs(x)
         threads = max(1, min(session.threads, len(x) // ROWS_A_THREAD))
-        memories = session.inference_memory(threads)
-        batch = session.chunk
+        memories, batch = session.inference_memory(threads), session.chunk
+        target, nothing = out.reshape(-1), np.empty(0)
 
         def work(t: int) -> None:
             first, stop = len(x) * t // threads, len(x) * (t + 1) // threads
-            predict_thread(first, stop, session.network, data, params, memories[t], batch, out)
+            predict_thread(first, stop, session.network, data, params, memories[t], batch, target, nothing)
 
         _on_threads(threads, work)
 
     def evaluate(self, session: Session, params: NDArray[Any], data: Rows) -> tuple[float, float, float]:
         if not _compiles(session.plan):
             return super().evaluate(session, params, data)
-        from fastmlp.kernels.cpu.predict import evaluate_thread
+        from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
         rows = len(data.x)
         record = session.data(data)
         threads = max(1, min(session.threads, rows // ROWS_A_THREAD))
         memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
-        batch = session.chunk
+        batch, nothing = session.chunk, np.empty(0, session.plan.dtype)
 
         def work(t: int) -> None:
             first, stop = rows * t // threads, rows * (t + 1) // threads
-            evaluate_thread(first, stop, session.network, record, params, memories[t], batch, parts[t])
+            predict_thread(first, stop, session.network, record, params, memories[t], batch, nothing, parts[t])
 
         _on_threads(threads, work)
         loss, weight, hits = parts.sum(axis=0).tolist()

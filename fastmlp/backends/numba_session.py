@@ -94,9 +94,22 @@ class NumbaSession(Session):
             row_losses=allocate(batch),
             row_hits=allocate(batch),
             scratch=allocate(threads, 4, widest),
+            transposed=allocate(threads, self._transposed_size() if training else 0),
+            counting=np.arange(batch, dtype=np.int64),
+            order=np.empty(0 if training else batch, np.int64),
             norms=self.backend.empty((threads,), np.dtype(np.float64)),
             arrivals=self.backend.zeros((16,), np.dtype(np.int64)),
         )
+
+    def _transposed_size(self) -> int:
+        """How many numbers a thread needs to transpose parts of the weights above the lowest layer that trains."""
+        from fastmlp.kernels.cpu import products
+
+        spec = self.plan.spec
+        width = products.scratch_width(np.empty(0, self.plan.dtype))
+        layers = range(spec.lowest_trainable + 1, len(spec.units) - 1)
+        tiled = [l for l in layers if products.TILES and spec.units[l] * spec.units[l + 1] <= products.LARGEST]
+        return max((width * spec.units[l + 1] for l in tiled), default=0)
 
     @cached_property
     def memory(self) -> Any:

@@ -1,7 +1,13 @@
-"""How kernels are compiled: one set of options, and a cache that notices an edit in any kernel file."""
+"""How kernels are compiled: one set of options, parts that become machine code once, a cache that notices every edit.
+
+Numba makes a library of each function: optimised, and written as machine code, before it is copied into its callers and
+optimised there again.  A kernel here is a hundred small parts that are only ever called by each other, so `part` leaves
+them as LLVM wrote them down, and only what Python calls (`entry`) is optimised: the first fit waits half as long.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Callable
@@ -9,15 +15,72 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import njit
+from numba import _dynfunc, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 # Products may become fused multiply-adds and zeros may lose their sign; nothing else is loosened: infinities and NaN
 # keep their meaning, and compensated arithmetic is not reassociated away.
 FASTMATH = {"nsz", "contract"}
-OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
+
+# What Python gets for a part: calling it is a TypeError.
+_NOT_FOR_PYTHON = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value
+
+
+class _PartLibrary(JITCodeLibrary):
+    """The code of a part: linked into its callers as it is, never optimised or made executable by itself."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _PartLowering(NativeLowering):
+    """Numba's lowering, without the executable at its end."""
+
+    _name = "fastmlp_part_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
+        super().run_pass(state)
+        lowered, described = state["cr"], state["cr"].fndesc
+        state.library._ensure_finalized()
+        function = _dynfunc.make_function(
+            *(described.lookup_module(), described.qualname.split(".")[-1], "a part of a kernel"),
+            *(_NOT_FOR_PYTHON, lowered.env, (state.library,)),
+        )
+        state.targetctx.insert_user_function(function, described, [state.library])
+        state["cr"] = lowered._replace(cfunc=function)
+        return True
+
+
+class _PartCompiler(CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.passes = [(_PartLowering if step is NativeLowering else step, why) for step, why in passes.passes]
+        return [passes]
+
+
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "pipeline_class": _PartCompiler}
+"""Of a part; also for `overload(..., jit_options=)`."""
 INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 """For what is called in inner loops: only what is inlined can be vectorised."""
+
+part = njit(**OPTIONS)
+"""Compile a function that other kernels call."""
+inline_part = njit(**INLINE)
+"""Compile a function that other kernels call in their inner loops."""
 
 
 def folder_stamp() -> str:
@@ -47,7 +110,7 @@ _STAMP = folder_stamp()
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, when it is first called, and keep the code on disk where that can be."""
-    compiled = njit(**OPTIONS)(function)
+    compiled = njit(**{**OPTIONS, "pipeline_class": numba.core.compiler.Compiler})(function)
     if compiled is function:  # the JIT is off
         return function
     try:

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
 from .compiling import INLINE
+from .compiling import inline_part as inline
 
 f4, f8, i4, i8 = np.float32, np.float64, np.int32, np.int64
 
@@ -27,8 +28,6 @@ INVERSE_SQRT_2 = math.sqrt(0.5)
 
 TRIG_LIMIT = 1048576.0
 """2**20: up to here the argument of sin and cos is reduced by three exact products."""
-
-inline = njit(**INLINE)
 
 
 def _by_type(single: Any, double: Any, doc: str) -> Callable[[Any], Any]:

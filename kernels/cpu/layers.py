@@ -4,63 +4,95 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
 
 from . import elementary as el
-from .compiling import OPTIONS
+from .compiling import INLINE, part
+from .records import SOURCES
+from .vectors import first_element, seen_as
 
 LEAK = 0.01
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 INVERSE_SQRT_2_PI = 1 / math.sqrt(2 * math.pi)
 
-kernel = njit(**OPTIONS)
+@intrinsic
+def _converted(typing, source, kind, position, dtype):
+    """Element `position` of an array given as bytes, of the type numbered `kind`, in the type `dtype`."""
+    real = dtype.dtype
+
+    def codegen(context, builder, signature, args):
+        source, kind, position, _ = args
+        number = context.get_value_type(real)
+        before = builder.basic_block
+        done = builder.append_basic_block("converted")
+        choice = builder.switch(kind, done)
+        found = []
+        for code, name in enumerate(SOURCES):
+            block = builder.append_basic_block(name)
+            choice.add_case(ir.Constant(kind.type, code), block)
+            builder.position_at_end(block)
+            stored = types.uint8 if name == "bool" else getattr(types, name)
+            value = builder.load(first_element(context, builder, signature.args[0], source, position, stored))
+            found.append((context.cast(builder, value, stored, real), builder.basic_block))
+            builder.branch(done)
+        builder.position_at_end(done)
+        result = builder.phi(number)
+        result.add_incoming(ir.Constant(number, 0.0), before)
+        for value, block in found:
+            result.add_incoming(value, block)
+        return result
+
+    return real(source, kind, position, dtype), codegen
 
 
-@kernel
-def _convert(source, out):
-    for q in range(out.size):
-        out[q] = out.dtype.type(source[q])
+def converted(source, kind, position, dtype):
+    """Return element `position` of an array given as bytes, of the type `SOURCES[kind]`, in the type `dtype`."""
+    return dtype(source.view(SOURCES[kind])[position])
 
 
-@kernel
-def load_row(source, kind, row, out):
+@overload(converted, jit_options=INLINE)
+def _compiled_converted(source, kind, position, dtype):
+    return lambda source, kind, position, dtype: _converted(source, kind, position, dtype)
+
+
+@part
+def load_row(source, kind, row, out, at, n):
     """Write a row of a matrix of any real type, given as bytes, in the type of `out`; uint8 is divided by 255.
 
-    source (n * columns * itemsize,) uint8; kind, a position in `records.SOURCES`; out (columns,).
+    source (rows * n * itemsize,) uint8; kind, a position in `records.SOURCES`; out (...), from `at` on n are overwritten.
     """
-    n = out.size
-    if kind == 0:
-        _convert(source[row * n * 4 : (row + 1) * n * 4].view(np.float32), out)
-    elif kind == 1:
-        _convert(source[row * n * 8 : (row + 1) * n * 8].view(np.float64), out)
-    elif kind == 2:
-        full = out.dtype.type(255)
-        pixels = source[row * n : (row + 1) * n]
+    dtype = out.dtype.type
+    first = row * n
+    if kind == 2:
+        full = dtype(255)
         for q in range(n):
-            out[q] = out.dtype.type(pixels[q]) / full
-    elif kind == 3:
-        _convert(source[row * n : (row + 1) * n], out)
-    elif kind == 4:
-        _convert(source[row * n : (row + 1) * n].view(np.int8), out)
-    elif kind == 5:
-        _convert(source[row * n * 2 : (row + 1) * n * 2].view(np.int16), out)
-    elif kind == 6:
-        _convert(source[row * n * 4 : (row + 1) * n * 4].view(np.int32), out)
-    elif kind == 7:
-        _convert(source[row * n * 8 : (row + 1) * n * 8].view(np.int64), out)
-    elif kind == 8:
-        _convert(source[row * n * 2 : (row + 1) * n * 2].view(np.uint16), out)
-    elif kind == 9:
-        _convert(source[row * n * 4 : (row + 1) * n * 4].view(np.uint32), out)
-    elif kind == 10:
-        _convert(source[row * n * 8 : (row + 1) * n * 8].view(np.uint64), out)
+            out[at + q] = dtype(source[first + q]) / full
+    elif kind == own_kind(out):
+        numbers = seen_as(source, dtype)
+        for q in range(n):
+            out[at + q] = numbers[first + q]
+    else:
+        for q in range(n):
+            out[at + q] = converted(source, kind, first + q, dtype)
+
+
+def own_kind(array):
+    """Return the position of an array's type in `records.SOURCES`."""
+    return SOURCES.index(array.dtype.name)
+
+
+@overload(own_kind, jit_options=INLINE)
+def _compiled_own_kind(array):
+    code = SOURCES.index(str(array.dtype))
+    return lambda array: code
 
 
 # --- activations: a row of z becomes f(z + b), the row of slopes f'(z + b) where it is wanted ---
 
 
-@kernel
+@part
 def _identity(z, b, slope, wanted):
     for q in range(z.size):
         z[q] += b[q]
@@ -68,7 +100,7 @@ def _identity(z, b, slope, wanted):
         slope[:] = z.dtype.type(1)
 
 
-@kernel
+@part
 def _relu(z, b, slope, wanted):
     zero, one = z.dtype.type(0), z.dtype.type(1)
     for q in range(z.size):
@@ -79,7 +111,7 @@ def _relu(z, b, slope, wanted):
             slope[q] = one if z[q] > zero else zero
 
 
-@kernel
+@part
 def _leaky_relu(z, b, slope, wanted):
     zero, one, leak = z.dtype.type(0), z.dtype.type(1), z.dtype.type(LEAK)
     for q in range(z.size):
@@ -90,7 +122,7 @@ def _leaky_relu(z, b, slope, wanted):
             slope[q] = one if z[q] > zero else leak
 
 
-@kernel
+@part
 def _elu(z, b, slope, wanted):
     zero, one = z.dtype.type(0), z.dtype.type(1)
     for q in range(z.size):
@@ -101,7 +133,7 @@ def _elu(z, b, slope, wanted):
             slope[q] = one if z[q] > zero else z[q] + one
 
 
-@kernel
+@part
 def _selu(z, b, slope, wanted):
     zero, scale = z.dtype.type(0), z.dtype.type(SELU_SCALE)
     below = z.dtype.type(SELU_SCALE * SELU_ALPHA)
@@ -113,7 +145,7 @@ def _selu(z, b, slope, wanted):
             slope[q] = scale if z[q] > zero else z[q] + below
 
 
-@kernel
+@part
 def _gelu(z, b, slope, wanted):
     to_density = z.dtype.type(INVERSE_SQRT_2_PI)
     for q in range(z.size):
@@ -124,7 +156,7 @@ def _gelu(z, b, slope, wanted):
             slope[q] = cumulative + v * (to_density * bell)
 
 
-@kernel
+@part
 def _silu(z, b, slope, wanted):
     one = z.dtype.type(1)
     for q in range(z.size):
@@ -135,7 +167,7 @@ def _silu(z, b, slope, wanted):
             slope[q] = s * (one + v * (one - s))
 
 
-@kernel
+@part
 def _mish(z, b, slope, wanted):
     one = z.dtype.type(1)
     for q in range(z.size):
@@ -146,7 +178,7 @@ def _mish(z, b, slope, wanted):
             slope[q] = t + v * el.sigmoid(v) * (one - t * t)
 
 
-@kernel
+@part
 def _softplus(z, b, slope, wanted):
     for q in range(z.size):
         v = z[q] + b[q]
@@ -155,7 +187,7 @@ def _softplus(z, b, slope, wanted):
             slope[q] = el.sigmoid(v)
 
 
-@kernel
+@part
 def _sigmoid(z, b, slope, wanted):
     one = z.dtype.type(1)
     for q in range(z.size):
@@ -165,7 +197,7 @@ def _sigmoid(z, b, slope, wanted):
             slope[q] = z[q] * (one - z[q])
 
 
-@kernel
+@part
 def _tanh(z, b, slope, wanted):
     one = z.dtype.type(1)
     for q in range(z.size):
@@ -175,7 +207,7 @@ def _tanh(z, b, slope, wanted):
             slope[q] = one - z[q] * z[q]
 
 
-@kernel
+@part
 def _sin_cos(z, b, slope, wanted, sine):
     limit = z.dtype.type(el.TRIG_LIMIT)
     far = False
@@ -203,24 +235,25 @@ def _sin_cos(z, b, slope, wanted, sine):
             z[q] = el.cos(z[q])
 
 
-@kernel
-def activate_rows(activation, z, b, slopes, wanted):
+@part
+def activate_rows(activation, z, at, rows, columns, b, slopes, wanted):
     """Rows of pre-activations without bias become activations, in place.
 
     Parameters
     ----------
     activation : int
         A position in `records.ACTIVATIONS`.
-    z : (n, O) float
-        Overwritten.
-    b : (O,) float
-    slopes : (n, O) float
-        Overwritten where `wanted`; else not looked at.
+    z : (...) float
+        Flat; from `at` on (rows, columns) is overwritten.
+    b : (columns,) float
+    slopes : (...) float
+        As z; overwritten where `wanted`, else not looked at.
     wanted : bool
     """
-    for i in range(z.shape[0]):
-        row = z[i]
-        slope = slopes[i] if wanted else row
+    for i in range(rows):
+        start = at + i * columns
+        row = z[start : start + columns]
+        slope = slopes[start : start + columns] if wanted else row
         if activation == 0:
             _identity(row, b, slope, wanted)
         elif activation == 1:
@@ -247,26 +280,27 @@ def activate_rows(activation, z, b, slopes, wanted):
             _sin_cos(row, b, slope, wanted, activation == 11)
 
 
-@kernel
-def activation_backward_rows(activation, a, slopes, has_slope, d):
+@part
+def activation_backward_rows(activation, a, slopes, has_slope, d, at, count):
     """``d *= slope``; without slopes, d stays where the activation is identity, and for relu is 0 where a is.
 
-    a, slopes, d (m,) float, flat; d is overwritten.
+    a, slopes, d (...) float, flat; of each, `count` from `at` on; d is overwritten.
     """
     if has_slope:
-        for q in range(d.size):
+        for q in range(at, at + count):
             d[q] *= slopes[q]
     elif activation == 1:
         zero = d.dtype.type(0)
-        for q in range(d.size):
+        for q in range(at, at + count):
             d[q] = d[q] if a[q] > zero else zero
 
 
-@kernel
-def sum_columns(d, rows, columns, first, stop, out):
-    """``out[q] = sum over rows of d[i, q]`` for first <= q < stop; d flat, (rows, columns)."""
+@part
+def sum_columns(d, at, rows, columns, first, stop, out):
+    """``out[q] = sum over rows of d[i, q]`` for first <= q < stop; d flat, from `at` on (rows, columns)."""
     for q in range(first, stop):
-        out[q] = d[q]
+        out[q] = d[at + q]
     for i in range(1, rows):
+        start = at + i * columns
         for q in range(first, stop):
-            out[q] += d[i * columns + q]
+            out[q] += d[start + q]

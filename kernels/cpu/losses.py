@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from . import elementary as el
-from .compiling import OPTIONS
+from .compiling import part
 
 VECTOR = 16
 """Elements of the widest vector: short rows are padded to it, so that their exponentials are one instruction each."""
 
-kernel = njit(**OPTIONS)
 
-
-@kernel
+@part
 def _softmax_cross_entropy(z, label, targets, smoothing, d, scale, padded):
     k = z.size
     dtype = z.dtype.type
@@ -56,7 +53,7 @@ def _softmax_cross_entropy(z, label, targets, smoothing, d, scale, padded):
     return log_total * mass - match
 
 
-@kernel
+@part
 def _sigmoid_cross_entropy(z, targets, d, scale):
     dtype = z.dtype.type
     loss = dtype(0)
@@ -67,7 +64,7 @@ def _sigmoid_cross_entropy(z, targets, d, scale):
     return loss / dtype(z.size)
 
 
-@kernel
+@part
 def _mean_squared_error(z, targets, d, scale):
     dtype = z.dtype.type
     loss = dtype(0)
@@ -79,7 +76,7 @@ def _mean_squared_error(z, targets, d, scale):
     return loss / dtype(z.size)
 
 
-@kernel
+@part
 def _mean_absolute_error(z, targets, d, scale):
     dtype = z.dtype.type
     loss = dtype(0)
@@ -91,7 +88,7 @@ def _mean_absolute_error(z, targets, d, scale):
     return loss / dtype(z.size)
 
 
-@kernel
+@part
 def _huber(z, targets, delta, d, scale):
     dtype = z.dtype.type
     loss = dtype(0)
@@ -104,7 +101,7 @@ def _huber(z, targets, delta, d, scale):
     return loss / dtype(z.size)
 
 
-@kernel
+@part
 def _poisson(z, targets, d, scale):
     dtype = z.dtype.type
     loss = dtype(0)
@@ -116,7 +113,7 @@ def _poisson(z, targets, d, scale):
     return loss / dtype(z.size)
 
 
-@kernel
+@part
 def _categorical_hinge(z, label, d, scale):
     dtype = z.dtype.type
     strongest = 1 if label == 0 else 0
@@ -133,7 +130,7 @@ def _categorical_hinge(z, label, d, scale):
     return loss
 
 
-@kernel
+@part
 def _mean_squared_logarithmic_error(z, targets, d, scale):
     dtype = z.dtype.type
     loss = dtype(0)
@@ -146,7 +143,7 @@ def _mean_squared_logarithmic_error(z, targets, d, scale):
     return loss / dtype(z.size)
 
 
-@kernel
+@part
 def row_loss(loss, parameter, z, label, targets, d, scale, padded):
     """Return the loss of a row, and write its gradient times `scale`.
 
@@ -186,7 +183,7 @@ def row_loss(loss, parameter, z, label, targets, d, scale, padded):
     return _mean_squared_logarithmic_error(z, targets, d, scale)
 
 
-@kernel
+@part
 def _largest(values):
     """Return the position of the first largest value; of the first NaN, if there is one, as NumPy does."""
     best = 0
@@ -196,7 +193,7 @@ def _largest(values):
     return best
 
 
-@kernel
+@part
 def row_hit(loss, z, label, targets):
     """Return 1 where the row is predicted rightly and 0 where not; for several binary outputs the fraction right."""
     dtype = z.dtype.type

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blas import gemm
 from .compiling import entry
 from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
 from .losses import row_hit, row_loss
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
+from .products import multiply, multiply_by_transposed, multiply_transposed, scratch_width
 from .random import dropout_row
 
 u8 = np.uint64
@@ -20,29 +20,31 @@ u8 = np.uint64
 @entry
 def gather(source, kind, order, out):
     """``out[i] = source[order[i]]``; source as bytes, see `layers.load_row`; out (N, I)."""
-    for i in range(order.size):
-        load_row(source, kind, order[i], out[i])
+    n, columns = out.shape
+    flat = out.reshape(-1)
+    for i in range(n):
+        load_row(source, kind, order[i], flat, i * columns, columns)
 
 
 @entry
 def dense_forward(x, w, b, out):
     """``out = x @ w + b``."""
     (n, i), o = x.shape, w.shape[1]
-    one, zero = w.dtype.type(1), w.dtype.type(0)
-    gemm(False, False, n, o, i, one, x.reshape(-1), i, w.reshape(-1), o, zero, out.reshape(-1), o)
-    activate_rows(0, out, b, out, False)
+    flat = out.reshape(-1)
+    multiply(x.reshape(-1), 0, np.arange(n), i, n, i, w.reshape(-1), 0, o, flat, 0)
+    activate_rows(0, flat, 0, n, o, b, flat, False)
 
 
 @entry
 def activate(activation, z, zeros, slopes, wanted):
     """Z (N, O) becomes f(z), slopes f'(z) where `wanted`; zeros (O,)."""
-    activate_rows(activation, z, zeros, slopes, wanted)
+    activate_rows(activation, z.reshape(-1), 0, z.shape[0], z.shape[1], zeros, slopes.reshape(-1), wanted)
 
 
 @entry
 def activation_backward(activation, a, slopes, has_slope, d):
     """``d *= slope``; all flat."""
-    activation_backward_rows(activation, a, slopes, has_slope, d)
+    activation_backward_rows(activation, a, slopes, has_slope, d, 0, d.size)
 
 
 @entry
@@ -73,21 +75,21 @@ def weight_gradient(x, dz, dw):
     """``dw = x.T @ dz``."""
     (n, i), o = x.shape, dz.shape[1]
     one, zero = dz.dtype.type(1), dz.dtype.type(0)
-    gemm(True, False, i, o, n, one, x.reshape(-1), i, dz.reshape(-1), o, zero, dw.reshape(-1), o)
+    multiply_transposed(x.reshape(-1), 0, np.arange(n), i, i, n, dz.reshape(-1), 0, o, one, zero, dw.reshape(-1), 0)
 
 
 @entry
 def bias_gradient(dz, db):
     """``db = sum of dz over rows``."""
-    sum_columns(dz.reshape(-1), dz.shape[0], dz.shape[1], 0, dz.shape[1], db)
+    sum_columns(dz.reshape(-1), 0, dz.shape[0], dz.shape[1], 0, dz.shape[1], db)
 
 
 @entry
 def input_gradient(dz, w, dx):
     """``dx = dz @ w.T``."""
     (n, o), i = dz.shape, w.shape[0]
-    one, zero = dz.dtype.type(1), dz.dtype.type(0)
-    gemm(False, True, n, i, o, one, dz.reshape(-1), o, w.reshape(-1), o, zero, dx.reshape(-1), i)
+    scratch = np.empty(o * scratch_width(dz), dz.dtype)
+    multiply_by_transposed(dz.reshape(-1), 0, np.arange(n), n, o, w.reshape(-1), 0, i, dx.reshape(-1), 0, scratch)
 
 
 @entry

@@ -6,12 +6,10 @@ import math
 
 from numba import njit
 
-from .compiling import OPTIONS
-
-kernel = njit(**OPTIONS)
+from .compiling import OPTIONS, part
 
 
-@kernel
+@part
 def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
     """Take one step.
 
@@ -67,7 +65,7 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
             p[i] = p[i] * decay - rate * d
 
 
-@kernel
+@part
 def average(mean, p, decay):
     """``mean = decay mean + (1 - decay) p``; flat arrays."""
     weight = mean.dtype.type(1) - decay
@@ -75,7 +73,7 @@ def average(mean, p, decay):
         mean[i] += weight * (p[i] - mean[i])
 
 
-@kernel
+@part
 def limit_columns(w, inputs, outputs, first, stop, limit, norms):
     """Scale the columns first <= q < stop of w (inputs, outputs), flat, down to the 2-norm `limit`.
 

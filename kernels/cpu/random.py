@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from .compiling import INLINE, OPTIONS
+from .compiling import inline_part, part
 
 u4, u8 = np.uint32, np.uint64
 DROPOUT = 3
 """`fastmlp.random_bits.Purpose.DROPOUT`."""
 
 
-@njit(**INLINE)
+@inline_part
 def _philox(c0, c1, c2, c3, k0, k1):
     """Ten rounds (Salmon et al. 2011) on 64-bit integers that hold 32-bit words."""
     low = u8(0xFFFFFFFF)
@@ -28,7 +27,7 @@ def _philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit(**OPTIONS)
+@part
 def dropout_row(a, slope, has_slope, threshold, scale, key, row, step, layer, lanes):
     """Multiply a row, and its slopes, by ``mask * scale``.
 

@@ -127,6 +127,10 @@ class Memory(NamedTuple):
     row_losses, row_hits : (batch,) float
     scratch : (threads, 4, m) float
         Each thread's own, m at least a quarter of the widest input and the widest layer plus a vector.
+    transposed : (threads, m) float
+        Each thread's own, for a part of a transposed W.
+    counting, order : (batch,) int64
+        0, 1, 2 ...; and rows of the data, in prediction.
     norms : (threads,) float64
     arrivals : (1,) int64
         The barrier's counter, 0 at the start of a call.
@@ -139,5 +143,8 @@ class Memory(NamedTuple):
     row_losses: Any
     row_hits: Any
     scratch: Any
+    transposed: Any
+    counting: Any
+    order: Any
     norms: Any
     arrivals: Any

@@ -8,11 +8,11 @@ from __future__ import annotations
 import platform
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .compiling import OPTIONS
+from .compiling import OPTIONS, part
 
 SPINS = 4000
 """Looks at a barrier before the core is offered to others: about 50 microseconds, longer than most steps wait."""
@@ -63,7 +63,7 @@ if _WINDOWS:
     _switch = types.ExternalFunction("SwitchToThread", types.int32())
     _sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
 
-    @njit(**OPTIONS)
+    @part
     def _offer_core(spins):
         if spins < SPINS + YIELDS:
             _switch()
@@ -74,7 +74,7 @@ else:
     _sched_yield = types.ExternalFunction("sched_yield", types.int32())
     _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
-    @njit(**OPTIONS)
+    @part
     def _offer_core(spins):
         if spins < SPINS + YIELDS:
             _sched_yield()

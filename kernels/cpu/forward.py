@@ -1,0 +1,121 @@
+"""Rows of a batch, from their inputs to the loss of each: what training, prediction and evaluation share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .compiling import part
+from .layers import activate_rows, load_row, own_kind
+from .losses import row_hit, row_loss
+from .products import by_tiles, multiply
+from .random import dropout_row
+
+u8 = np.uint64
+
+
+@part
+def reads_in_place(net, data, params):
+    """Tell whether the lowest layer can multiply inputs where they lie, in the user's own array."""
+    inputs = net.units[0]
+    return data.x_kind == own_kind(params) and net.thresholds[0] == u8(0) and by_tiles(inputs, net.units[1])
+
+
+@part
+def load_rows(net, data, order, x, at, first_row, key, step, lanes):
+    """Gather rows of the inputs, and apply the dropout of inputs.
+
+    Parameters
+    ----------
+    net, data : records
+    order : (n,) int64
+        Which rows.
+    x : (...) float
+        Flat; n rows from `at` on are overwritten.
+    first_row : int
+        The place of the first one in the batch.
+    key, step : uint64
+    lanes : (4, m) float
+        Overwritten.
+    """
+    inputs = net.units[0]
+    for i in range(order.size):
+        load_row(data.x, data.x_kind, order[i], x, at + i * inputs, inputs)
+    if net.thresholds[0] > u8(0):
+        for i in range(order.size):
+            row = x[at + i * inputs : at + (i + 1) * inputs]
+            dropout_row(row, row, lanes.size < 0, net.thresholds[0], net.scales[0], key, u8(first_row + i), step, u8(0), lanes)
+
+
+@part
+def forward_rows(net, params, x, x_at, index, memory, rows, batch, first_row, key, step, lanes):
+    """Run rows forward.
+
+    Parameters
+    ----------
+    net : records.Network
+    params : (size,) float
+    x : (...) float
+        Inputs, flat from `x_at` on; this batch's are its rows ``index[:rows]``.
+    index : (rows,) int64
+    memory : records.Memory
+        Of the whole batch; the part of these rows of z and slopes is overwritten.
+    rows, batch, first_row : int
+        How many rows, of how many, from which on.
+    key, step : uint64
+    lanes : (4, m) float
+        Overwritten.
+    """
+    units, z, slopes = net.units, memory.z, memory.slopes
+    below, at, rows_below = x, x_at, index
+    for layer in range(units.size - 1):
+        i_, o = units[layer], units[layer + 1]
+        start = net.z_at[layer] * batch + first_row * o
+        multiply(below, at, rows_below, i_, rows, i_, params, net.weight_at[layer], o, z, start)
+        wanted = net.needs_slope[layer]
+        b = params[net.bias_at[layer] : net.bias_at[layer] + o]
+        activate_rows(net.activations[layer], z, start, rows, o, b, slopes, wanted)
+        if layer + 2 < units.size and net.thresholds[layer + 1] > u8(0):
+            for i in range(rows):
+                row = z[start + i * o : start + (i + 1) * o]
+                slope = slopes[start + i * o : start + (i + 1) * o] if wanted else row
+                dropout_row(
+                    *(row, slope, wanted, net.thresholds[layer + 1], net.scales[layer + 1]),
+                    *(key, u8(first_row + i), step, u8(layer + 1), lanes),
+                )
+        below, at, rows_below = z, start, memory.counting
+
+
+@part
+def output_losses(net, data, order, z, at, d, d_at, scale, row_losses, row_hits, target, padded):
+    """Write the loss of each row, its gradient by the outputs times weight and scale, and whether it was a hit.
+
+    Parameters
+    ----------
+    net : records.Network
+    data : records.Data
+    order : (rows,) int64
+        Where each row lies in the data.
+    z, d : (...) float
+        Flat, (rows, K) from `at` and `d_at` on; d is overwritten.
+    scale : float
+        1 over the total weight of the batch.
+    row_losses, row_hits : (rows,) float
+        Overwritten, without weights.
+    target, padded : (>= K + VECTOR,) float
+        Overwritten.
+    """
+    k = net.units[-1]
+    targets = target[:k]
+    label = -1
+    for i in range(order.size):
+        row = order[i]
+        if data.labels.size:
+            label = data.labels[row]
+        else:
+            load_row(data.targets, data.targets_kind, row, target, 0, k)
+        weighted = scale
+        if data.weights.size:
+            weighted = scale * data.weights[row]
+        outputs, gradient = z[at + i * k : at + (i + 1) * k], d[d_at + i * k : d_at + (i + 1) * k]
+        row_losses[i] = row_loss(net.loss, net.loss_parameter, outputs, label, targets, gradient, weighted, padded)
+        row_hits[i] = row_hit(net.loss, outputs, label, targets)

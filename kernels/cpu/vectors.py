@@ -1,0 +1,93 @@
+"""What the host's vectors are, and arrays seen as arrays of another type."""
+
+from __future__ import annotations
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np.arrayobj import make_array, populate_array
+
+from .compiling import INLINE
+
+
+def _features() -> set[str]:
+    """Return what the processor that is compiled for can do, in LLVM's names."""
+    if numba.config.CPU_FEATURES is not None:
+        return {name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+")}
+    if numba.config.CPU_NAME not in (None, "host"):
+        return set()
+    return {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
+
+
+FEATURES = _features()
+VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx2" in FEATURES else 16
+HAS_MASKS = "avx512f" in FEATURES or {"avx2", "fma"} <= FEATURES
+"""Whether loads and stores of a part of a vector are instructions, and so are multiplications fused with additions."""
+REGISTERS = 32 if VECTOR_BYTES == 64 else 16
+
+
+def lanes(real: types.Float) -> int:
+    """Return how many numbers of a type one vector holds."""
+    return int(VECTOR_BYTES * 8 // real.bitwidth)
+
+
+def integer(value: int) -> ir.Constant:
+    """Return a 64-bit integer constant."""
+    return ir.Constant(ir.IntType(64), value)
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
+    """Return a vector whose elements are all `value`."""
+    vector = ir.VectorType(value.type, count)
+    nothing = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    order = ir.VectorType(ir.IntType(32), count)
+    return builder.shuffle_vector(first, nothing, ir.Constant(order, [0] * count))
+
+
+def shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, order: list[int]) -> ir.Value:
+    """Return the elements of `a` followed by those of `b`, taken in the given order."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order))
+
+
+def first_element(context, builder, array_type, array, offset, real):
+    """Return a pointer to numbers of the type `real`, `offset` of them into an array of any type."""
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, context.get_value_type(real).as_pointer()), [offset])
+
+
+@intrinsic
+def _seen_as(typing, array, kind):
+    real = kind.dtype
+    result = types.Array(real, 1, "C")
+
+    def codegen(context, builder, signature, args):
+        source = make_array(array)(context, builder, args[0])
+        size = integer(context.get_abi_sizeof(context.get_data_type(real)))
+        count = builder.sdiv(builder.mul(source.nitems, source.itemsize), size)
+        out = make_array(result)(context, builder)
+        populate_array(
+            out,
+            data=builder.bitcast(source.data, out.data.type),
+            shape=[count],
+            strides=[size],
+            itemsize=size,
+            meminfo=None,  # the caller holds the array
+            parent=source.parent,
+        )
+        return out._getvalue()
+
+    return result(array, kind), codegen
+
+
+def seen_as(array, kind):
+    """Return the memory of a flat array as an array of another type; it must not outlive the call."""
+    return array.view(kind)
+
+
+@overload(seen_as, jit_options=INLINE)
+def _compiled_seen_as(array, kind):
+    return lambda array, kind: _seen_as(array, kind)
