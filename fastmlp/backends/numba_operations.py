@@ -90,16 +90,18 @@ class NumbaOperations(NumpyBackend):
             super().loss(loss, outputs, targets, row_weights, inverse_total, d_outputs, row_losses, scratch)
             return
         from fastmlp.kernels.cpu import operations, records
-        from fastmlp.kernels.cpu.losses import VECTOR
+        from fastmlp.kernels.cpu.losses import work_size
 
         real = outputs.dtype.type
         parameter = real(getattr(loss, "label_smoothing", getattr(loss, "delta", 0.0)))
+        labels, wanted = _targets(targets, outputs)
         weights = np.empty(0, outputs.dtype) if row_weights is None else _ordered(row_weights)
-        padded = np.empty(outputs.shape[1] + VECTOR, outputs.dtype)
+        work = np.empty(work_size(outputs.shape[1]), outputs.dtype)
+        data = records.Data(np.empty(0, np.uint8), 0, labels, *rows_as_bytes(wanted), weights)
         with _in_order(d_outputs, row_losses) as (d, rows):
             operations.losses(
-                *(records.LOSSES.index(loss.name), parameter, _ordered(outputs), *_targets(targets, outputs)),
-                *(weights, real(inverse_total), d, rows, padded),
+                *(records.LOSSES.index(loss.name), parameter, data, _ordered(outputs), real(inverse_total)),
+                *(d, rows, work),
             )
 
     def hits(self, loss: Loss, outputs: Floats, targets: NDArray[Any], out: Floats) -> None:

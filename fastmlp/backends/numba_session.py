@@ -81,11 +81,11 @@ class NumbaSession(Session):
 
     def _memory(self, batch: int, threads: int, *, training: bool) -> Any:
         from fastmlp.kernels.cpu import records
-        from fastmlp.kernels.cpu.losses import VECTOR
+        from fastmlp.kernels.cpu.losses import work_size
 
         spec, allocate = self.plan.spec, self._allocate
         # a barrier's counter and a lane of scratch each on cache lines of their own
-        widest = max(max(spec.units) + 2 * VECTOR, 64)
+        widest = max(max(spec.units) + 32, 64)
         return records.Memory(
             x=allocate(batch * spec.units[0]),
             z=allocate(batch * sum(spec.units[1:])),
@@ -94,6 +94,7 @@ class NumbaSession(Session):
             row_losses=allocate(batch),
             row_hits=allocate(batch),
             scratch=allocate(threads, 4, widest),
+            losses=allocate(threads, work_size(spec.units[-1])),
             transposed=allocate(threads, self._transposed_size() if training else 0),
             counting=np.arange(batch, dtype=np.int64),
             order=np.empty(0 if training else batch, np.int64),

@@ -6,7 +6,7 @@ import numpy as np
 
 from .compiling import part
 from .layers import activate_rows, load_row, own_kind
-from .losses import row_hit, row_loss
+from .losses import LANES, row_hit, row_loss, softmax_cross_entropy
 from .products import by_tiles, multiply
 from .random import dropout_row
 
@@ -86,12 +86,17 @@ def forward_rows(net, params, x, x_at, index, memory, rows, batch, first_row, ke
 
 
 @part
-def output_losses(net, data, order, z, at, d, d_at, scale, row_losses, row_hits, target, padded):
+def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_losses, row_hits, work):
     """Write the loss of each row, its gradient by the outputs times weight and scale, and whether it was a hit.
 
     Parameters
     ----------
-    net : records.Network
+    loss : int
+        A position in `records.LOSSES`.
+    parameter : float
+        Label smoothing, or Huber's delta.
+    k : int
+        How many outputs.
     data : records.Data
     order : (rows,) int64
         Where each row lies in the data.
@@ -101,21 +106,32 @@ def output_losses(net, data, order, z, at, d, d_at, scale, row_losses, row_hits,
         1 over the total weight of the batch.
     row_losses, row_hits : (rows,) float
         Overwritten, without weights.
-    target, padded : (>= K + VECTOR,) float
+    work : (`losses.work_size(K)`,) float
         Overwritten.
     """
-    k = net.units[-1]
-    targets = target[:k]
-    label = -1
-    for i in range(order.size):
-        row = order[i]
-        if data.labels.size:
-            label = data.labels[row]
-        else:
-            load_row(data.targets, data.targets_kind, row, target, 0, k)
-        weighted = scale
+    scales, targets, work = work[:LANES], work[LANES : (1 + k) * LANES], work[(1 + k) * LANES :]
+    for first in range(0, order.size, LANES):
+        rows = min(LANES, order.size - first)
+        chosen = order[first : first + rows]
+        for i in range(LANES):
+            scales[i] = scale
         if data.weights.size:
-            weighted = scale * data.weights[row]
-        outputs, gradient = z[at + i * k : at + (i + 1) * k], d[d_at + i * k : d_at + (i + 1) * k]
-        row_losses[i] = row_loss(net.loss, net.loss_parameter, outputs, label, targets, gradient, weighted, padded)
-        row_hits[i] = row_hit(net.loss, outputs, label, targets)
+            for i in range(rows):
+                scales[i] *= data.weights[chosen[i]]
+        if data.labels.size == 0:
+            for i in range(rows):
+                load_row(data.targets, data.targets_kind, chosen[i], targets, i * k, k)
+        losses, hits = row_losses[first : first + rows], row_hits[first : first + rows]
+        start, d_start = at + first * k, d_at + first * k
+        if loss == 0:
+            softmax_cross_entropy(
+                *(z, start, rows, k, data.labels, chosen, targets, parameter, scales),
+                *(d, d_start, losses, hits, work),
+            )
+        else:
+            for i in range(rows):
+                outputs, gradient = z[start + i * k : start + (i + 1) * k], d[d_start + i * k : d_start + (i + 1) * k]
+                wanted = targets[i * k : (i + 1) * k]
+                label = data.labels[chosen[i]] if data.labels.size else -1
+                losses[i] = row_loss(loss, parameter, outputs, label, wanted, gradient, scales[i])
+                hits[i] = row_hit(loss, outputs, label, wanted)

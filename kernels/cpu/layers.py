@@ -65,17 +65,19 @@ def load_row(source, kind, row, out, at, n):
     """
     dtype = out.dtype.type
     first = row * n
+    target = out[at : at + n]
     if kind == 2:
         full = dtype(255)
+        pixels = source[first : first + n]
         for q in range(n):
-            out[at + q] = dtype(source[first + q]) / full
+            target[q] = dtype(pixels[q]) / full
     elif kind == own_kind(out):
-        numbers = seen_as(source, dtype)
+        numbers = seen_as(source, dtype)[first : first + n]
         for q in range(n):
-            out[at + q] = numbers[first + q]
+            target[q] = numbers[q]
     else:
         for q in range(n):
-            out[at + q] = converted(source, kind, first + q, dtype)
+            target[q] = converted(source, kind, first + q, dtype)
 
 
 def own_kind(array):
@@ -286,21 +288,26 @@ def activation_backward_rows(activation, a, slopes, has_slope, d, at, count):
 
     a, slopes, d (...) float, flat; of each, `count` from `at` on; d is overwritten.
     """
+    gradient = d[at : at + count]
     if has_slope:
-        for q in range(at, at + count):
-            d[q] *= slopes[q]
+        slope = slopes[at : at + count]
+        for q in range(count):
+            gradient[q] *= slope[q]
     elif activation == 1:
         zero = d.dtype.type(0)
-        for q in range(at, at + count):
-            d[q] = d[q] if a[q] > zero else zero
+        active = a[at : at + count]
+        for q in range(count):
+            gradient[q] = gradient[q] if active[q] > zero else zero
 
 
 @part
 def sum_columns(d, at, rows, columns, first, stop, out):
     """``out[q] = sum over rows of d[i, q]`` for first <= q < stop; d flat, from `at` on (rows, columns)."""
-    for q in range(first, stop):
-        out[q] = d[at + q]
-    for i in range(1, rows):
+    sums = out[first:stop]
+    for q in range(sums.size):
+        sums[q] = 0
+    for i in range(rows):
         start = at + i * columns
-        for q in range(first, stop):
-            out[q] += d[start + q]
+        row = d[start + first : start + stop]
+        for q in range(sums.size):
+            sums[q] += row[q]

@@ -7,50 +7,123 @@ import numpy as np
 from . import elementary as el
 from .compiling import part
 
-VECTOR = 16
-"""Elements of the widest vector: short rows are padded to it, so that their exponentials are one instruction each."""
+LANES = 16
+"""Rows of softmax cross-entropy that are worked on at once, one in each lane of a vector."""
 
 
 @part
-def _softmax_cross_entropy(z, label, targets, smoothing, d, scale, padded):
-    k = z.size
+def _to_lanes(source, at, rows, k, out):
+    """``out[c, i] = source[i, c]``, (k, LANES) flat; lanes beyond the last row repeat it."""
+    for i in range(LANES):
+        start = at + min(i, rows - 1) * k
+        row, lane = source[start : start + k], out[i:]
+        for c in range(k):
+            lane[c * LANES] = row[c]
+
+
+@part
+def _largest_in_lanes(values, k, top, best):
+    """Write the largest of the k values of each lane and its first position; a NaN is larger than all numbers."""
+    for i in range(LANES):
+        top[i] = values[i]
+        best[i] = 0
+    for c in range(1, k):
+        row, position = values[c * LANES : (c + 1) * LANES], values.dtype.type(c)
+        for i in range(LANES):
+            larger = (row[i] > top[i]) | ((row[i] != row[i]) & (top[i] == top[i]))
+            top[i] = row[i] if larger else top[i]
+            best[i] = position if larger else best[i]
+
+
+@part
+def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, scales, d, d_at, losses, hits, work):
+    """Write loss, gradient and hit of up to `LANES` rows: fused and stable, from logits.
+
+    Parameters
+    ----------
+    z : (...) float
+        Logits, flat, (rows, k) from `at` on.
+    labels : (n,) int64, or empty
+        The classes of all examples.
+    order : (rows,) int64
+        Which of them these are.
+    targets : (rows * k,) float
+        Looked at where there are no labels.
+    smoothing : float
+    scales : (LANES,) float
+        Weight of each row over the total weight.
+    d : (...) float
+        Flat; (rows, k) from `d_at` on is overwritten.
+    losses, hits : (rows,) float
+        Overwritten.
+    work : ((6 + 2 * k) * LANES,) float
+        Overwritten.
+    """
     dtype = z.dtype.type
-    size = (k + VECTOR - 1) // VECTOR * VECTOR
-    top = z[0]
-    for q in range(1, k):
-        top = max(top, z[q])
-    for q in range(k):
-        padded[q] = z[q] - top
-    padded[k:size] = dtype(-np.inf)
-    for q in range(size):
-        padded[q] = el.exp(padded[q])
-    total = dtype(0)
-    for q in range(k):
-        total += padded[q]
-    log_total = np.log(total)
-    if label >= 0:
-        share = smoothing / dtype(k)
-        loss = log_total - (dtype(1) - smoothing) * (z[label] - top)
-        if smoothing > dtype(0):
-            rest = dtype(0)
-            for q in range(k):
-                rest += z[q] - top
-            loss -= share * rest
-        factor = scale / total
-        for q in range(k):
-            d[q] = padded[q] * factor - scale * share
-        d[label] -= scale * (dtype(1) - smoothing)
-        return loss
-    mass = dtype(0)
-    match = dtype(0)
-    for q in range(k):
-        target = (dtype(1) - smoothing) * targets[q] + smoothing / dtype(k)
-        mass += target
-        match += target * (z[q] - top)
-    for q in range(k):
-        target = (dtype(1) - smoothing) * targets[q] + smoothing / dtype(k)
-        d[q] = (padded[q] / total * mass - target) * scale
-    return log_total * mass - match
+    kept, share = dtype(1) - smoothing, smoothing / dtype(k)
+    top, best, total = work[0:LANES], work[LANES : 2 * LANES], work[2 * LANES : 3 * LANES]
+    mass, match, right = work[3 * LANES : 4 * LANES], work[4 * LANES : 5 * LANES], work[5 * LANES : 6 * LANES]
+    values, wanted = work[6 * LANES : (6 + k) * LANES], work[(6 + k) * LANES : (6 + 2 * k) * LANES]
+    soft = labels.size == 0
+    _to_lanes(z, at, rows, k, values)
+    if soft:
+        _to_lanes(targets, 0, rows, k, wanted)
+        _largest_in_lanes(wanted, k, top, right)
+        for q in range(k * LANES):
+            wanted[q] = kept * wanted[q] + share
+    _largest_in_lanes(values, k, top, best)
+    for i in range(LANES):
+        total[i] = 0
+        mass[i] = 0
+        match[i] = 0
+    for c in range(k):
+        row = values[c * LANES : (c + 1) * LANES]
+        if soft:
+            weight = wanted[c * LANES : (c + 1) * LANES]
+            for i in range(LANES):
+                mass[i] += weight[i]
+                match[i] += weight[i] * (row[i] - top[i])
+        elif smoothing > 0:
+            for i in range(LANES):
+                match[i] += share * (row[i] - top[i])
+        for i in range(LANES):
+            e = el.exp(row[i] - top[i])
+            row[i] = e
+            total[i] += e
+    if not soft:
+        for i in range(LANES):
+            mass[i] = 1
+        for i in range(rows):
+            label = labels[order[i]]
+            right[i] = label
+            match[i] += kept * (z[at + i * k + label] - top[i])
+    for i in range(LANES):
+        # the largest term of the sum is 1, so that the logarithm is one of 1 + something
+        top[i] = el.log1p(total[i] - dtype(1)) * mass[i] - match[i]
+        total[i] = scales[i] * mass[i] / total[i]
+    for c in range(k):
+        row = values[c * LANES : (c + 1) * LANES]
+        if soft:
+            weight = wanted[c * LANES : (c + 1) * LANES]
+            for i in range(LANES):
+                row[i] = row[i] * total[i] - weight[i] * scales[i]
+        else:
+            for i in range(LANES):
+                row[i] = row[i] * total[i] - share * scales[i]
+    for i in range(rows):
+        start = d_at + i * k
+        gradient, lane = d[start : start + k], values[i:]
+        for c in range(k):
+            gradient[c] = lane[c * LANES]
+        if not soft:
+            gradient[labels[order[i]]] -= kept * scales[i]
+        losses[i] = top[i]
+        hits[i] = dtype(1) if best[i] == right[i] else dtype(0)
+
+
+def work_size(k: int) -> int:
+    """Return how many numbers the losses of k outputs are worked out in."""
+    return (7 + 3 * k) * LANES
 
 
 @part
@@ -144,30 +217,26 @@ def _mean_squared_logarithmic_error(z, targets, d, scale):
 
 
 @part
-def row_loss(loss, parameter, z, label, targets, d, scale, padded):
-    """Return the loss of a row, and write its gradient times `scale`.
+def row_loss(loss, parameter, z, label, targets, d, scale):
+    """Return the loss of a row, of any loss but the first, and write its gradient times `scale`.
 
     Parameters
     ----------
     loss : int
         A position in `records.LOSSES`.
     parameter : float
-        Label smoothing, or Huber's delta.
+        Huber's delta.
     z : (K,) float
         Outputs.
     label : int
-        The class; -1 where there are targets instead.
+        The class, for categorical hinge.
     targets : (K,) float
-        Looked at where there is no label.
+        For the others.
     d : (K,) float
         Overwritten.
     scale : float
         Weight of the row over the total weight.
-    padded : (>= K + VECTOR,) float
-        Overwritten.
     """
-    if loss == 0:
-        return _softmax_cross_entropy(z, label, targets, parameter, d, scale, padded)
     if loss == 1:
         return _sigmoid_cross_entropy(z, targets, d, scale)
     if loss == 2:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from .compiling import entry
+from .forward import output_losses
 from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
-from .losses import row_hit, row_loss
+from .losses import row_hit
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
 from .products import multiply, multiply_by_transposed, multiply_transposed, scratch_width
 from .random import dropout_row
@@ -55,12 +56,14 @@ def dropout(a, slopes, has_slope, threshold, scale, key, step, layer, lanes):
 
 
 @entry
-def losses(loss, parameter, outputs, labels, targets, weights, inverse_total, d_outputs, row_losses, padded):
-    """Write row losses and gradients; labels (N,) or empty, targets (N, K), weights (N,) or empty."""
-    for i in range(outputs.shape[0]):
-        label = labels[i] if labels.size else -1
-        scale = inverse_total * weights[i] if weights.size else inverse_total
-        row_losses[i] = row_loss(loss, parameter, outputs[i], label, targets[i], d_outputs[i], scale, padded)
+def losses(loss, parameter, data, outputs, inverse_total, d_outputs, row_losses, work):
+    """Write row losses and gradients, both (N, K), for the targets in `data`."""
+    n, k = outputs.shape
+    hits = np.empty(n, outputs.dtype)
+    output_losses(
+        *(loss, parameter, k, data, np.arange(n), outputs.reshape(-1), 0, d_outputs.reshape(-1), 0),
+        *(inverse_total, row_losses, hits, work),
+    )
 
 
 @entry

@@ -45,13 +45,14 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
             load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
         forward_rows(net, params, x, x_at, memory.counting, memory, rows, batch, 0, u8(0), u8(0), lanes)
         if out.size:
-            place = start * outputs
-            for q in range(rows * outputs):
-                out[place + q] = memory.z[at + q]
+            predicted = out[start * outputs : (start + rows) * outputs]
+            for q in range(predicted.size):
+                predicted[q] = memory.z[at + q]
         if totals.size:
             losses, hits = memory.row_losses[:rows], memory.row_hits[:rows]
             output_losses(
-                *(net, data, order, memory.z, at, memory.dz, 0, dtype(1), losses, hits, lanes[0], lanes[1]),
+                *(net.loss, net.loss_parameter, outputs, data, order, memory.z, at, memory.dz, 0),
+                *(dtype(1), losses, hits, memory.losses[0]),
             )
             for i in range(rows):
                 w = 1.0

@@ -202,9 +202,10 @@ def _transpose(source, at, lds, rows, columns, out, ldo):
             done = full
             for r in range(0, full, BLOCK):
                 _transpose_block(source, at + r * lds + c, lds, out, c * ldo + r, ldo)
-        for q in range(c, min(c + BLOCK, columns)):
-            for r in range(done, rows):
-                out[q * ldo + r] = source[at + r * lds + q]
+        for r in range(done, rows):
+            start = at + r * lds
+            for q in range(c, min(c + BLOCK, columns)):
+                out[q * ldo + r] = source[start + q]
 
 
 def by_tiles(inputs, outputs):

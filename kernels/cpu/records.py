@@ -127,6 +127,8 @@ class Memory(NamedTuple):
     row_losses, row_hits : (batch,) float
     scratch : (threads, 4, m) float
         Each thread's own, m at least a quarter of the widest input and the widest layer plus a vector.
+    losses : (threads, m) float
+        Each thread's own, where losses are worked out.
     transposed : (threads, m) float
         Each thread's own, for a part of a transposed W.
     counting, order : (batch,) int64
@@ -143,6 +145,7 @@ class Memory(NamedTuple):
     row_losses: Any
     row_hits: Any
     scratch: Any
+    losses: Any
     transposed: Any
     counting: Any
     order: Any

@@ -211,8 +211,8 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             forward_rows(net, buffers.params, x, at, index, memory, n, batch, r0, key, step + u8(s), lanes)
             start = last + r0 * outputs
             output_losses(
-                *(net, data, own, memory.z, start, memory.dz, start, dtype(scalars[4])),
-                *(memory.row_losses[r0:r1], memory.row_hits[r0:r1], lanes[0], lanes[1]),
+                *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
+                *(dtype(scalars[4]), memory.row_losses[r0:r1], memory.row_hits[r0:r1], memory.losses[t]),
             )
             backward_rows(net, buffers.params, memory, n, batch, r0, memory.transposed[t])
         passed += 1
