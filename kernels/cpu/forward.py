@@ -47,7 +47,7 @@ def load_rows(net, data, order, x, at, first_row, key, step, lanes):
 
 
 @part
-def forward_rows(net, params, x, x_at, index, memory, rows, batch, first_row, key, step, lanes):
+def forward_rows(net, params, x, x_at, index, index_at, after, memory, rows, batch, first_row, key, step, lanes):
     """Run rows forward.
 
     Parameters
@@ -66,11 +66,11 @@ def forward_rows(net, params, x, x_at, index, memory, rows, batch, first_row, ke
         Overwritten.
     """
     units, z, slopes = net.units, memory.z, memory.slopes
-    below, at, rows_below = x, x_at, index
+    below, at, rows_below, rows_at, then = x, x_at, index, index_at, after
     for layer in range(units.size - 1):
         i_, o = units[layer], units[layer + 1]
         start = net.z_at[layer] * batch + first_row * o
-        multiply(below, at, rows_below, i_, rows, i_, params, net.weight_at[layer], o, z, start)
+        multiply(below, at, rows_below, rows_at, then, i_, rows, i_, params, net.weight_at[layer], o, z, start)
         wanted = net.needs_slope[layer]
         b = params[net.bias_at[layer] : net.bias_at[layer] + o]
         activate_rows(net.activations[layer], z, start, rows, o, b, slopes, wanted)
@@ -82,7 +82,7 @@ def forward_rows(net, params, x, x_at, index, memory, rows, batch, first_row, ke
                     *(row, slope, wanted, net.thresholds[layer + 1], net.scales[layer + 1]),
                     *(key, u8(first_row + i), step, u8(layer + 1), lanes),
                 )
-        below, at, rows_below = z, start, memory.counting
+        below, at, rows_below, rows_at, then = z, start, memory.counting, 0, -1
 
 
 @part

@@ -12,6 +12,16 @@ LANES = 16
 
 
 @part
+def _largest(values):
+    """Return the position of the first largest value; of the first NaN, if there is one, as NumPy does."""
+    best = 0
+    for q in range(1, values.size):
+        if values[q] > values[best] or (values[q] != values[q] and values[best] == values[best]):
+            best = q
+    return best
+
+
+@part
 def _to_lanes(source, at, rows, k, out):
     """``out[c, i] = source[i, c]``, (k, LANES) flat; lanes beyond the last row repeat it."""
     for i in range(LANES):
@@ -23,16 +33,16 @@ def _to_lanes(source, at, rows, k, out):
 
 @part
 def _largest_in_lanes(values, k, top, best):
-    """Write the largest of the k values of each lane and its first position; a NaN is larger than all numbers."""
+    """Write the largest of the k values of each lane, and where it first is; where there is no NaN."""
     for i in range(LANES):
         top[i] = values[i]
         best[i] = 0
     for c in range(1, k):
         row, position = values[c * LANES : (c + 1) * LANES], values.dtype.type(c)
         for i in range(LANES):
-            larger = (row[i] > top[i]) | ((row[i] != row[i]) & (top[i] == top[i]))
-            top[i] = row[i] if larger else top[i]
+            larger = row[i] > top[i]
             best[i] = position if larger else best[i]
+            top[i] = row[i] if larger else top[i]
 
 
 @part
@@ -119,6 +129,8 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
             gradient[labels[order[i]]] -= kept * scales[i]
         losses[i] = top[i]
         hits[i] = dtype(1) if best[i] == right[i] else dtype(0)
+        if losses[i] != losses[i]:
+            hits[i] = dtype(1) if _largest(z[at + i * k : at + (i + 1) * k]) == right[i] else dtype(0)
 
 
 def work_size(k: int) -> int:
@@ -250,16 +262,6 @@ def row_loss(loss, parameter, z, label, targets, d, scale):
     if loss == 6:
         return _categorical_hinge(z, label, d, scale)
     return _mean_squared_logarithmic_error(z, targets, d, scale)
-
-
-@part
-def _largest(values):
-    """Return the position of the first largest value; of the first NaN, if there is one, as NumPy does."""
-    best = 0
-    for q in range(1, values.size):
-        if values[q] > values[best] or (values[q] != values[q] and values[best] == values[best]):
-            best = q
-    return best
 
 
 @part

@@ -32,7 +32,7 @@ def dense_forward(x, w, b, out):
     """``out = x @ w + b``."""
     (n, i), o = x.shape, w.shape[1]
     flat = out.reshape(-1)
-    multiply(x.reshape(-1), 0, np.arange(n), i, n, i, w.reshape(-1), 0, o, flat, 0)
+    multiply(x.reshape(-1), 0, np.arange(n), 0, -1, i, n, i, w.reshape(-1), 0, o, flat, 0)
     activate_rows(0, flat, 0, n, o, b, flat, False)
 
 
@@ -78,7 +78,7 @@ def weight_gradient(x, dz, dw):
     """``dw = x.T @ dz``."""
     (n, i), o = x.shape, dz.shape[1]
     one, zero = dz.dtype.type(1), dz.dtype.type(0)
-    multiply_transposed(x.reshape(-1), 0, np.arange(n), i, i, n, dz.reshape(-1), 0, o, one, zero, dw.reshape(-1), 0)
+    multiply_transposed(x.reshape(-1), 0, np.arange(n), 0, i, i, n, dz.reshape(-1), 0, o, one, zero, dw.reshape(-1), 0)
 
 
 @entry

@@ -43,7 +43,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
         if not in_place:
             x_at = 0
             load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
-        forward_rows(net, params, x, x_at, memory.counting, memory, rows, batch, 0, u8(0), u8(0), lanes)
+        forward_rows(net, params, x, x_at, memory.counting, 0, -1, memory, rows, batch, 0, u8(0), u8(0), lanes)
         if out.size:
             predicted = out[start * outputs : (start + rows) * outputs]
             for q in range(predicted.size):

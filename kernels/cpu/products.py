@@ -28,6 +28,8 @@ TILES = vectors.HAS_MASKS
 WIDE = 8 if vectors.REGISTERS == 32 else 4
 """Rows of a tile: with three vectors a row, all registers but the few that hold B and a number of A."""
 VECTORS = 3
+AHEAD = 8
+"""How many rows of A ahead a tile of a product with the transpose asks for."""
 LARGEST = 1200 * 1024
 """Elements of B up to which tiles are used.  With 2048 x 2048 floats a BLAS that copies blocks into the cache is ahead."""
 
@@ -39,15 +41,15 @@ def _tile(rows: int, width: int, columns: bool):
     """
 
     @intrinsic
-    def tile(typing, a, at, index, index_at, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
+    def tile(typing, a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
         real, whole = out.dtype, types.intp
         signature = types.void(
-            *(a, whole, index, whole, whole, whole, whole),
+            *(a, whole, index, whole, whole, whole, whole, whole),
             *(b, whole, whole, whole, real, real, out, whole, whole),
         )
 
         def codegen(context, builder, signature, args):
-            a, at, index, index_at, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo = args
+            a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo = args
             number, lanes = context.get_value_type(real), vectors.lanes(real)
             vector, integer = ir.VectorType(number, lanes), vectors.integer
             whole_vector = ir.VectorType(integer(0).type, lanes)
@@ -73,9 +75,9 @@ def _tile(rows: int, width: int, columns: bool):
             def from_array(position, value, offset):
                 return vectors.first_element(context, builder, signature.args[position], value, offset, real)
 
-            a_start, b_start, out_start = from_array(0, a, at), from_array(7, b, b_at), from_array(13, out, out_at)
-            indices = cgutils.create_struct_proxy(signature.args[2])(context, builder, index).data
-            indices = builder.gep(indices, [index_at])
+            a_start, b_start, out_start = from_array(0, a, at), from_array(8, b, b_at), from_array(14, out, out_at)
+            first_index = cgutils.create_struct_proxy(signature.args[2])(context, builder, index).data
+            indices = builder.gep(first_index, [index_at])
             positions = ir.Constant(whole_vector, list(range(lanes)))
             masks = [
                 builder.icmp_signed("<", positions, vectors.splat(builder, builder.sub(valid, integer(j * lanes)), lanes))
@@ -90,7 +92,15 @@ def _tile(rows: int, width: int, columns: bool):
             def row_of_a(i):
                 return builder.gep(a_start, [builder.mul(builder.load(builder.gep(indices, [i])), lda)])
 
+            byte = ir.IntType(8).as_pointer()
+            fetch = function(ir.VoidType(), [byte, *[ir.IntType(32)] * 3], "llvm.prefetch.p0i8")
+
+            def prefetch(place):
+                flags = [ir.Constant(ir.IntType(32), n) for n in (0, 3, 1)]  # to read, into all caches, data
+                builder.call(fetch, [builder.bitcast(place, byte), *flags])
+
             starts = [] if columns else [row_of_a(i) for i in own]
+            is_ahead = builder.icmp_signed(">=", ahead, integer(0))
             before = builder.basic_block
             head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
             builder.branch(head)
@@ -102,15 +112,28 @@ def _tile(rows: int, width: int, columns: bool):
             builder.cbranch(builder.icmp_signed("<", i, k), body, done)
 
             builder.position_at_end(body)
+            line = integer(64 * 8 // real.bitwidth - 1)
+            due = builder.icmp_signed("==", builder.and_(i, line), builder.select(is_ahead, integer(0), integer(-1)))
+            if columns:
+                later = builder.add(i, integer(AHEAD))
+                later = builder.select(builder.icmp_signed("<", later, k), later, i)
+                prefetch(row_of_a(later))
+            else:
+                with builder.if_then(due, likely=False):
+                    for r in range(rows):
+                        there = builder.gep(first_index, [builder.add(ahead, own[r])])
+                        row = builder.gep(a_start, [builder.mul(builder.load(there), lda)])
+                        prefetch(builder.gep(row, [i]))
+            inside = builder.basic_block
             b_vectors = [load(b_row, j, masks[j]) for j in range(width)]
             a_row = row_of_a(i) if columns else None
             for r in range(rows):
                 place = builder.gep(a_row, [own[r]]) if columns else builder.gep(starts[r], [i])
                 element = vectors.splat(builder, builder.load(place), lanes)
                 for j in range(width):
-                    sums[r][j].add_incoming(builder.call(fma, [element, b_vectors[j], sums[r][j]]), body)
-            i.add_incoming(builder.add(i, integer(1)), body)
-            b_row.add_incoming(builder.gep(b_row, [ldb]), body)
+                    sums[r][j].add_incoming(builder.call(fma, [element, b_vectors[j], sums[r][j]]), inside)
+            i.add_incoming(builder.add(i, integer(1)), inside)
+            b_row.add_incoming(builder.gep(b_row, [ldb]), inside)
             builder.branch(head)
 
             builder.position_at_end(done)
@@ -140,24 +163,29 @@ def _panel(columns: bool, lanes: int):
     single1, single2, single3 = (_tile(1, width, columns) for width in (1, 2, 3))
 
     @part
-    def panel(a, at, index, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
+    def panel(a, at, index, index_at, after, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
         for r in range(0, rows, WIDE):
             n = min(WIDE, rows - r)
-            a_at, i = (at + r, 0) if columns else (at, r)
+            a_at, i = (at + r, index_at) if columns else (at, index_at + r)
+            ahead = after
+            if after >= 0 and r + WIDE < rows:
+                ahead = i + WIDE
+            if ahead + n > index.size:
+                ahead = -1
             o = out_at + r * ldo
             if n > 1:
                 if valid > 2 * lanes:
-                    wide3(a, a_at, index, i, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    wide3(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
                 elif valid > lanes:
-                    wide2(a, a_at, index, i, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    wide2(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
                 else:
-                    wide1(a, a_at, index, i, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    wide1(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
             elif valid > 2 * lanes:
-                single3(a, a_at, index, i, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                single3(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
             elif valid > lanes:
-                single2(a, a_at, index, i, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                single2(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
             else:
-                single1(a, a_at, index, i, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                single1(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
 
     return panel
 
@@ -213,7 +241,7 @@ def by_tiles(inputs, outputs):
     return False
 
 
-def multiply(a, at, index, lda, rows, k, b, b_at, columns, out, out_at):
+def multiply(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at):
     """``out[i] = a[index[i], :k] @ b``, for i below `rows`.
 
     Parameters
@@ -238,7 +266,7 @@ def multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, out, out_at,
     gemm(False, True, rows, columns, k, 1, a[at:], k, w[w_at:], k, 0, out[out_at:], columns)
 
 
-def multiply_transposed(a, at, index, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
+def multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
     """``out = beta out + alpha a[index[:k]][:, :rows].T @ b``.
 
     Parameters
@@ -276,19 +304,20 @@ def _compiled_by_tiles(inputs, outputs):
 
 
 @overload(multiply, jit_options=OPTIONS)
-def _compiled_multiply(a, at, index, lda, rows, k, b, b_at, columns, out, out_at):
+def _compiled_multiply(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at):
     real = getattr(np, str(out.dtype))
     lanes = vectors.lanes(out.dtype)
     panel, width = _panel(False, lanes), VECTORS * lanes
 
-    def multiply(a, at, index, lda, rows, k, b, b_at, columns, out, out_at):
+    def multiply(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at):
         if by_tiles(k, columns):
             for c in range(0, columns, width):
                 valid = min(width, columns - c)
                 panel(
-                    *(a, at, index, lda, rows, k, b, b_at + c, columns, valid),
+                    *(a, at, index, index_at, after, lda, rows, k, b, b_at + c, columns, valid),
                     *(real(1), real(0), out, out_at + c, columns),
                 )
+                after = -1  # the rows are here now
         else:
             gemm(False, False, rows, columns, k, real(1), a[at:], lda, b[b_at:], columns, real(0), out[out_at:], columns)
 
@@ -307,7 +336,7 @@ def _compiled_multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, ou
                 valid = min(width, columns - c)
                 _transpose(w, w_at + c * k, k, valid, k, scratch, width)
                 panel(
-                    *(a, at, index, k, rows, k, scratch, 0, width, valid),
+                    *(a, at, index, 0, -1, k, rows, k, scratch, 0, width, valid),
                     *(real(1), real(0), out, out_at + c, columns),
                 )
         else:
@@ -317,16 +346,16 @@ def _compiled_multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, ou
 
 
 @overload(multiply_transposed, jit_options=OPTIONS)
-def _compiled_multiply_transposed(a, at, index, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
+def _compiled_multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
     lanes = vectors.lanes(out.dtype)
     panel, width = _panel(True, lanes), VECTORS * lanes
 
-    def multiply_transposed(a, at, index, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
+    def multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
         if by_tiles(lda, columns):
             for c in range(0, columns, width):
                 valid = min(width, columns - c)
                 panel(
-                    *(a, at, index, lda, rows, k, b, b_at + c, columns, valid),
+                    *(a, at, index, index_at, -1, lda, rows, k, b, b_at + c, columns, valid),
                     *(alpha, beta, out, out_at + c, columns),
                 )
         else:

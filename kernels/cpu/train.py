@@ -48,14 +48,14 @@ def backward_rows(net, params, memory, rows, batch, first_row, scratch):
 
 
 @part
-def layer_gradient(net, x, order, memory, layer, rows, batch, first, stop, alpha, beta, out, out_at):
+def layer_gradient(net, x, order, order_at, memory, layer, rows, batch, first, stop, alpha, beta, out, out_at):
     """``out = beta out + alpha * (rows first..stop of W's gradient)``, from `out_at` on."""
     i_, o = net.units[layer], net.units[layer + 1]
-    below, at, index = x, first, order
+    below, at, index, index_at = x, first, order, order_at
     if layer:
-        below, at, index = memory.z, net.z_at[layer - 1] * batch + first, memory.counting
+        below, at, index, index_at = memory.z, net.z_at[layer - 1] * batch + first, memory.counting, 0
     d = net.z_at[layer] * batch
-    multiply_transposed(below, at, index, i_, stop - first, rows, memory.dz, d, o, alpha, beta, out, out_at)
+    multiply_transposed(below, at, index, index_at, i_, stop - first, rows, memory.dz, d, o, alpha, beta, out, out_at)
 
 
 @part
@@ -65,7 +65,7 @@ def _pick(buffer, start, stop):
 
 
 @part
-def _gradients_of_slice(net, buffers, x, order, memory, rows, batch, t, threads, scratch):
+def _gradients_of_slice(net, buffers, x, order, order_at, memory, rows, batch, t, threads, scratch):
     """Leave this thread's part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
     grads = buffers.grads
     dtype = grads.dtype.type
@@ -77,7 +77,7 @@ def _gradients_of_slice(net, buffers, x, order, memory, rows, batch, t, threads,
         w, b = net.weight_at[layer], net.bias_at[layer]
         first, stop = i_ * t // threads, i_ * (t + 1) // threads
         start, end = w + first * o, w + stop * o
-        layer_gradient(net, x, order, memory, layer, rows, batch, first, stop, dtype(1), dtype(0), grads, start)
+        layer_gradient(net, x, order, order_at, memory, layer, rows, batch, first, stop, dtype(1), dtype(0), grads, start)
         total += add_l2_squared_norm(grads[start:end], buffers.params[start:end], net.l2)
         first, stop = o * t // threads, o * (t + 1) // threads
         sum_columns(memory.dz, net.z_at[layer] * batch, rows, o, first, stop, scratch)
@@ -98,7 +98,7 @@ def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, de
 
 
 @part
-def _update_slice(net, rule, buffers, x, order, memory, rows, batch, t, threads, scalars, clip, scratch):
+def _update_slice(net, rule, buffers, x, order, order_at, memory, rows, batch, t, threads, scalars, clip, scratch):
     """Update this thread's part of all parameters; with a positive `clip` from the gradients that are there."""
     params, grads = buffers.params, buffers.grads
     dtype = params.dtype.type
@@ -123,7 +123,7 @@ def _update_slice(net, rule, buffers, x, order, memory, rows, batch, t, threads,
             start, end = w + first * o, w + stop * o
             if not there:
                 alpha, beta, out = (-rate, decay - rate * l2, params) if fused else (one, zero, grads)
-                layer_gradient(net, x, order, memory, layer, rows, batch, first, stop, alpha, beta, out, start)
+                layer_gradient(net, x, order, order_at, memory, layer, rows, batch, first, stop, alpha, beta, out, start)
             if not fused:
                 _update_run(
                     *(rule, buffers, start, end, grads[start:end]),
@@ -204,11 +204,11 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
         n = r1 - r0
         if n > 0:
             own = chosen[r0:r1]
-            at, index = 0, own
+            at, index, index_at, after = 0, order, begin + r0, begin + batch + r0
             if not in_place:
-                at, index = r0 * inputs, memory.counting
+                at, index, index_at, after = r0 * inputs, memory.counting, 0, -1
                 load_rows(net, data, own, memory.x, at, r0, key, step + u8(s), lanes)
-            forward_rows(net, buffers.params, x, at, index, memory, n, batch, r0, key, step + u8(s), lanes)
+            forward_rows(net, buffers.params, x, at, index, index_at, after, memory, n, batch, r0, key, step + u8(s), lanes)
             start = last + r0 * outputs
             output_losses(
                 *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
@@ -228,10 +228,10 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             weight += w
         if not math.isfinite(loss):
             break
-        index = chosen if in_place else memory.counting
+        index, index_at = (order, begin) if in_place else (memory.counting, 0)
         clip = zero
         if rule.clip_norm > zero:
-            memory.norms[t] = _gradients_of_slice(net, buffers, x, index, memory, rows, batch, t, threads, lanes[0])
+            memory.norms[t] = _gradients_of_slice(net, buffers, x, index, index_at, memory, rows, batch, t, threads, lanes[0])
             passed += 1
             barrier(memory.arrivals, threads, passed)
             total = 0.0
@@ -241,7 +241,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             clip = dtype(1)
             if norm > float(rule.clip_norm):
                 clip = dtype(float(rule.clip_norm) / norm)
-        _update_slice(net, rule, buffers, x, index, memory, rows, batch, t, threads, scalars, clip, lanes[0])
+        _update_slice(net, rule, buffers, x, index, index_at, memory, rows, batch, t, threads, scalars, clip, lanes[0])
         if net.max_norm > zero:
             passed += 1
             barrier(memory.arrivals, threads, passed)
