@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from . import elementary as el
+from . import lanes
 from .compiling import part
-
-LANES = 16
-"""Rows of softmax cross-entropy that are worked on at once, one in each lane of a vector."""
+from .lanes import LANES
 
 
 @part
@@ -29,20 +28,6 @@ def _to_lanes(source, at, rows, k, out):
         row, lane = source[start : start + k], out[i:]
         for c in range(k):
             lane[c * LANES] = row[c]
-
-
-@part
-def _largest_in_lanes(values, k, top, best):
-    """Write the largest of the k values of each lane, and where it first is; where there is no NaN."""
-    for i in range(LANES):
-        top[i] = values[i]
-        best[i] = 0
-    for c in range(1, k):
-        row, position = values[c * LANES : (c + 1) * LANES], values.dtype.type(c)
-        for i in range(LANES):
-            larger = row[i] > top[i]
-            best[i] = position if larger else best[i]
-            top[i] = row[i] if larger else top[i]
 
 
 @part
@@ -78,48 +63,44 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
     _to_lanes(z, at, rows, k, values)
     if soft:
         _to_lanes(targets, 0, rows, k, wanted)
-        _largest_in_lanes(wanted, k, top, right)
+        lanes.largest(wanted, k, top, right)
         for q in range(k * LANES):
             wanted[q] = kept * wanted[q] + share
-    _largest_in_lanes(values, k, top, best)
+    lanes.largest(values, k, top, best)
+    lanes.subtract(values, k, top)
     for i in range(LANES):
-        total[i] = 0
-        mass[i] = 0
+        mass[i] = 0 if soft else 1
         match[i] = 0
-    for c in range(k):
-        row = values[c * LANES : (c + 1) * LANES]
-        if soft:
-            weight = wanted[c * LANES : (c + 1) * LANES]
+    if soft:
+        for c in range(k):
+            row, weight = values[c * LANES : (c + 1) * LANES], wanted[c * LANES : (c + 1) * LANES]
             for i in range(LANES):
                 mass[i] += weight[i]
-                match[i] += weight[i] * (row[i] - top[i])
-        elif smoothing > 0:
-            for i in range(LANES):
-                match[i] += share * (row[i] - top[i])
+                match[i] += weight[i] * row[i]
+    else:
+        if smoothing > 0:
+            lanes.add_up(values, k, match)
         for i in range(LANES):
-            e = el.exp(row[i] - top[i])
-            row[i] = e
-            total[i] += e
-    if not soft:
-        for i in range(LANES):
-            mass[i] = 1
-        for i in range(rows):
-            label = labels[order[i]]
+            label = labels[order[min(i, rows - 1)]]
             right[i] = label
-            match[i] += kept * (z[at + i * k + label] - top[i])
+            match[i] = share * match[i] + kept * values[label * LANES + i]
+    for q in range(k * LANES):
+        values[q] = el.exp(values[q])
+    lanes.add_up(values, k, total)
     for i in range(LANES):
         # the largest term of the sum is 1, so that the logarithm is one of 1 + something
-        top[i] = el.log1p(total[i] - dtype(1)) * mass[i] - match[i]
+        row_loss = el.log1p(total[i] - dtype(1)) * mass[i] - match[i]
+        match[i] = row_loss
         total[i] = scales[i] * mass[i] / total[i]
-    for c in range(k):
-        row = values[c * LANES : (c + 1) * LANES]
-        if soft:
-            weight = wanted[c * LANES : (c + 1) * LANES]
+    if soft:
+        for c in range(k):
+            row, weight = values[c * LANES : (c + 1) * LANES], wanted[c * LANES : (c + 1) * LANES]
             for i in range(LANES):
                 row[i] = row[i] * total[i] - weight[i] * scales[i]
-        else:
-            for i in range(LANES):
-                row[i] = row[i] * total[i] - share * scales[i]
+    else:
+        for i in range(LANES):
+            mass[i] = share * scales[i]
+        lanes.scale(values, k, total, mass)
     for i in range(rows):
         start = d_at + i * k
         gradient, lane = d[start : start + k], values[i:]
@@ -127,7 +108,7 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
             gradient[c] = lane[c * LANES]
         if not soft:
             gradient[labels[order[i]]] -= kept * scales[i]
-        losses[i] = top[i]
+        losses[i] = match[i]
         hits[i] = dtype(1) if best[i] == right[i] else dtype(0)
         if losses[i] != losses[i]:
             hits[i] = dtype(1) if _largest(z[at + i * k : at + (i + 1) * k]) == right[i] else dtype(0)

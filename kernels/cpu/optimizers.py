@@ -38,21 +38,28 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
                 p[i] = p[i] * decay - rate * ((g[i] + l2 * p[i]) * clip)
         elif rule.nesterov:
             for i in range(p.size):
-                d = (g[i] + l2 * p[i]) * clip
-                m[i] = momentum * m[i] + d
-                p[i] = p[i] * decay - rate * (d + momentum * m[i])
+                old = p[i]
+                d = (g[i] + l2 * old) * clip
+                first = momentum * m[i] + d
+                m[i] = first
+                p[i] = old * decay - rate * (d + momentum * first)
         else:
             for i in range(p.size):
-                m[i] = momentum * m[i] + (g[i] + l2 * p[i]) * clip
-                p[i] = p[i] * decay - rate * m[i]
+                old = p[i]
+                first = momentum * m[i] + (g[i] + l2 * old) * clip
+                m[i] = first
+                p[i] = old * decay - rate * first
     elif rule.optimizer <= 2:
         beta1, beta2, epsilon = rule.a, rule.b, rule.epsilon
         step = rate * correction1
         for i in range(p.size):
-            d = (g[i] + l2 * p[i]) * clip
-            m[i] = beta1 * m[i] + (one - beta1) * d
-            v[i] = beta2 * v[i] + (one - beta2) * (d * d)
-            p[i] = p[i] * decay - step * (m[i] / (math.sqrt(v[i]) * correction2 + epsilon))
+            old = p[i]
+            d = (g[i] + l2 * old) * clip
+            first = beta1 * m[i] + (one - beta1) * d
+            second = beta2 * v[i] + (one - beta2) * (d * d)
+            m[i] = first
+            v[i] = second
+            p[i] = old * decay - step * (first / (math.sqrt(second) * correction2 + epsilon))
     else:
         rho, momentum, epsilon = rule.a, rule.b, rule.epsilon
         for i in range(p.size):

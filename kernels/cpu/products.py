@@ -28,8 +28,6 @@ TILES = vectors.HAS_MASKS
 WIDE = 8 if vectors.REGISTERS == 32 else 4
 """Rows of a tile: with three vectors a row, all registers but the few that hold B and a number of A."""
 VECTORS = 3
-AHEAD = 8
-"""How many rows of A ahead a tile of a product with the transpose asks for."""
 LARGEST = 1200 * 1024
 """Elements of B up to which tiles are used.  With 2048 x 2048 floats a BLAS that copies blocks into the cache is ahead."""
 
@@ -114,11 +112,7 @@ def _tile(rows: int, width: int, columns: bool):
             builder.position_at_end(body)
             line = integer(64 * 8 // real.bitwidth - 1)
             due = builder.icmp_signed("==", builder.and_(i, line), builder.select(is_ahead, integer(0), integer(-1)))
-            if columns:
-                later = builder.add(i, integer(AHEAD))
-                later = builder.select(builder.icmp_signed("<", later, k), later, i)
-                prefetch(row_of_a(later))
-            else:
+            if not columns:
                 with builder.if_then(due, likely=False):
                     for r in range(rows):
                         there = builder.gep(first_index, [builder.add(ahead, own[r])])
