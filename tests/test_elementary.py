@@ -8,7 +8,7 @@ import pytest
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 
 from fastmlp.kernels.cpu import elementary  # noqa: E402
-from fastmlp.kernels.cpu.compiling import OPTIONS  # noqa: E402
+from fastmlp.kernels.cpu.compiling import WHOLE  # noqa: E402
 
 JIT = not numba.config.DISABLE_JIT
 LONG = np.longdouble
@@ -46,7 +46,7 @@ FUNCTIONS = {
 def compiled(name):
     function = getattr(elementary, name)
 
-    @numba.njit(**OPTIONS)
+    @numba.njit(**WHOLE)
     def loop(x, out):
         for i in range(x.size):
             out[i] = function(x[i])

@@ -109,8 +109,8 @@ class NumbaSession(Session):
         spec = self.plan.spec
         width = products.scratch_width(np.empty(0, self.plan.dtype))
         layers = range(spec.lowest_trainable + 1, len(spec.units) - 1)
-        tiled = [l for l in layers if products.TILES and spec.units[l] * spec.units[l + 1] <= products.LARGEST]
-        return max((width * spec.units[l + 1] for l in tiled), default=0)
+        tiled = [layer for layer in layers if products.tiled(spec.units[layer], spec.units[layer + 1])]
+        return max((width * spec.units[layer + 1] for layer in tiled), default=0)
 
     @cached_property
     def memory(self) -> Any:

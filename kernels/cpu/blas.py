@@ -25,10 +25,13 @@ def bind(sgemm: int, dgemm: int) -> None:
 
 
 @intrinsic
-def _call(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+def _call(typing, ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc):
     """Call gemm, whose arguments are all pointers."""
     flag, integer, real = types.boolean, types.intp, a.dtype
-    signature = types.void(*(flag, flag, integer, integer, integer, real, a, integer, b, integer, real, c, integer))
+    signature = types.void(
+        *(flag, flag, integer, integer, integer, real, a, integer, integer),
+        *(b, integer, integer, real, c, integer, integer),
+    )
     name = _SYMBOLS[real]
 
     def codegen(context, builder, signature, args):
@@ -47,21 +50,22 @@ def _call(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
         def count(value):
             return spilled(builder.trunc(value, ir.IntType(32)))
 
-        def data(array_type, value):
-            return builder.bitcast(cgutils.create_struct_proxy(array_type)(context, builder, value).data, pointer)
+        def data(array_type, value, start):
+            first = cgutils.create_struct_proxy(array_type)(context, builder, value).data
+            return builder.bitcast(builder.gep(first, [start]), pointer)
 
         def truth(value):
             return builder.trunc(value, ir.IntType(1)) if value.type.width > 1 else value
 
-        ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = args
+        ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc = args
         types_ = signature.args
         # row-major C = op(A) op(B) is column-major C' = op(B)' op(A)': the operands change places
         builder.call(
             function,
             [
                 *(character(truth(tb)), character(truth(ta)), count(n), count(m), count(k), spilled(alpha)),
-                *(data(types_[8], b), count(ldb), data(types_[6], a), count(lda), spilled(beta)),
-                *(data(types_[11], c), count(ldc)),
+                *(data(types_[9], b, b_at), count(ldb), data(types_[6], a, a_at), count(lda), spilled(beta)),
+                *(data(types_[13], c, c_at), count(ldc)),
             ],
         )
         return context.get_dummy_value()
@@ -69,7 +73,7 @@ def _call(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     return signature, codegen
 
 
-def gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+def gemm(ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc):
     """``C = alpha op(A) op(B) + beta C``, row-major, C (m, n), op(A) (m, k), op(B) (k, n).
 
     Parameters
@@ -80,14 +84,16 @@ def gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     alpha, beta : float
         Of the arrays' type.
     a, b, c : (...) float
-        Flat, from the first element on; `c` is overwritten.
+        Flat; `c` is overwritten.
+    a_at, b_at, c_at : int
+        Where the matrix starts in each.
     lda, ldb, ldc : int
         Elements from one row, as stored, to the next.
     """
-    left = _matrix(a, *((k, m) if ta else (m, k)), lda)
-    right = _matrix(b, *((n, k) if tb else (k, n)), ldb)
+    left = _matrix(a[a_at:], *((k, m) if ta else (m, k)), lda)
+    right = _matrix(b[b_at:], *((n, k) if tb else (k, n)), ldb)
     product = (left.T if ta else left) @ (right.T if tb else right)
-    out = _matrix(c, m, n, ldc)
+    out = _matrix(c[c_at:], m, n, ldc)
     out[...] = alpha * product + (beta * out if beta else 0)
 
 
@@ -96,7 +102,7 @@ def _matrix(flat, rows, columns, stride):
 
 
 @overload(gemm, jit_options=OPTIONS)
-def _gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-    return lambda ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc: _call(
-        ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
+def _gemm(ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc):
+    return lambda ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc: _call(
+        ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc
     )

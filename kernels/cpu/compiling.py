@@ -8,6 +8,7 @@ them as LLVM wrote them down, and only what Python calls (`entry`) is optimised:
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import os
 from collections.abc import Callable
@@ -36,12 +37,24 @@ class _PartLibrary(JITCodeLibrary):
     def _optimize_functions(self, module: Any) -> None:
         module.data_layout = self._codegen._data_layout
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
+    def finalize(self) -> None:
+        self._raise_if_finalized()
         self._finalize_dynamic_globals()
         self._finalized = True
+
+
+class _EntryLibrary(JITCodeLibrary):
+    """The code of an entry, with that of all parts it calls, and of those that they call."""
+
+    def finalize(self) -> None:
+        waiting, found = list(self._linking_libraries), []
+        while waiting:
+            library = waiting.pop()
+            if library not in found:
+                found.append(library)
+                waiting += library._linking_libraries if isinstance(library, _PartLibrary) else []
+        self._linking_libraries = found
+        super().finalize()
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -65,17 +78,49 @@ class _PartLowering(NativeLowering):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _EntryLowering(NativeLowering):
+    """Numba's lowering, into a library of ours."""
+
+    _name = "fastmlp_entry_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _EntryLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return bool(super().run_pass(state))
+
+
 class _PartCompiler(CompilerBase):
+    lowering: Any = _PartLowering
+
     def define_pipelines(self) -> list[Any]:
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.passes = [(_PartLowering if step is NativeLowering else step, why) for step, why in passes.passes]
+        passes.passes = [(self.lowering if step is NativeLowering else step, why) for step, why in passes.passes]
         return [passes]
+
+
+class _EntryCompiler(_PartCompiler):
+    lowering = _EntryLowering
+
+    def _compile_core(self) -> Any:
+        # a compiler makes millions of objects that live until it is done; looking through them again and again for
+        # garbage is a tenth of its time
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return super()._compile_core()
+        finally:
+            if collects:
+                gc.enable()
 
 
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "pipeline_class": _PartCompiler}
 """Of a part; also for `overload(..., jit_options=)`."""
 INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 """For what is called in inner loops: only what is inlined can be vectorised."""
+
+WHOLE: dict[str, Any] = {**OPTIONS, "pipeline_class": _EntryCompiler, "no_cfunc_wrapper": True}
+"""Of a function that Python calls."""
 
 part = njit(**OPTIONS)
 """Compile a function that other kernels call."""
@@ -110,7 +155,7 @@ _STAMP = folder_stamp()
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, when it is first called, and keep the code on disk where that can be."""
-    compiled = njit(**{**OPTIONS, "pipeline_class": numba.core.compiler.Compiler})(function)
+    compiled = njit(**WHOLE)(function)
     if compiled is function:  # the JIT is off
         return function
     try:

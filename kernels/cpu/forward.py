@@ -9,6 +9,7 @@ from .layers import activate_rows, load_row, own_kind
 from .losses import LANES, row_hit, row_loss, softmax_cross_entropy
 from .products import by_tiles, multiply
 from .random import dropout_row
+from .vectors import run
 
 u8 = np.uint64
 
@@ -40,49 +41,50 @@ def load_rows(net, data, order, x, at, first_row, key, step, lanes):
     inputs = net.units[0]
     for i in range(order.size):
         load_row(data.x, data.x_kind, order[i], x, at + i * inputs, inputs)
-    if net.thresholds[0] > u8(0):
+    threshold = net.thresholds[0]
+    if threshold > u8(0):
+        slopes = threshold == u8(0)  # False, as a number that is not known when compiling
         for i in range(order.size):
-            row = x[at + i * inputs : at + (i + 1) * inputs]
-            dropout_row(row, row, lanes.size < 0, net.thresholds[0], net.scales[0], key, u8(first_row + i), step, u8(0), lanes)
+            row = run(x, at + i * inputs, inputs)
+            dropout_row(row, row, slopes, threshold, net.scales[0], key, u8(first_row + i), step, u8(0), lanes)
 
 
 @part
-def forward_rows(net, params, x, x_at, index, index_at, after, memory, rows, batch, first_row, key, step, lanes):
+def forward_rows(net, params, batch, x_at, memory, rows, first_row, key, step, lanes):
     """Run rows forward.
 
     Parameters
     ----------
     net : records.Network
     params : (size,) float
-    x : (...) float
-        Inputs, flat from `x_at` on; this batch's are its rows ``index[:rows]``.
-    index : (rows,) int64
+    batch : records.Batch
+        Its inputs start at `x_at`; those of these rows are at ``batch.index[batch.first + first_row :]``.
     memory : records.Memory
         Of the whole batch; the part of these rows of z and slopes is overwritten.
-    rows, batch, first_row : int
-        How many rows, of how many, from which on.
+    rows, first_row : int
+        How many rows, from which on.
     key, step : uint64
     lanes : (4, m) float
         Overwritten.
     """
     units, z, slopes = net.units, memory.z, memory.slopes
-    below, at, rows_below, rows_at, then = x, x_at, index, index_at, after
+    below, at, index, first, after = batch.x, x_at, batch.index, batch.first + first_row, batch.after
     for layer in range(units.size - 1):
         i_, o = units[layer], units[layer + 1]
-        start = net.z_at[layer] * batch + first_row * o
-        multiply(below, at, rows_below, rows_at, then, i_, rows, i_, params, net.weight_at[layer], o, z, start)
+        start = net.z_at[layer] * batch.size + first_row * o
+        multiply(below, at, index, first, after, i_, rows, i_, params, net.weight_at[layer], o, z, start)
         wanted = net.needs_slope[layer]
-        b = params[net.bias_at[layer] : net.bias_at[layer] + o]
-        activate_rows(net.activations[layer], z, start, rows, o, b, slopes, wanted)
-        if layer + 2 < units.size and net.thresholds[layer + 1] > u8(0):
+        activate_rows(net.activations[layer], z, start, rows, o, run(params, net.bias_at[layer], o), slopes, wanted)
+        threshold = net.thresholds[layer + 1] if layer + 2 < units.size else u8(0)
+        if threshold > u8(0):
             for i in range(rows):
-                row = z[start + i * o : start + (i + 1) * o]
-                slope = slopes[start + i * o : start + (i + 1) * o] if wanted else row
+                row = run(z, start + i * o, o)
+                slope = run(slopes, start + i * o, o) if wanted else row
                 dropout_row(
-                    *(row, slope, wanted, net.thresholds[layer + 1], net.scales[layer + 1]),
+                    *(row, slope, wanted, threshold, net.scales[layer + 1]),
                     *(key, u8(first_row + i), step, u8(layer + 1), lanes),
                 )
-        below, at, rows_below, rows_at, then = z, start, memory.counting, 0, -1
+        below, at, index, first, after = z, start, memory.counting, 0, -1
 
 
 @part
@@ -109,10 +111,11 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
     work : (`losses.work_size(K)`,) float
         Overwritten.
     """
-    scales, targets, work = work[:LANES], work[LANES : (1 + k) * LANES], work[(1 + k) * LANES :]
+    scales, targets = run(work, 0, LANES), run(work, LANES, k * LANES)
+    work = run(work, (1 + k) * LANES, work.size - (1 + k) * LANES)
     for first in range(0, order.size, LANES):
         rows = min(LANES, order.size - first)
-        chosen = order[first : first + rows]
+        chosen = run(order, first, rows)
         for i in range(LANES):
             scales[i] = scale
         if data.weights.size:
@@ -121,7 +124,7 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
         if data.labels.size == 0:
             for i in range(rows):
                 load_row(data.targets, data.targets_kind, chosen[i], targets, i * k, k)
-        losses, hits = row_losses[first : first + rows], row_hits[first : first + rows]
+        losses, hits = run(row_losses, first, rows), run(row_hits, first, rows)
         start, d_start = at + first * k, d_at + first * k
         if loss == 0:
             softmax_cross_entropy(
@@ -130,8 +133,8 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
             )
         else:
             for i in range(rows):
-                outputs, gradient = z[start + i * k : start + (i + 1) * k], d[d_start + i * k : d_start + (i + 1) * k]
-                wanted = targets[i * k : (i + 1) * k]
+                outputs, gradient = run(z, start + i * k, k), run(d, d_start + i * k, k)
+                wanted = run(targets, i * k, k)
                 label = data.labels[chosen[i]] if data.labels.size else -1
                 losses[i] = row_loss(loss, parameter, outputs, label, wanted, gradient, scales[i])
                 hits[i] = row_hit(loss, outputs, label, wanted)

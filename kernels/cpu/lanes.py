@@ -55,7 +55,9 @@ def _operation(writes):
 
 def _write_largest(builder, vector, k, values, top, best):
     zero = vectors.integer(0)
-    largest, place = (cgutils.alloca_once_value(builder, v) for v in (values.load(zero), ir.Constant(vector, [0.0] * LANES)))
+    largest, place = (
+        cgutils.alloca_once_value(builder, v) for v in (values.load(zero), ir.Constant(vector, [0.0] * LANES))
+    )
     with cgutils.for_range(builder, k) as loop:
         row, old = values.load(loop.index), builder.load(largest)
         larger = builder.fcmp_ordered(">", row, old)

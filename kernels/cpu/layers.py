@@ -11,11 +11,12 @@ from numba.extending import intrinsic, overload
 from . import elementary as el
 from .compiling import INLINE, part
 from .records import SOURCES
-from .vectors import first_element, seen_as
+from .vectors import first_element, run, seen_as
 
 LEAK = 0.01
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 INVERSE_SQRT_2_PI = 1 / math.sqrt(2 * math.pi)
+
 
 @intrinsic
 def _converted(typing, source, kind, position, dtype):
@@ -61,18 +62,19 @@ def _compiled_converted(source, kind, position, dtype):
 def load_row(source, kind, row, out, at, n):
     """Write a row of a matrix of any real type, given as bytes, in the type of `out`; uint8 is divided by 255.
 
-    source (rows * n * itemsize,) uint8; kind, a position in `records.SOURCES`; out (...), from `at` on n are overwritten.
+    source (rows * n * itemsize,) uint8; kind, a position in `records.SOURCES`; out (...): `n` from `at` on are
+    overwritten.
     """
     dtype = out.dtype.type
     first = row * n
-    target = out[at : at + n]
+    target = run(out, at, n)
     if kind == 2:
         full = dtype(255)
-        pixels = source[first : first + n]
+        pixels = run(source, first, n)
         for q in range(n):
             target[q] = dtype(pixels[q]) / full
     elif kind == own_kind(out):
-        numbers = seen_as(source, dtype)[first : first + n]
+        numbers = run(seen_as(source, dtype), first, n)
         for q in range(n):
             target[q] = numbers[q]
     else:
@@ -99,7 +101,8 @@ def _identity(z, b, slope, wanted):
     for q in range(z.size):
         z[q] += b[q]
     if wanted:
-        slope[:] = z.dtype.type(1)
+        for q in range(z.size):
+            slope[q] = z.dtype.type(1)
 
 
 @part
@@ -254,8 +257,8 @@ def activate_rows(activation, z, at, rows, columns, b, slopes, wanted):
     """
     for i in range(rows):
         start = at + i * columns
-        row = z[start : start + columns]
-        slope = slopes[start : start + columns] if wanted else row
+        row = run(z, start, columns)
+        slope = run(slopes, start, columns) if wanted else row
         if activation == 0:
             _identity(row, b, slope, wanted)
         elif activation == 1:
@@ -288,14 +291,14 @@ def activation_backward_rows(activation, a, slopes, has_slope, d, at, count):
 
     a, slopes, d (...) float, flat; of each, `count` from `at` on; d is overwritten.
     """
-    gradient = d[at : at + count]
+    gradient = run(d, at, count)
     if has_slope:
-        slope = slopes[at : at + count]
+        slope = run(slopes, at, count)
         for q in range(count):
             gradient[q] *= slope[q]
     elif activation == 1:
         zero = d.dtype.type(0)
-        active = a[at : at + count]
+        active = run(a, at, count)
         for q in range(count):
             gradient[q] = gradient[q] if active[q] > zero else zero
 
@@ -303,11 +306,11 @@ def activation_backward_rows(activation, a, slopes, has_slope, d, at, count):
 @part
 def sum_columns(d, at, rows, columns, first, stop, out):
     """``out[q] = sum over rows of d[i, q]`` for first <= q < stop; d flat, from `at` on (rows, columns)."""
-    sums = out[first:stop]
+    sums = run(out, first, stop - first)
     for q in range(sums.size):
         sums[q] = 0
     for i in range(rows):
         start = at + i * columns
-        row = d[start + first : start + stop]
+        row = run(d, start + first, stop - first)
         for q in range(sums.size):
             sums[q] += row[q]

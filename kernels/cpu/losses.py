@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from . import elementary as el
 from . import lanes
 from .compiling import part
 from .lanes import LANES
+from .vectors import run
 
 
 @part
@@ -25,7 +24,7 @@ def _to_lanes(source, at, rows, k, out):
     """``out[c, i] = source[i, c]``, (k, LANES) flat; lanes beyond the last row repeat it."""
     for i in range(LANES):
         start = at + min(i, rows - 1) * k
-        row, lane = source[start : start + k], out[i:]
+        row, lane = run(source, start, k), run(out, i, k * LANES - i)
         for c in range(k):
             lane[c * LANES] = row[c]
 
@@ -56,9 +55,9 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
     """
     dtype = z.dtype.type
     kept, share = dtype(1) - smoothing, smoothing / dtype(k)
-    top, best, total = work[0:LANES], work[LANES : 2 * LANES], work[2 * LANES : 3 * LANES]
-    mass, match, right = work[3 * LANES : 4 * LANES], work[4 * LANES : 5 * LANES], work[5 * LANES : 6 * LANES]
-    values, wanted = work[6 * LANES : (6 + k) * LANES], work[(6 + k) * LANES : (6 + 2 * k) * LANES]
+    top, best, total = run(work, 0, LANES), run(work, LANES, LANES), run(work, 2 * LANES, LANES)
+    mass, match, right = run(work, 3 * LANES, LANES), run(work, 4 * LANES, LANES), run(work, 5 * LANES, LANES)
+    values, wanted = run(work, 6 * LANES, k * LANES), run(work, (6 + k) * LANES, k * LANES)
     soft = labels.size == 0
     _to_lanes(z, at, rows, k, values)
     if soft:
@@ -73,7 +72,7 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
         match[i] = 0
     if soft:
         for c in range(k):
-            row, weight = values[c * LANES : (c + 1) * LANES], wanted[c * LANES : (c + 1) * LANES]
+            row, weight = run(values, c * LANES, LANES), run(wanted, c * LANES, LANES)
             for i in range(LANES):
                 mass[i] += weight[i]
                 match[i] += weight[i] * row[i]
@@ -94,7 +93,7 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
         total[i] = scales[i] * mass[i] / total[i]
     if soft:
         for c in range(k):
-            row, weight = values[c * LANES : (c + 1) * LANES], wanted[c * LANES : (c + 1) * LANES]
+            row, weight = run(values, c * LANES, LANES), run(wanted, c * LANES, LANES)
             for i in range(LANES):
                 row[i] = row[i] * total[i] - weight[i] * scales[i]
     else:
@@ -103,7 +102,7 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
         lanes.scale(values, k, total, mass)
     for i in range(rows):
         start = d_at + i * k
-        gradient, lane = d[start : start + k], values[i:]
+        gradient, lane = run(d, start, k), run(values, i, k * LANES - i)
         for c in range(k):
             gradient[c] = lane[c * LANES]
         if not soft:
@@ -111,7 +110,7 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
         losses[i] = match[i]
         hits[i] = dtype(1) if best[i] == right[i] else dtype(0)
         if losses[i] != losses[i]:
-            hits[i] = dtype(1) if _largest(z[at + i * k : at + (i + 1) * k]) == right[i] else dtype(0)
+            hits[i] = dtype(1) if _largest(run(z, at + i * k, k)) == right[i] else dtype(0)
 
 
 def work_size(k: int) -> int:

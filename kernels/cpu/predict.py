@@ -6,7 +6,8 @@ import numpy as np
 
 from .compiling import entry
 from .forward import forward_rows, load_rows, output_losses, reads_in_place
-from .vectors import seen_as
+from .records import Batch
+from .vectors import lent, run, seen_as
 
 u8 = np.uint64
 
@@ -28,6 +29,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     totals : (3,) float64, or empty
         The sums of weighted loss, weight and weighted hits are added; this thread's own.
     """
+    net, data, memory, params = lent(net), lent(data), lent(memory), lent(params)
     dtype = params.dtype.type
     inputs, outputs = net.units[0], net.units[-1]
     at = net.z_at[net.units.size - 2] * batch
@@ -36,20 +38,21 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     x = seen_as(data.x, dtype) if in_place else memory.x
     for start in range(first, stop, batch):
         rows = min(batch, stop - start)
-        order = memory.order[:rows]
+        order = run(memory.order, 0, rows)
         for i in range(rows):
             order[i] = start + i
         x_at = start * inputs
         if not in_place:
             x_at = 0
             load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
-        forward_rows(net, params, x, x_at, memory.counting, 0, -1, memory, rows, batch, 0, u8(0), u8(0), lanes)
+        now = Batch(x, memory.counting, 0, -1, rows, batch)
+        forward_rows(net, params, now, x_at, memory, rows, 0, u8(0), u8(0), lanes)
         if out.size:
-            predicted = out[start * outputs : (start + rows) * outputs]
+            predicted = run(out, start * outputs, rows * outputs)
             for q in range(predicted.size):
                 predicted[q] = memory.z[at + q]
         if totals.size:
-            losses, hits = memory.row_losses[:rows], memory.row_hits[:rows]
+            losses, hits = run(memory.row_losses, 0, rows), run(memory.row_hits, 0, rows)
             output_losses(
                 *(net.loss, net.loss_parameter, outputs, data, order, memory.z, at, memory.dz, 0),
                 *(dtype(1), losses, hits, memory.losses[0]),

@@ -29,11 +29,11 @@ WIDE = 8 if vectors.REGISTERS == 32 else 4
 """Rows of a tile: with three vectors a row, all registers but the few that hold B and a number of A."""
 VECTORS = 3
 LARGEST = 1200 * 1024
-"""Elements of B up to which tiles are used.  With 2048 x 2048 floats a BLAS that copies blocks into the cache is ahead."""
+"""Elements of B up to which tiles are used.  With 2048 x 2048 floats a BLAS, which copies blocks, is ahead."""
 
 
-def _tile(rows: int, width: int, columns: bool):
-    """Return the intrinsic that adds a tile of a product: `rows` rows of `width` vectors.
+def _tile(rows: int, width: int, lanes: int, columns: bool):
+    """Return the intrinsic that adds a tile of a product: `rows` rows of `width` vectors of `lanes` numbers.
 
     With `columns`, the tile's rows are columns of A, and k runs over its indexed rows: a product with the transpose.
     """
@@ -48,8 +48,8 @@ def _tile(rows: int, width: int, columns: bool):
 
         def codegen(context, builder, signature, args):
             a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo = args
-            number, lanes = context.get_value_type(real), vectors.lanes(real)
-            vector, integer = ir.VectorType(number, lanes), vectors.integer
+            number, integer = context.get_value_type(real), vectors.integer
+            vector = ir.VectorType(number, lanes)
             whole_vector = ir.VectorType(integer(0).type, lanes)
             zeros = ir.Constant(vector, [0.0] * lanes)
             alignment = ir.Constant(ir.IntType(32), real.bitwidth // 8)
@@ -78,14 +78,14 @@ def _tile(rows: int, width: int, columns: bool):
             indices = builder.gep(first_index, [index_at])
             positions = ir.Constant(whole_vector, list(range(lanes)))
             masks = [
-                builder.icmp_signed("<", positions, vectors.splat(builder, builder.sub(valid, integer(j * lanes)), lanes))
+                builder.icmp_signed(
+                    "<", positions, vectors.splat(builder, builder.sub(valid, integer(j * lanes)), lanes)
+                )
                 for j in range(width)
             ]
             # rows beyond the last repeat it, and are not stored
             last = builder.sub(count, integer(1))
-            own = [
-                builder.select(builder.icmp_signed("<", integer(r), last), integer(r), last) for r in range(rows)
-            ]
+            own = [builder.select(builder.icmp_signed("<", integer(r), last), integer(r), last) for r in range(rows)]
 
             def row_of_a(i):
                 return builder.gep(a_start, [builder.mul(builder.load(builder.gep(indices, [i])), lda)])
@@ -153,8 +153,10 @@ def _tile(rows: int, width: int, columns: bool):
 @functools.cache
 def _panel(columns: bool, lanes: int):
     """Return the function that computes up to `VECTORS` vectors of all rows of a product, tile by tile."""
-    wide1, wide2, wide3 = (_tile(WIDE, width, columns) for width in (1, 2, 3))
-    single1, single2, single3 = (_tile(1, width, columns) for width in (1, 2, 3))
+    wide1, wide2, wide3 = (_tile(WIDE, width, lanes, columns) for width in (1, 2, 3))
+    single1, single2, single3 = (_tile(1, width, lanes, columns) for width in (1, 2, 3))
+    few = lanes // 4
+    narrow = _tile(WIDE, 1, few, columns)  # a quarter of a vector, for the last columns
 
     @part
     def panel(a, at, index, index_at, after, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
@@ -172,8 +174,10 @@ def _panel(columns: bool, lanes: int):
                     wide3(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
                 elif valid > lanes:
                     wide2(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
-                else:
+                elif valid > few:
                     wide1(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                else:
+                    narrow(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
             elif valid > 2 * lanes:
                 single3(a, a_at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
             elif valid > lanes:
@@ -230,6 +234,11 @@ def _transpose(source, at, lds, rows, columns, out, ldo):
                 out[q * ldo + r] = source[start + q]
 
 
+def tiled(inputs: int, outputs: int) -> bool:
+    """Tell whether a layer's products are computed by tiles where kernels are compiled."""
+    return TILES and inputs * outputs <= LARGEST
+
+
 def by_tiles(inputs, outputs):
     """Tell whether a layer's products are computed by tiles."""
     return False
@@ -249,7 +258,7 @@ def multiply(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out,
     out : (...) float
         Flat; from `out_at` on (rows, columns) is overwritten.
     """
-    gemm(False, False, rows, columns, k, 1, a[at:], lda, b[b_at:], columns, 0, out[out_at:], columns)
+    gemm(False, False, rows, columns, k, 1, a, at, lda, b, b_at, columns, 0, out, out_at, columns)
 
 
 def multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
@@ -257,7 +266,7 @@ def multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, out, out_at,
 
     index (rows,) int64 counts from 0; scratch (k * `scratch_width`,) float is overwritten by tiles.
     """
-    gemm(False, True, rows, columns, k, 1, a[at:], k, w[w_at:], k, 0, out[out_at:], columns)
+    gemm(False, True, rows, columns, k, 1, a, at, k, w, w_at, k, 0, out, out_at, columns)
 
 
 def multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
@@ -276,7 +285,7 @@ def multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, 
     out : (...) float
         Flat; from `out_at` on (rows, columns) is overwritten.
     """
-    gemm(True, False, rows, columns, k, alpha, a[at:], lda, b[b_at:], columns, beta, out[out_at:], columns)
+    gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
 
 
 def scratch_width(array):
@@ -313,7 +322,7 @@ def _compiled_multiply(a, at, index, index_at, after, lda, rows, k, b, b_at, col
                 )
                 after = -1  # the rows are here now
         else:
-            gemm(False, False, rows, columns, k, real(1), a[at:], lda, b[b_at:], columns, real(0), out[out_at:], columns)
+            gemm(False, False, rows, columns, k, real(1), a, at, lda, b, b_at, columns, real(0), out, out_at, columns)
 
     return multiply
 
@@ -334,7 +343,7 @@ def _compiled_multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, ou
                     *(real(1), real(0), out, out_at + c, columns),
                 )
         else:
-            gemm(False, True, rows, columns, k, real(1), a[at:], k, w[w_at:], k, real(0), out[out_at:], columns)
+            gemm(False, True, rows, columns, k, real(1), a, at, k, w, w_at, k, real(0), out, out_at, columns)
 
     return multiply_by_transposed
 
@@ -353,6 +362,6 @@ def _compiled_multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at,
                     *(alpha, beta, out, out_at + c, columns),
                 )
         else:
-            gemm(True, False, rows, columns, k, alpha, a[at:], lda, b[b_at:], columns, beta, out[out_at:], columns)
+            gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
 
     return multiply_transposed

@@ -116,6 +116,31 @@ class Buffers(NamedTuple):
     average: Any
 
 
+class Batch(NamedTuple):
+    """The rows of a step, and where their inputs are.
+
+    Attributes
+    ----------
+    x : (...) float
+        Flat: the user's own array, or the memory of gathered rows.
+    index : (n,) int64
+        From `first` on, which rows of `x` they are.
+    first : int
+    after : int
+        Where in `index` this thread's rows of the next step start; -1 where those of x are near anyway.
+    rows : int
+    size : int
+        Rows of a full batch, by which the memory is laid out.
+    """
+
+    x: Any
+    index: Any
+    first: int
+    after: int
+    rows: int
+    size: int
+
+
 class Memory(NamedTuple):
     """Where a batch is worked on.
 

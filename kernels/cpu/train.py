@@ -21,12 +21,13 @@ from .forward import forward_rows, load_rows, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
 from .products import by_tiles, multiply_by_transposed, multiply_transposed
+from .records import Batch
 from .threads import barrier
-from .vectors import seen_as
+from .vectors import lent, run, seen_as
 
 u8 = np.uint64
 
-IN_CACHE = 16 * 1024
+IN_CACHE = 4 * 1024
 """Parameters that are updated at a time, right after their gradient: four arrays of them fit a second-level cache."""
 IN_BLAS = 256 * 1024
 """The same, where the gradient is a BLAS's, which copies an operand for each product."""
@@ -48,24 +49,27 @@ def backward_rows(net, params, memory, rows, batch, first_row, scratch):
 
 
 @part
-def layer_gradient(net, x, order, order_at, memory, layer, rows, batch, first, stop, alpha, beta, out, out_at):
+def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out_at):
     """``out = beta out + alpha * (rows first..stop of W's gradient)``, from `out_at` on."""
     i_, o = net.units[layer], net.units[layer + 1]
-    below, at, index, index_at = x, first, order, order_at
+    below, at, index, index_at = batch.x, first, batch.index, batch.first
     if layer:
-        below, at, index, index_at = memory.z, net.z_at[layer - 1] * batch + first, memory.counting, 0
-    d = net.z_at[layer] * batch
-    multiply_transposed(below, at, index, index_at, i_, stop - first, rows, memory.dz, d, o, alpha, beta, out, out_at)
+        below, at, index, index_at = memory.z, net.z_at[layer - 1] * batch.size + first, memory.counting, 0
+    d = net.z_at[layer] * batch.size
+    multiply_transposed(
+        *(below, at, index, index_at, i_, stop - first, batch.rows),
+        *(memory.dz, d, o, alpha, beta, out, out_at),
+    )
 
 
 @part
 def _pick(buffer, start, stop):
     """Return a run of a buffer, or nothing of one that is empty."""
-    return buffer[start:stop] if buffer.size else buffer
+    return run(buffer, start, stop - start) if buffer.size else buffer
 
 
 @part
-def _gradients_of_slice(net, buffers, x, order, order_at, memory, rows, batch, t, threads, scratch):
+def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
     """Leave this thread's part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
     grads = buffers.grads
     dtype = grads.dtype.type
@@ -77,10 +81,10 @@ def _gradients_of_slice(net, buffers, x, order, order_at, memory, rows, batch, t
         w, b = net.weight_at[layer], net.bias_at[layer]
         first, stop = i_ * t // threads, i_ * (t + 1) // threads
         start, end = w + first * o, w + stop * o
-        layer_gradient(net, x, order, order_at, memory, layer, rows, batch, first, stop, dtype(1), dtype(0), grads, start)
-        total += add_l2_squared_norm(grads[start:end], buffers.params[start:end], net.l2)
+        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start)
+        total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), net.l2)
         first, stop = o * t // threads, o * (t + 1) // threads
-        sum_columns(memory.dz, net.z_at[layer] * batch, rows, o, first, stop, scratch)
+        sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
         for q in range(first, stop):
             grads[b + q] = scratch[q]
             total += float(scratch[q]) * float(scratch[q])
@@ -90,15 +94,15 @@ def _gradients_of_slice(net, buffers, x, order, order_at, memory, rows, batch, t
 @part
 def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, decay, l2, clip, averages, average_decay):
     """Update the parameters from `start` to `end`, and their average."""
-    p = buffers.params[start:end]
+    p = run(buffers.params, start, end - start)
     m, v = _pick(buffers.moment1, start, end), _pick(buffers.moment2, start, end)
     update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip)
     if averages:
-        average(buffers.average[start:end], p, average_decay)
+        average(run(buffers.average, start, end - start), p, average_decay)
 
 
 @part
-def _update_slice(net, rule, buffers, x, order, order_at, memory, rows, batch, t, threads, scalars, clip, scratch):
+def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, scratch):
     """Update this thread's part of all parameters; with a positive `clip` from the gradients that are there."""
     params, grads = buffers.params, buffers.grads
     dtype = params.dtype.type
@@ -123,19 +127,19 @@ def _update_slice(net, rule, buffers, x, order, order_at, memory, rows, batch, t
             start, end = w + first * o, w + stop * o
             if not there:
                 alpha, beta, out = (-rate, decay - rate * l2, params) if fused else (one, zero, grads)
-                layer_gradient(net, x, order, order_at, memory, layer, rows, batch, first, stop, alpha, beta, out, start)
+                layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, start)
             if not fused:
                 _update_run(
-                    *(rule, buffers, start, end, grads[start:end]),
+                    *(rule, buffers, start, end, run(grads, start, end - start)),
                     *(rate, correction1, correction2, decay, l2, clip, averages, average_decay),
                 )
             elif averages:
-                average(buffers.average[start:end], params[start:end], average_decay)
+                average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
         first, stop = o * t // threads, o * (t + 1) // threads
         start, end = b + first, b + stop
         if not there:
-            sum_columns(memory.dz, net.z_at[layer] * batch, rows, o, first, stop, scratch)
-        gradient = grads[start:end] if there else scratch[first:stop]
+            sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
+        gradient = run(grads, start, end - start) if there else run(scratch, first, stop - first)
         _update_run(
             *(rule, buffers, start, end, gradient),
             *(rate, correction1, correction2, one, zero, clip, averages, average_decay),
@@ -151,13 +155,13 @@ def _limit_slice(net, rule, buffers, t, threads, decay, norms):
         i_, o = net.units[layer], net.units[layer + 1]
         w, b = net.weight_at[layer], net.bias_at[layer]
         first, stop = o * t // threads, o * (t + 1) // threads
-        limit_columns(buffers.params[w : w + i_ * o], i_, o, first, stop, net.max_norm, norms)
+        limit_columns(run(buffers.params, w, i_ * o), i_, o, first, stop, net.max_norm, norms)
         if rule.has_average:
+            n = stop - first
             for i in range(i_):
-                part = slice(w + i * o + first, w + i * o + stop)
-                average(buffers.average[part], buffers.params[part], decay)
-            part = slice(b + first, b + stop)
-            average(buffers.average[part], buffers.params[part], decay)
+                at = w + i * o + first
+                average(run(buffers.average, at, n), run(buffers.params, at, n), decay)
+            average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)
 
 
 @entry
@@ -183,13 +187,13 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     done : (1,) int64
         Overwritten by thread 0 with the steps done; less than asked for where a loss was not finite.
     """
+    net, data, buffers, memory, order = lent(net), lent(data), lent(buffers), lent(memory), lent(order)
     dtype = buffers.params.dtype.type
     zero = dtype(0)
     inputs, outputs = net.units[0], net.units[-1]
     last = net.z_at[net.units.size - 2] * batch
     lanes = memory.scratch[t]
     in_place = reads_in_place(net, data, buffers.params)
-    x = seen_as(data.x, dtype) if in_place else memory.x
     passed = 0
     finished = 0
     for s in range(table.shape[0]):
@@ -199,20 +203,21 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             continue
         begin = (first + s) * batch
         rows = min(batch, order.size - begin)
-        chosen = order[begin : begin + rows]
+        chosen = run(order, begin, rows)
         r0, r1 = rows * t // threads, rows * (t + 1) // threads
         n = r1 - r0
+        now = Batch(memory.x, memory.counting, 0, -1, rows, batch)
+        if in_place:
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + r0, rows, batch)
         if n > 0:
-            own = chosen[r0:r1]
-            at, index, index_at, after = 0, order, begin + r0, begin + batch + r0
+            own = run(chosen, r0, n)
             if not in_place:
-                at, index, index_at, after = r0 * inputs, memory.counting, 0, -1
-                load_rows(net, data, own, memory.x, at, r0, key, step + u8(s), lanes)
-            forward_rows(net, buffers.params, x, at, index, index_at, after, memory, n, batch, r0, key, step + u8(s), lanes)
+                load_rows(net, data, own, memory.x, r0 * inputs, r0, key, step + u8(s), lanes)
+            forward_rows(net, buffers.params, now, 0, memory, n, r0, key, step + u8(s), lanes)
             start = last + r0 * outputs
             output_losses(
                 *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
-                *(dtype(scalars[4]), memory.row_losses[r0:r1], memory.row_hits[r0:r1], memory.losses[t]),
+                *(dtype(scalars[4]), run(memory.row_losses, r0, n), run(memory.row_hits, r0, n), memory.losses[t]),
             )
             backward_rows(net, buffers.params, memory, n, batch, r0, memory.transposed[t])
         passed += 1
@@ -228,10 +233,9 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             weight += w
         if not math.isfinite(loss):
             break
-        index, index_at = (order, begin) if in_place else (memory.counting, 0)
         clip = zero
         if rule.clip_norm > zero:
-            memory.norms[t] = _gradients_of_slice(net, buffers, x, index, index_at, memory, rows, batch, t, threads, lanes[0])
+            memory.norms[t] = _gradients_of_slice(net, buffers, now, memory, t, threads, lanes[0])
             passed += 1
             barrier(memory.arrivals, threads, passed)
             total = 0.0
@@ -241,7 +245,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             clip = dtype(1)
             if norm > float(rule.clip_norm):
                 clip = dtype(float(rule.clip_norm) / norm)
-        _update_slice(net, rule, buffers, x, index, index_at, memory, rows, batch, t, threads, scalars, clip, lanes[0])
+        _update_slice(net, rule, buffers, now, memory, t, threads, scalars, clip, lanes[0])
         if net.max_norm > zero:
             passed += 1
             barrier(memory.arrivals, threads, passed)
