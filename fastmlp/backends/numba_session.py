@@ -61,12 +61,15 @@ class NumbaSession(Session):
         assert self.plan.optimizer is not None
         return network_rule(self.plan.optimizer, self.plan.dtype)
 
-    @property
-    def _needs_gradients(self) -> bool:
-        """Whether gradients are written down before they are used: not where product and update are one."""
-        optimizer = self.plan.optimizer
-        plain = isinstance(optimizer, SGD) and not optimizer.momentum and optimizer.clip_norm is None
-        return not plain
+    def _gradients_at_once(self) -> int:
+        """How many gradients a thread writes down before it uses them: none where product and update are one."""
+        from fastmlp.kernels.cpu import products, train
+
+        optimizer, spec = self.plan.optimizer, self.plan.spec
+        if optimizer is None or (isinstance(optimizer, SGD) and not optimizer.momentum):
+            return 0
+        pairs = list(zip(spec.units, spec.units[1:], strict=False))
+        return max(max(8 * o, train.IN_CACHE if products.tiled(i, o) else train.IN_BLAS) for i, o in pairs)
 
     def buffers(self, state: TrainState) -> Any:
         """Return the flat buffers of a state, `kernels.cpu.records.Buffers`."""
@@ -74,7 +77,9 @@ class NumbaSession(Session):
 
         none = self.buffer("none", (0,), self.plan.dtype)
         moments = [*state.moments, none, none]
-        grads = self.grads if self._needs_gradients else none
+        optimizer = self.plan.optimizer
+        clips = optimizer is not None and optimizer.clip_norm is not None
+        grads = self.grads if clips else none
         return records.Buffers(
             state.params, grads, moments[0], moments[1], none if state.average is None else state.average
         )
@@ -94,6 +99,7 @@ class NumbaSession(Session):
             row_losses=allocate(batch),
             row_hits=allocate(batch),
             scratch=allocate(threads, 4, widest),
+            gradients=allocate(threads, self._gradients_at_once() if training else 0),
             losses=allocate(threads, work_size(spec.units[-1])),
             transposed=allocate(threads, self._transposed_size() if training else 0),
             counting=np.arange(batch, dtype=np.int64),
@@ -167,6 +173,7 @@ def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
         nesterov=bool(getattr(optimizer, "nesterov", False)),
         decay=real(optimizer.weight_decay),
         clip_norm=real(optimizer.clip_norm or 0.0),
+        smallest=real(np.finfo(dtype).tiny * 2**30),
         has_average=optimizer.ema is not None,
     )
 

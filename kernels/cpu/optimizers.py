@@ -30,7 +30,10 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
         The gradient is multiplied by it.
     """
     dtype = p.dtype.type
-    one = dtype(1)
+    one, zero = dtype(1), dtype(0)
+    # where a gradient stays 0 (the border of an image), means of it shrink until they are subnormal numbers, with which
+    # processors are slow; long before that they move no parameter
+    smallest = rule.smallest
     if rule.optimizer == 0:
         momentum = rule.a
         if momentum == dtype(0):
@@ -41,12 +44,14 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
                 old = p[i]
                 d = (g[i] + l2 * old) * clip
                 first = momentum * m[i] + d
+                first = zero if abs(first) < smallest else first
                 m[i] = first
                 p[i] = old * decay - rate * (d + momentum * first)
         else:
             for i in range(p.size):
                 old = p[i]
                 first = momentum * m[i] + (g[i] + l2 * old) * clip
+                first = zero if abs(first) < smallest else first
                 m[i] = first
                 p[i] = old * decay - rate * first
     elif rule.optimizer <= 2:
@@ -56,6 +61,7 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
             old = p[i]
             d = (g[i] + l2 * old) * clip
             first = beta1 * m[i] + (one - beta1) * d
+            first = zero if abs(first) < smallest else first
             second = beta2 * v[i] + (one - beta2) * (d * d)
             m[i] = first
             v[i] = second

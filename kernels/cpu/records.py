@@ -72,6 +72,8 @@ class Rule(NamedTuple):
     nesterov : bool
     decay, clip_norm : float
         0 for none.
+    smallest : float
+        What is smaller in a mean of gradients becomes 0.
     has_average : bool
     """
 
@@ -82,6 +84,7 @@ class Rule(NamedTuple):
     nesterov: bool
     decay: Any
     clip_norm: Any
+    smallest: Any
     has_average: bool
 
 
@@ -152,6 +155,8 @@ class Memory(NamedTuple):
     row_losses, row_hits : (batch,) float
     scratch : (threads, 4, m) float
         Each thread's own, m at least a quarter of the widest input and the widest layer plus a vector.
+    gradients : (threads, m) float
+        Each thread's own, for the gradient of the parameters that are updated at a time; clipping needs all at once.
     losses : (threads, m) float
         Each thread's own, where losses are worked out.
     transposed : (threads, m) float
@@ -170,6 +175,7 @@ class Memory(NamedTuple):
     row_losses: Any
     row_hits: Any
     scratch: Any
+    gradients: Any
     losses: Any
     transposed: Any
     counting: Any

@@ -104,7 +104,7 @@ def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, de
 @part
 def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, scratch):
     """Update this thread's part of all parameters; with a positive `clip` from the gradients that are there."""
-    params, grads = buffers.params, buffers.grads
+    params, gradients = buffers.params, memory.gradients[t]
     dtype = params.dtype.type
     one, zero = dtype(1), dtype(0)
     rate, correction1, correction2 = dtype(scalars[0]), dtype(scalars[1]), dtype(scalars[2])
@@ -122,24 +122,30 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
         w, b = net.weight_at[layer], net.bias_at[layer]
         low, high = i_ * t // threads, i_ * (t + 1) // threads
         features = max(8, (IN_CACHE if by_tiles(i_, o) else IN_BLAS) // o // 8 * 8)
+        if fused:
+            features = i_
         for first in range(low, high, features):
             stop = min(first + features, high)
             start, end = w + first * o, w + stop * o
-            if not there:
-                alpha, beta, out = (-rate, decay - rate * l2, params) if fused else (one, zero, grads)
-                layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, start)
-            if not fused:
+            if fused:
+                layer_gradient(net, batch, memory, layer, first, stop, -rate, decay - rate * l2, params, start)
+                if averages:
+                    average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
+            else:
+                if there:
+                    gradient = run(buffers.grads, start, end - start)
+                else:
+                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0)
+                    gradient = run(gradients, 0, end - start)
                 _update_run(
-                    *(rule, buffers, start, end, run(grads, start, end - start)),
+                    *(rule, buffers, start, end, gradient),
                     *(rate, correction1, correction2, decay, l2, clip, averages, average_decay),
                 )
-            elif averages:
-                average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
         first, stop = o * t // threads, o * (t + 1) // threads
         start, end = b + first, b + stop
         if not there:
             sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
-        gradient = run(grads, start, end - start) if there else run(scratch, first, stop - first)
+        gradient = run(buffers.grads, start, end - start) if there else run(scratch, first, stop - first)
         _update_run(
             *(rule, buffers, start, end, gradient),
             *(rate, correction1, correction2, one, zero, clip, averages, average_decay),
