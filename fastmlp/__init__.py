@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastmlp import datasets as datasets
     from fastmlp import features as features
     from fastmlp import plots as plots
+    from fastmlp import stepbystep as stepbystep
     from fastmlp.activations import activation_names as activation_names
     from fastmlp.activations import register_activation as register_activation
     from fastmlp.backends import available_backends as available_backends
@@ -89,7 +90,7 @@ _PUBLIC = {
     "spec": "NetworkSpec",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-_MODULES = ("approximation", "datasets", "features", "plots")
+_MODULES = ("approximation", "datasets", "features", "plots", "stepbystep")
 
 __all__ = sorted(["__version__", *_HOME, *_MODULES])
 
