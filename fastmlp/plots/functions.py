@@ -74,7 +74,7 @@ def regions(
         where = classes == k
         look: dict[str, Any] = {"facecolor": "black" if k % 2 == 0 else "white", "edgecolor": "black", "linewidth": 0.7}
         marker = _MARKERS[k % len(_MARKERS)]
-        ax.scatter(points[where, 0], points[where, 1], s=16, marker=marker, label=short(names[k]), zorder=3, **look)
+        ax.scatter(points[where, 0], points[where, 1], s=13, marker=marker, label=short(names[k]), zorder=3, **look)
     ax.set(xticks=[], yticks=[], xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]])
     ax.set_title(title, fontsize="medium")
     if legend:

@@ -84,6 +84,8 @@ def lines(
     ax : Axes, optional
         Where to draw.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not series:
         raise ValueError("lines: series is empty, so there is nothing to draw")
     ax = ax or new_figure(4.6, 3.4).subplots()
@@ -96,6 +98,10 @@ def lines(
             )
         ax.plot(positions, values, label=label, markevery=marks_every(len(values)), **line_style(i))
     ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+    if xscale == "linear" and all(
+        np.all(np.mod(np.asarray(line.get_xdata(), np.float64), 1) == 0) for line in ax.lines
+    ):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 2.5
     plain_frame(ax)
     ax.legend(frameon=False, fontsize="small")
     return ax
