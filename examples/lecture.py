@@ -22,7 +22,7 @@ parser.add_argument("--backend", default="auto", help="numpy, numba, cupy or aut
 parser.add_argument("--out", type=Path, default=Path("runs/lecture"), help="folder for the pictures")
 parser.add_argument("--epochs", type=int, default=50, help="on the ring; a tenth of it on MNIST")
 parser.add_argument("--rows", type=int, default=60000, help="of MNIST's training images")
-parser.add_argument("--features", type=int, default=500, help="random Fourier features on MNIST")
+parser.add_argument("--features", type=int, default=2000, help="random Fourier features on MNIST")
 args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook has no command line
 backend = fastmlp.get_backend(args.backend)
 print(backend)

@@ -24,6 +24,7 @@ parser.add_argument("--backend", default="auto", help="numpy, numba, cupy or aut
 parser.add_argument("--out", type=Path, default=Path("runs/mnist"), help="folder for the pictures")
 parser.add_argument("--epochs", type=int, default=50)
 parser.add_argument("--rows", type=int, default=60000, help="of the training images")
+parser.add_argument("--digits", type=int, default=100, help="random test digits to look at")
 args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook has no command line
 
 # %% [markdown]
@@ -85,9 +86,9 @@ print(f"accuracy {accuracy_score(y_test, predicted):.4f}, F1 {f1_score(y_test, p
 # ## A hundred random digits
 
 # %%
-chosen = np.random.default_rng(0).choice(len(x_test), 100, replace=False)
+chosen = np.random.default_rng(0).choice(len(x_test), args.digits, replace=False)
 verdicts = np.where(predicted == y_test, "right", "WRONG")
-for five in chosen.reshape(-1, 5):
+for five in np.split(chosen, range(5, len(chosen), 5)):
     print(*(f"{predicted[i]} with {probabilities[i].max():.2f}: {verdicts[i]}" for i in five), sep="    ")
 plots.save_both(plots.samples(x_test[chosen], y_test[chosen], probabilities[chosen]), args.out / "samples")
 
