@@ -217,6 +217,15 @@ def test_gradcheck_sees_every_array_that_is_wrong(monkeypatch):
         assert sum(e > TOLERANCE for e in errors.values()) == 1
 
 
+def test_gradcheck_is_of_the_whole_loss_in_double_precision(monkeypatch):
+    right, seen = MLP.loss_and_gradients, []
+    monkeypatch.setattr(MLP, "loss_and_gradients", lambda self, *data: seen.append(self) or right(self, *data))
+    model = MLP((3, 4, 2), activation="tanh", l2=0.5, dropout=0.5, seed=0)
+    gradcheck(model, np.eye(3), [0, 1, 0])
+    assert {(m.spec.l2, m.dtype.name, m.backend) for m in seen} == {(0.5, "float64", model.backend)}
+    assert model not in seen
+
+
 def test_gradcheck_takes_losses_and_activations_of_ones_own():
     register_activation("cube", lambda z: (z**3, 3 * z**2))
     register_loss("fourth", lambda z, t: (((z - t) ** 4).mean(1), 4 * (z - t) ** 3 / z.shape[1]))

@@ -177,6 +177,8 @@ def test_regions_are_cut_where_the_classifier_changes_its_mind():
     np.testing.assert_allclose(vertices[:, 0], 0.25, atol=2.16 / 200)
     shades = ax.images[0].get_array()
     assert shades[0, 0] != shades[0, -1] and len(np.unique(shades)) == 2
+    upper = plots.regions(lambda p: p[:, 1] > 0.25, SQUARE, [0, 1, 0, 1]).images[0]
+    assert upper.origin == "lower" and upper.get_array()[0, 0] > upper.get_array()[-1, 0]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["left", "right"]
     markers = [c for c in ax.collections if type(c).__name__ == "PathCollection"]
     np.testing.assert_array_equal([m.get_offsets() for m in markers], [SQUARE[:2], SQUARE[2:]])
