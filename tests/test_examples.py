@@ -116,6 +116,12 @@ def test_the_notebook_is_the_script_executed(name):
     assert (EXAMPLES / f"{name}.ipynb").stat().st_size < 500_000
 
 
+def test_the_mnist_notebook_reaches_97_percent():
+    printed = (EXAMPLES / "mnist.ipynb").read_text("utf-8")
+    by_network, by_linear = (float(a) for a in re.findall(r'"accuracy (0\.\d{4}), F1', printed))
+    assert by_network >= 0.97 > by_linear
+
+
 # --- what the tutorials reach ---------------------------------------------------------------------------------------
 
 
