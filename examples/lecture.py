@@ -80,8 +80,9 @@ plots.save_both(plots.lines(accuracies, ylabel="test accuracy (%)"), args.out / 
 # %% [markdown]
 # ## The gradient of a two-layer network
 # dW2 = sigma(X W1)^T (S - I_y) and dW1 = X^T (sigma'(X W1) * ((S - I_y) W2^T)), S the softmax, I_y one-hot.  The
-# lecture sums over the rows where fastmlp takes the mean, so they differ by the factor m.  Every hand gradient is
-# checked numerically: `gradcheck` gives the relative error for each array.
+# lecture sums over the rows where fastmlp takes the mean, so they differ by the factor m.  Both need sigma(X W1)
+# again: every layer's values are kept until its gradient is taken, and the last line of the summary above says what
+# that costs.  Every hand gradient is checked numerically: `gradcheck` gives the relative error for each array.
 
 # %%
 m = 100

@@ -54,6 +54,15 @@ print("With ReLU: A =", linear_activation_forward(A_prev, W, b, activation="relu
 print("cost =", compute_cost(np.array([[0.8, 0.9, 0.4]]), np.array([[1, 1, 0]])))
 
 # %% [markdown]
+# Where a probability is exactly 1 and right, the notebook's cost is 0 log 0, which NumPy calls NaN, and its gradient is
+# 0 / 0.  A sigmoid gets there from 37 on.  Here the one is 0 and the other AL - Y.
+
+# %%
+AL, cache = linear_activation_forward(np.array([[40.0]]), np.ones((1, 1)), np.zeros((1, 1)), "sigmoid")
+print("AL =", AL, "cost =", compute_cost(AL, np.array([[1]])))
+print("wrong:", {name: g.item() for name, g in L_model_backward(AL, np.array([[0]]), [cache]).items()})
+
+# %% [markdown]
 # ## Two spirals
 # A problem that no straight line solves.  `X` is (2, m), `Y` (1, m).
 

@@ -229,8 +229,8 @@ def compute_cost(AL: Array, Y: Array) -> np.float64:
     al, y = outputs_and_targets(AL, Y)
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(y == 0, 0, y * np.log(al)) + np.where(y == 1, 0, (1 - y) * np.log(1 - al))
-    # multiplied by -1 / m, as the notebook does it, so that the last digit is the same
-    return np.float64(-1 / al.shape[1] * float(terms.sum()))
+    # multiplied by -1 / m, as the notebook does it, so that the last digit is the same; and no cost is 0, not -0
+    return np.float64(-1 / al.shape[1] * float(terms.sum()) + 0.0)
 
 
 # --- backward -------------------------------------------------------------------------------------------------------

@@ -152,6 +152,17 @@ def test_first_layer_shows_the_weights_into_units_around_grey():
         plots.first_layer(w)
 
 
+def test_images_are_drawn_where_asked():
+    given = plots.panels(1, 3)
+    drawn = plots.samples(images(2), [0, 1], np.eye(2), image_shape=(2, 3), axes=given)
+    assert drawn == given[:2] and [len(ax.images) for ax in given] == [1, 1, 0] and not given[2].axison
+    assert given[0].get_figure().get_suptitle() == ""
+    assert plots.mistakes(images(2), [1, 1], np.eye(2), image_shape=(2, 3), axes=plots.panels())[0].images
+    assert plots.mistakes(images(2), [0, 1], np.eye(2), image_shape=(2, 3), axes=given[2:]) == given[2:]
+    with pytest.raises(ValueError, match="axes: 4 images need as many axes, got 3"):
+        plots.first_layer(np.ones((6, 4)), (2, 3), axes=plots.panels(1, 3))
+
+
 def test_lines_are_told_apart_without_colour():
     ax = plots.lines({"a": [3.0, 2.0], "b": ([10, 100], [1.0, 0.1])}, ylabel="error", yscale="log")
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 3], [2, 2]])

@@ -23,6 +23,8 @@ def mistakes(
     class_names: Sequence[str] | None = None,
     image_shape: Sequence[int] = (28, 28),
     count: int = 25,
+    *,
+    axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """Draw the wrong predictions that the network was surest of, the surest first.
 
@@ -40,6 +42,8 @@ def mistakes(
         Of an image.
     count : int
         How many to draw at most.
+    axes : sequence of Axes, optional
+        Where to draw, one for each image; those left over are hidden.
 
     Returns
     -------
@@ -51,7 +55,7 @@ def mistakes(
     wrong = np.flatnonzero(predicted != true)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
     if not len(worst):
-        ax: Axes = new_figure(4.0, 1.0).subplots()
+        ax: Axes = new_figure(4.0, 1.0).subplots() if axes is None else axes[0]
         ax.text(0.5, 0.5, f"all {len(true):,} predictions are right", ha="center", va="center")
         ax.set_axis_off()
         return [ax]
@@ -60,6 +64,7 @@ def mistakes(
         f"the {len(worst)} surest of {len(wrong):,} wrong predictions among {len(true):,}",
         columns=int(np.ceil(np.sqrt(len(worst)))),
         size=(1.5, 1.8),
+        axes=axes,
     )
     for ax, i in zip(grid, worst, strict=True):
         text = f"true {short(names[true[i]])}, predicted\n{short(names[predicted[i]])} ({100 * sure[i]:.1f} %)"
@@ -74,6 +79,8 @@ def samples(
     class_names: Sequence[str] | None = None,
     image_shape: Sequence[int] = (28, 28),
     columns: int = 20,
+    *,
+    axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """Draw images with what they are taken for and how surely; wrong ones stand out by a black ground and frame.
 
@@ -83,6 +90,8 @@ def samples(
         As for `mistakes`; all images are drawn, so give some of them.
     columns : int
         Images in a row.
+    axes : sequence of Axes, optional
+        As for `mistakes`.
 
     Returns
     -------
@@ -93,7 +102,7 @@ def samples(
     predicted, sure = given.argmax(axis=1), given.max(axis=1)
     right = int((predicted == true).sum())
     title = f"{right} of {len(true)} right; each with what it is taken for and how surely"
-    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.8))
+    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.8), axes=axes)
     for ax, t, p, s in zip(grid, true, predicted, sure, strict=True):
         ax.set_title(f"{short(names[p])}  {100 * s:.0f} %", fontsize=6.5, pad=2)
         if p != t:
@@ -108,6 +117,8 @@ def first_layer(
     image_shape: Sequence[int] = (28, 28),
     count: int = 32,
     columns: int = 8,
+    *,
+    axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """Draw what the units of the first layer look for: the weights into each as an image.
 
@@ -121,6 +132,8 @@ def first_layer(
         Units to draw at most: those with the largest weights, in their order.
     columns : int
         Images in a row.
+    axes : sequence of Axes, optional
+        As for `mistakes`.
 
     Returns
     -------
@@ -136,7 +149,9 @@ def first_layer(
     units = np.sort(np.argsort(-np.square(w).sum(axis=0), kind="stable")[:count])
     title = f"weights into {len(units)} of {w.shape[1]} units" if len(units) < w.shape[1] else "weights into each unit"
     images = [w[:, unit].reshape(height, width) for unit in units]
-    grid = _grid(images, f"{title}: black adds, white takes away", columns=min(columns, len(units)), size=(0.95, 0.95))
+    grid = _grid(
+        images, f"{title}: black adds, white takes away", columns=min(columns, len(units)), size=(0.95, 0.95), axes=axes
+    )
     for ax, image in zip(grid, images, strict=True):
         largest = max(float(np.abs(image).max()), float(np.finfo(np.float32).tiny))
         ax.images[0].set_clim(-largest, largest)
@@ -166,18 +181,27 @@ def _checked(
 
 
 def _grid(
-    images: Sequence[NDArray[Any]] | NDArray[Any], title: str, columns: int, size: tuple[float, float]
+    images: Sequence[NDArray[Any]] | NDArray[Any],
+    title: str,
+    columns: int,
+    size: tuple[float, float],
+    axes: Sequence[Axes] | None,
 ) -> list[Axes]:
-    """Draw images of that size in inches, room for their titles included; return an axes for each."""
-    rows = -(-len(images) // columns)
-    figure = new_figure(size[0] * columns, size[1] * rows + 0.4)
-    figure.suptitle(title, fontsize="medium")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in grid:
+    """Draw images, on axes given or in a new figure, each of that size in inches; return an axes for each."""
+    if axes is None:
+        rows = -(-len(images) // columns)
+        figure = new_figure(size[0] * columns, size[1] * rows + 0.4)
+        figure.suptitle(title, fontsize="medium")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in axes[len(images) :]:
+            ax.remove()
+        axes = axes[: len(images)]
+    if len(axes) < len(images):
+        raise ValueError(f"axes: {len(images)} images need as many axes, got {len(axes)}")
+    for ax, image in zip(axes, images, strict=False):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_color("0.7")
-    for ax, image in zip(grid, images, strict=False):
         ax.imshow(image, cmap="gray_r", interpolation="nearest")
-    for ax in grid[len(images) :]:
-        ax.remove()
-    return grid[: len(images)]
+    for ax in axes[len(images) :]:
+        ax.set_axis_off()
+    return list(axes[: len(images)])
