@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fastmlp import approximation as approximation
     from fastmlp import datasets as datasets
+    from fastmlp import features as features
     from fastmlp import plots as plots
+    from fastmlp import stepbystep as stepbystep
     from fastmlp.activations import activation_names as activation_names
     from fastmlp.activations import register_activation as register_activation
     from fastmlp.backends import available_backends as available_backends
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import ProgressBar as ProgressBar
     from fastmlp.callbacks import TimeLimit as TimeLimit
+    from fastmlp.differences import gradcheck as gradcheck
     from fastmlp.errors import BackendUnavailable as BackendUnavailable
     from fastmlp.errors import DataError as DataError
     from fastmlp.errors import FileFormatError as FileFormatError
@@ -72,6 +76,7 @@ _PUBLIC = {
     "activations": "activation_names register_activation",
     "backends": "available_backends get_backend register_backend",
     "callbacks": "Callback Checkpoint CSVLog EarlyStopping ProgressBar TimeLimit",
+    "differences": "gradcheck",
     "errors": "BackendUnavailable DataError FileFormatError NonFiniteLossError ReproducibilityWarning "
     "TrainingInterrupted",
     "history": "History",
@@ -85,7 +90,7 @@ _PUBLIC = {
     "spec": "NetworkSpec",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-_MODULES = ("datasets", "plots")
+_MODULES = ("approximation", "datasets", "features", "plots", "stepbystep")
 
 __all__ = sorted(["__version__", *_HOME, *_MODULES])
 

@@ -253,7 +253,7 @@ def register_activation(
     ValueError
         The name is taken, or the slope is not the derivative (the message says where and by how much).
     """
-    from fastmlp.gradcheck import check_slope
+    from fastmlp.differences import check_slope
     from fastmlp.initializers import INITIALIZERS
 
     check_new_name("activation", name, _ACTIVATIONS)

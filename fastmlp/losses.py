@@ -557,7 +557,7 @@ def register_loss(
     ValueError
         The name is taken, or the gradient is wrong (the message says by how much).
     """
-    from fastmlp.gradcheck import check_loss_gradient
+    from fastmlp.differences import check_loss_gradient
 
     check_new_name("loss", name, LOSSES.types)
     check_loss_gradient(name, function, takes_labels)

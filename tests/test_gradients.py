@@ -6,7 +6,7 @@ from compare import loss_records, targets_for
 
 from fastmlp import MLP, register_activation, register_loss
 from fastmlp.activations import activation_names, get_activation
-from fastmlp.gradcheck import agree
+from fastmlp.differences import agree
 from fastmlp.losses import LOSSES, Loss, SoftmaxCrossEntropy
 from fastmlp.optimizers import Adam
 from fastmlp.spec import make_spec

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from fastmlp import plots
+from fastmlp import MLP, plots
 from fastmlp.history import History
 
 pytest.importorskip("matplotlib")
@@ -128,6 +128,129 @@ def test_mistakes_refuse_what_does_not_fit():
         plots.mistakes(images(3), [0, 1], np.eye(2), image_shape=(2, 3))
     with pytest.raises(ValueError, match="only 2 class_names"):
         plots.mistakes(images(2), [0, 2], np.eye(2), ["a", "b"], (2, 3))
+
+
+def test_samples_mark_the_wrong_ones():
+    axes = plots.samples(images(3), [0, 1, 0], [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], ["cat", "dog"], (2, 3))
+    assert [ax.get_title() for ax in axes] == ["cat  90 %", "dog  80 %", "not dog: cat"]
+    assert [ax.images[0].get_cmap().name for ax in axes] == ["gray_r", "gray_r", "gray"]
+    assert axes[0].get_figure().get_suptitle().startswith("2 of 3 right")
+    with pytest.raises(ValueError, match="samples: images of 2x2 have 4 values, these have 6"):
+        plots.samples(images(2), [0, 1], np.eye(2), image_shape=(2, 2))
+
+
+def test_first_layer_shows_the_weights_into_units_around_grey():
+    w = np.array([[1.0, 0.0, -2.0], [0.5, 0.0, 3.0], [0.0, 0.0, 1.0], [-1.0, 0.1, 0.0], [0, 0, 0], [0, 0, 0]])
+    axes = plots.first_layer(w, (2, 3), count=2)
+    assert len(axes) == 2 == len(axes[0].get_figure().axes)
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), w[:, 0].reshape(2, 3))
+    np.testing.assert_array_equal(axes[1].images[0].get_array(), w[:, 2].reshape(2, 3))
+    assert [ax.images[0].get_clim() for ax in axes] == [(-1, 1), (-3, 3)]
+    assert "2 of 3 units" in axes[0].get_figure().get_suptitle()
+    assert len(plots.first_layer(MLP((6, 4, 2), seed=0), (2, 3))) == 4
+    with pytest.raises(ValueError, match=r"28x28 expected weights \(784, units\), got \(6, 3\)"):
+        plots.first_layer(w)
+
+
+def test_images_are_drawn_where_asked():
+    given = plots.panels(1, 3)
+    drawn = plots.samples(images(2), [0, 1], np.eye(2), image_shape=(2, 3), axes=given)
+    assert drawn == given[:2] and [len(ax.images) for ax in given] == [1, 1, 0] and not given[2].axison
+    assert given[0].get_figure().get_suptitle() == ""
+    assert plots.mistakes(images(2), [1, 1], np.eye(2), image_shape=(2, 3), axes=plots.panels())[0].images
+    assert plots.mistakes(images(2), [0, 1], np.eye(2), image_shape=(2, 3), axes=given[2:]) == given[2:]
+    with pytest.raises(ValueError, match="axes: 4 images need as many axes, got 3"):
+        plots.first_layer(np.ones((6, 4)), (2, 3), axes=plots.panels(1, 3))
+
+
+def test_lines_are_told_apart_without_colour():
+    ax = plots.lines({"a": [3.0, 2.0], "b": ([10, 100], [1.0, 0.1])}, ylabel="error", yscale="log")
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 3], [2, 2]])
+    np.testing.assert_array_equal(ax.lines[1].get_xdata(), [10, 100])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("epoch", "error", "log")
+    looks = {(line.get_linestyle(), line.get_marker()) for line in plots.lines({c: [1, 2] for c in "abcdef"}).lines}
+    assert len(looks) == 6
+    with pytest.raises(
+        ValueError, match=r"lines: 'a' needs \(n,\) values and as many positions; got \(2,\) and \(3,\)"
+    ):
+        plots.lines({"a": ([1, 2, 3], [1, 2])})
+    with pytest.raises(ValueError, match="series is empty"):
+        plots.lines({})
+
+
+SQUARE = np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+
+
+def test_regions_are_cut_where_the_classifier_changes_its_mind():
+    ax = plots.regions(lambda p: p[:, 0] > 0.25, SQUARE, [0, 0, 1, 1], ["left", "right"], legend=True, title="t")
+    (border,) = (c for c in ax.collections if type(c).__name__ == "QuadContourSet")
+    vertices = np.concatenate([path.vertices for path in border.get_paths()])
+    np.testing.assert_allclose(vertices[:, 0], 0.25, atol=2.16 / 200)
+    shades = ax.images[0].get_array()
+    assert shades[0, 0] != shades[0, -1] and len(np.unique(shades)) == 2
+    upper = plots.regions(lambda p: p[:, 1] > 0.25, SQUARE, [0, 1, 0, 1]).images[0]
+    assert upper.origin == "lower" and upper.get_array()[0, 0] > upper.get_array()[-1, 0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["left", "right"]
+    markers = [c for c in ax.collections if type(c).__name__ == "PathCollection"]
+    np.testing.assert_array_equal([m.get_offsets() for m in markers], [SQUARE[:2], SQUARE[2:]])
+    assert len({tuple(m.get_facecolor()[0]) for m in markers}) == 2
+    assert ax.get_title() == "t"
+
+
+def test_regions_fade_where_the_classifier_is_unsure():
+    ax = plots.regions(lambda p: (p[:, 0] + 2) / 4, SQUARE, [0, 0, 1, 1], resolution=50)
+    assert (np.diff(ax.images[0].get_array()[7]) < 0).all()
+
+
+@pytest.mark.parametrize("units", [(2, 1), (2, 2), (2, 4)])
+def test_regions_take_networks_of_any_number_of_classes(units):
+    loss = "sigmoid_cross_entropy" if units[1] == 1 else "softmax_cross_entropy"
+    given = panels = plots.panels(1, 2)
+    ax = plots.regions(MLP(units, loss=loss, seed=0), SQUARE, [0, 1, 1, 0], ax=panels[1], resolution=20)
+    assert ax is given[1] and len(ax.images) == 1 and not given[0].images
+
+
+def test_regions_refuse_what_does_not_fit():
+    with pytest.raises(
+        ValueError, match=r"expected points \(n, 2\) and classes \(n,\), n at least 1; got \(4, 2\), \(3,\)"
+    ):
+        plots.regions(MLP((2, 2), seed=0), SQUARE, [0, 1, 1])
+    with pytest.raises(TypeError, match="must have predict_proba or be callable, got 3"):
+        plots.regions(3, SQUARE, [0, 1, 1, 0])
+    with pytest.raises(ValueError, match=r"expected probabilities \(100,\) or \(100, K\); got \(1, 2\)"):
+        plots.regions(lambda p: p[:1], SQUARE, [0, 1, 1, 0], resolution=10)
+
+
+def test_approximation_shows_both_and_tells_the_largest_difference():
+    ax = plots.approximation(np.sin, lambda t: t, (0.0, 1.0), ([0.0, 0.5], [0.0, 0.5]), resolution=11)
+    true, found, samples = ax.lines
+    np.testing.assert_allclose(true.get_ydata(), np.sin(np.linspace(0, 1, 11)))
+    np.testing.assert_allclose(found.get_ydata(), np.linspace(0, 1, 11))
+    np.testing.assert_array_equal(samples.get_xydata(), [[0, 0], [0.5, 0.5]])
+    assert ax.get_title() == f"largest difference {1 - np.sin(1):.3g}"
+    assert true.get_linewidth() > 2 * found.get_linewidth()
+    with pytest.raises(ValueError, match=r"for \(11,\) places .* model \(2,\)"):
+        plots.approximation(np.sin, lambda t: t[:2, 0], (0.0, 1.0), resolution=11)
+
+
+def test_a_picture_is_saved_twice_and_shows_itself_in_a_notebook(tmp_path):
+    picture = plots.save_both(plots.lines({"a": [1.0, 2.0]}), tmp_path / "new" / "a.b")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.b.png", "a.b.svg"]
+    assert picture._repr_png_() == (tmp_path / "new" / "a.b.png").read_bytes()
+    again = plots.save_both(plots.lines({"a": [1.0, 2.0]}), tmp_path / "again")
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in picture]
+
+
+def test_pictures_keep_their_colours_where_they_have_any(tmp_path):
+    from PIL import Image
+
+    ax = plots.lines({"a": [1.0, 2.0]})
+    plots.save(ax, tmp_path / "grey.png")
+    ax.lines[0].set_color("red")
+    plots.save(ax, tmp_path / "red.png")
+    with Image.open(tmp_path / "grey.png") as grey, Image.open(tmp_path / "red.png") as red:
+        assert (grey.mode, red.mode) == ("L", "RGB")
+        assert np.asarray(red).reshape(-1, 3).tolist().count([255, 0, 0]) > 100
 
 
 def test_png_and_svg_are_written_by_name(tmp_path):

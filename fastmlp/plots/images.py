@@ -1,0 +1,207 @@
+"""Pictures of images: what a network takes them for, and the weights with which it looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastmlp.model import MLP
+from fastmlp.plots.figures import new_figure
+from fastmlp.plots.runs import names_of_classes, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def mistakes(
+    x: ArrayLike,
+    y_true: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str] | None = None,
+    image_shape: Sequence[int] = (28, 28),
+    count: int = 25,
+    *,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Draw the wrong predictions that the network was surest of, the surest first.
+
+    Parameters
+    ----------
+    x : (n, I) real
+        The images, a row each; the lowest value is drawn white, as paper, the highest black.
+    y_true : (n,) int
+        Their classes.
+    probabilities : (n, K) float
+        What `fastmlp.MLP.predict_proba` returned.
+    class_names : sequence of str, optional
+        The numbers of the classes when not given.
+    image_shape : (height, width)
+        Of an image.
+    count : int
+        How many to draw at most.
+    axes : sequence of Axes, optional
+        Where to draw, one for each image; those left over are hidden.
+
+    Returns
+    -------
+    list of Axes
+        One for each image; a single one that says so where no prediction is wrong.
+    """
+    images, true, given, names = _checked("mistakes", x, y_true, probabilities, class_names, image_shape)
+    predicted, sure = given.argmax(axis=1), given.max(axis=1)
+    wrong = np.flatnonzero(predicted != true)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
+    if not len(worst):
+        ax: Axes = new_figure(4.0, 1.0).subplots() if axes is None else axes[0]
+        ax.text(0.5, 0.5, f"all {len(true):,} predictions are right", ha="center", va="center")
+        ax.set_axis_off()
+        return [ax]
+    grid = _grid(
+        [images[i] for i in worst],
+        f"the {len(worst)} surest of {len(wrong):,} wrong predictions among {len(true):,}",
+        columns=int(np.ceil(np.sqrt(len(worst)))),
+        size=(1.5, 1.8),
+        axes=axes,
+    )
+    for ax, i in zip(grid, worst, strict=True):
+        text = f"true {short(names[true[i]])}, predicted\n{short(names[predicted[i]])} ({100 * sure[i]:.1f} %)"
+        ax.set_title(text, fontsize="small")
+    return grid
+
+
+def samples(
+    x: ArrayLike,
+    y_true: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str] | None = None,
+    image_shape: Sequence[int] = (28, 28),
+    columns: int = 20,
+    *,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Draw images with what they are taken for and how surely; wrong ones stand out by a black ground and frame.
+
+    Parameters
+    ----------
+    x, y_true, probabilities, class_names, image_shape
+        As for `mistakes`; all images are drawn, so give some of them.
+    columns : int
+        Images in a row.
+    axes : sequence of Axes, optional
+        As for `mistakes`.
+
+    Returns
+    -------
+    list of Axes
+        One for each image.
+    """
+    images, true, given, names = _checked("samples", x, y_true, probabilities, class_names, image_shape)
+    predicted, sure = given.argmax(axis=1), given.max(axis=1)
+    right = int((predicted == true).sum())
+    title = f"{right} of {len(true)} right; each with what it is taken for and how surely"
+    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.8), axes=axes)
+    for ax, t, p, s in zip(grid, true, predicted, sure, strict=True):
+        ax.set_title(f"{short(names[p])}  {100 * s:.0f} %", fontsize=6.5, pad=2)
+        if p != t:
+            ax.images[0].set_cmap("gray")
+            ax.spines[:].set(color="black", linewidth=2.5)
+            ax.set_title(f"not {short(names[p])}: {short(names[t])}", fontsize=6.5, pad=2, fontweight="bold")
+    return grid
+
+
+def first_layer(
+    weights: MLP | ArrayLike,
+    image_shape: Sequence[int] = (28, 28),
+    count: int = 32,
+    columns: int = 8,
+    *,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Draw what the units of the first layer look for: the weights into each as an image.
+
+    Parameters
+    ----------
+    weights : MLP, or (I, O) float
+        A network, or the weights of its first layer.
+    image_shape : (height, width)
+        Of the inputs.
+    count : int
+        Units to draw at most: those with the largest weights, in their order.
+    columns : int
+        Images in a row.
+    axes : sequence of Axes, optional
+        As for `mistakes`.
+
+    Returns
+    -------
+    list of Axes
+        One for each unit.  Grey is 0, black the largest weight and white as far below 0, for each unit by itself.
+    """
+    w = weights.get_weights()[0] if isinstance(weights, MLP) else np.asarray(weights)
+    height, width = image_shape
+    if w.ndim != 2 or len(w) != height * width:
+        raise ValueError(
+            f"first_layer: for images of {height}x{width} expected weights ({height * width}, units), got {w.shape}"
+        )
+    units = np.sort(np.argsort(-np.square(w).sum(axis=0), kind="stable")[:count])
+    title = f"weights into {len(units)} of {w.shape[1]} units" if len(units) < w.shape[1] else "weights into each unit"
+    images = [w[:, unit].reshape(height, width) for unit in units]
+    grid = _grid(
+        images, f"{title}: black adds, white takes away", columns=min(columns, len(units)), size=(0.95, 0.95), axes=axes
+    )
+    for ax, image in zip(grid, images, strict=True):
+        largest = max(float(np.abs(image).max()), float(np.finfo(np.float32).tiny))
+        ax.images[0].set_clim(-largest, largest)
+    return grid
+
+
+def _checked(
+    who: str,
+    x: ArrayLike,
+    y_true: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str] | None,
+    image_shape: Sequence[int],
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], list[str]]:
+    """Return images (n, height, width), classes, probabilities and the names of the classes."""
+    inputs, true, given = np.asarray(x), np.asarray(y_true), np.asarray(probabilities)
+    if given.ndim != 2 or not len(inputs) == len(true) == len(given) > 0:
+        raise ValueError(
+            f"{who}: expected as many images, classes and rows of probabilities (n, K), at least one; got "
+            f"{inputs.shape}, {true.shape}, {given.shape}"
+        )
+    height, width = image_shape
+    if inputs[0].size != height * width:
+        raise ValueError(f"{who}: images of {height}x{width} have {height * width} values, these have {inputs[0].size}")
+    names = names_of_classes(who, class_names, max(given.shape[1] - 1, int(true.max())))
+    return inputs.reshape(len(inputs), height, width), true, given, names
+
+
+def _grid(
+    images: Sequence[NDArray[Any]] | NDArray[Any],
+    title: str,
+    columns: int,
+    size: tuple[float, float],
+    axes: Sequence[Axes] | None,
+) -> list[Axes]:
+    """Draw images, on axes given or in a new figure, each of that size in inches; return an axes for each."""
+    if axes is None:
+        rows = -(-len(images) // columns)
+        figure = new_figure(size[0] * columns, size[1] * rows + 0.4)
+        figure.suptitle(title, fontsize="medium")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in axes[len(images) :]:
+            ax.remove()
+        axes = axes[: len(images)]
+    if len(axes) < len(images):
+        raise ValueError(f"axes: {len(images)} images need as many axes, got {len(axes)}")
+    for ax, image in zip(axes, images, strict=False):
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_color("0.7")
+        ax.imshow(image, cmap="gray_r", interpolation="nearest")
+    for ax in axes[len(images) :]:
+        ax.set_axis_off()
+    return list(axes[: len(images)])
