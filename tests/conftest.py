@@ -8,6 +8,10 @@ from fastmlp import activations, backends
 from fastmlp.losses import LOSSES
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
+
+
 @pytest.fixture(params=backends.backend_names())
 def backend(request):
     """Every backend there is; one that cannot run here shows as skipped, with its reason."""
