@@ -1,4 +1,4 @@
-// Sees every load and store of a kernel and complains of
+// Sees every load and store of a kernel and stops at
 //   - races: two threads touch one place, one of them writes, and nothing orders them: no barrier between them within a
 //     block; between blocks of one launch nothing ever does;
 //   - accesses outside the arrays that the launch was given, and writes to those that it may only read;
@@ -40,14 +40,8 @@ static int thread;
 static long block;
 static uint64_t interval, launch, bytes_read, bytes_written;
 static bool watching;
-static std::string first_complaint;
-
-static void complain(const char* text) {
-  if (first_complaint.empty()) first_complaint = text;
-}
 
 void watch(bool on) { watching = on; }
-std::string complaint() { return first_complaint; }
 void next_interval() { ++interval; }
 
 static void add_region(char* start, size_t size, bool writable, bool shared) {
@@ -57,7 +51,6 @@ static void add_region(char* start, size_t size, bool writable, bool shared) {
 void begin_launch(char* shared, size_t shared_size, void** indices) {
   index_variables = indices;
   add_region(shared, shared_size, true, true);
-  first_complaint.clear();
   bytes_read = bytes_written = 0;
   last_hit = nullptr;
   ++launch;
@@ -105,16 +98,16 @@ static void access(void* pointer, size_t size, bool write, bool aligned) {
   Region* region = region_of(address);
   if (region == nullptr || address + size > region->stop) {
     snprintf(text, sizeof text, "%zu-byte %s outside the arrays given, by thread %d of block %ld", size, what, thread, block);
-    complain(text);
+    emulator::stop(text);
     return;
   }
   if (write && !region->writable) {
     snprintf(text, sizeof text, "write to an array that may only be read, by thread %d of block %ld", thread, block);
-    complain(text);
+    emulator::stop(text);
   }
   if (aligned && (uintptr_t)address % size) {
     snprintf(text, sizeof text, "misaligned %zu-byte %s by thread %d of block %ld", size, what, thread, block);
-    complain(text);
+    emulator::stop(text);
   }
   size_t last = (address + size - 1 - region->start) / CELL;
   for (size_t i = (address - region->start) / CELL; i <= last; ++i) {
@@ -125,7 +118,7 @@ static void access(void* pointer, size_t size, bool write, bool aligned) {
       snprintf(text, sizeof text, "race on %s memory: %s by thread %d of block %ld, %s by thread %d of block %ld, and "
                "nothing orders them", region->shared ? "shared" : "global", what, thread, block,
                after_write ? "write" : "read", other.thread, other.block);
-      complain(text);
+      emulator::stop(text);
     }
     Access& own = write ? cell.write : cell.read;
     if (!region->shared && own.launch != launch) (write ? bytes_written : bytes_read) += CELL;

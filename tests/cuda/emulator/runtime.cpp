@@ -76,15 +76,17 @@ static void yield() { emulator_switch(&current->stack_pointer, scheduler); }
 
 static int lane() { return current->number % LANES; }
 
-// End the launch with an error; the fiber is never run again.
-static void fail(const char* what, int line) {
-  if (error.empty()) {
-    char text[400];
-    snprintf(text, sizeof text, "%s (line %d, block %u,%u,%u thread %u,%u,%u)", what, line, blockIdx.x, blockIdx.y,
-             blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
-    error = text;
-  }
+// The fiber is never run again.
+void stop(const char* complaint) {
+  if (error.empty()) error = complaint;
   yield();
+}
+
+static void fail(const char* what, int line) {
+  char text[400];
+  snprintf(text, sizeof text, "%s (line %d, block %u,%u,%u thread %u,%u,%u)", what, line, blockIdx.x, blockIdx.y,
+           blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  stop(text);
 }
 
 static void open_barrier() {
@@ -205,7 +207,6 @@ static void run_block(uint64_t number, const Memory& shared, bool shuffled) {
       checker::watch(true);
       emulator_switch(&scheduler, current->stack_pointer);
       checker::watch(false);
-      if (error.empty()) error = checker::complaint();
       if (!error.empty()) return;
     }
     idle = progress == before ? idle + 1 : 0;
