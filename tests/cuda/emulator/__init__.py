@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from fastmlp.backends import cuda_source
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", "-fno-gnu-unique", f"-I{HERE}")
+
+
+_one_at_a_time = threading.Lock()  # blocks, fibers and the memory checker are one each in a process
 
 
 class EmulatorError(RuntimeError):
@@ -76,7 +80,7 @@ def packed(value, wanted, where):
             return bytes(8)
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{where}: a pointer needs an array, got {type(value).__name__}")
-        if value.dtype.name != wanted[:-1]:
+        if value.dtype.name != wanted[:-1].removeprefix("const "):
             raise TypeError(f"{where}: an array of {value.dtype} for {wanted}")
         if not value.flags.c_contiguous:
             raise ValueError(f"{where}: the array is not contiguous")
@@ -107,7 +111,7 @@ class Module:
         self._numbers = {name: i for i, name in enumerate(names)}
 
     def signature(self, name):
-        """Return the types of a kernel's parameters, as ``float32*`` or ``int64``."""
+        """Return the types of a kernel's parameters, as ``float32*``, ``const float32*`` or ``int64``."""
         return self._library.emulator_signature(self._numbers[name]).decode().rstrip(",").split(",")
 
     def launch(self, name, grid, block, args, *, seed=0, owners=()):
@@ -143,14 +147,19 @@ class Module:
             ctypes.create_string_buffer(packed(v, w, f"{name}, argument {i}"), 8)
             for i, (v, w) in enumerate(zip(args, wanted, strict=True))
         ]
+        with _one_at_a_time:
+            return self._launch(name, (*grid, *block), buffers, [*owners, *args], seed)
+
+    def _launch(self, name, sizes, buffers, arrays, seed):
         self._library.checker_forget()
-        for array in (*owners, *(a for a in args if isinstance(a, np.ndarray))):
-            if array.nbytes:
+        for array in arrays:
+            if isinstance(array, np.ndarray) and array.nbytes:
                 where = ctypes.c_void_p(array.ctypes.data)
                 self._library.checker_allow(where, ctypes.c_size_t(array.nbytes), int(array.flags.writeable))
         pointers = (ctypes.c_void_p * len(buffers))(*[ctypes.addressof(b) for b in buffers])
-        sizes = (ctypes.c_uint * 6)(*grid, *block)
-        error = self._library.emulator_launch(self._numbers[name], sizes, ctypes.c_uint64(seed), pointers)
+        error = self._library.emulator_launch(
+            self._numbers[name], (ctypes.c_uint * 6)(*sizes), ctypes.c_uint64(seed), pointers
+        )
         if error:
             raise EmulatorError(f"{name}: {error.decode()}")
         return Traffic(self._library.checker_bytes(0), self._library.checker_bytes(1))

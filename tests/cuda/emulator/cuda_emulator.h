@@ -65,7 +65,8 @@ template <class T> T __shfl_xor_sync(uint32_t mask, T value, int lanes, int line
 namespace emulator {
 template <class A> std::string type_name() {
   using P = std::remove_cv_t<A>;
-  if constexpr (std::is_pointer_v<P>) return type_name<std::remove_pointer_t<P>>() + "*";
+  using Target = std::remove_pointer_t<P>;
+  if constexpr (std::is_pointer_v<P>) return (std::is_const_v<Target> ? "const " : "") + type_name<Target>() + "*";
   else if constexpr (std::is_same_v<P, float>) return "float32";
   else if constexpr (std::is_same_v<P, double>) return "float64";
   else if constexpr (std::is_same_v<P, bool>) return "bool";
