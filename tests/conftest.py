@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from unittest import mock
 
 import pytest
 
@@ -15,43 +14,44 @@ def pytest_addoption(parser):
     parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
 
 
-@pytest.fixture(params=backends.backend_names())
+@pytest.fixture(params=[*backends.backend_names(), "cupy-eager"])
 def backend(request, monkeypatch):
     """Every backend there is; one that cannot run here shows as skipped, with its reason.
 
     CuPy's runs without a GPU too: its kernels on an emulator, its host code on a double of CuPy.
     """
-    found = backends.available_backends()[request.param]
-    if not found.available and request.param == "cupy":
+    name, _, way = request.param.partition("-")
+    found = backends.available_backends()[name]
+    if not found.available and name == "cupy":
         found = use_the_double(monkeypatch, found.reason)
     if not found.available:
         pytest.skip(f"backend {request.param}: {found.reason}")
-    return backends.get_backend(request.param)
+    if name == "cupy":
+        monkeypatch.setitem(backends._made, "cupy", cupy_backend_that_runs(way or "captured"))
+    return backends.get_backend(name)
 
 
 def use_the_double(monkeypatch, reason):
     """Put the double in the place of CuPy, for one test."""
+    import cupy_double
     import emulator
 
     if emulator.missing():
         return backends.Availability(False, f"{reason}; nor on the double: {emulator.missing()}")
     monkeypatch.setattr(cupy_backend, "probe", lambda: backends.Availability(True, "the double of CuPy"))
-    monkeypatch.setitem(backends._made, "cupy", cupy_backend_on_the_double())
+    monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
     return cupy_backend.probe()
 
 
 @functools.cache
-def cupy_backend_on_the_double():
-    import cupy_double
-
-    with mock.patch.object(cupy_backend, "import_cupy", lambda: cupy_double):
-        return cupy_backend.CupyBackend()
+def cupy_backend_that_runs(way):
+    return cupy_backend.CupyBackend(way=way)
 
 
 @pytest.fixture
 def process_backend(backend):
     """A backend that a process of its own would have too."""
-    if cupy_backend_on_the_double.cache_info().currsize and backend is cupy_backend_on_the_double():
+    if cupy_backend.probe().reason == "the double of CuPy":
         pytest.skip("the double of CuPy is in this process alone")
     return backend
 

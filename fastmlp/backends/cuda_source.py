@@ -39,6 +39,11 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "activation_gradient<{real}>",
     ),
     "losses.cu": ("loss_rows<{real}, {targets}, {warps}>", "totals<{real}>", "finish_batch<{real}>"),
+    "products.cu": (
+        "product_forward<{real}, {tile}>",
+        "product_input_gradient<{real}, {tile}>",
+        "product_weight_gradient<{real}, {tile}>",
+    ),
     "optimizers.cu": (
         "gradient_norm<{real}>",
         "update_parameters<{real}>",
@@ -106,6 +111,7 @@ def instantiations(file: str, real: str) -> tuple[str, ...]:
         "held": ("unsigned char", *REALS.values()),
         "targets": ("long long", real),
         "warps": ("1", "8"),
+        "tile": ("16", "32", "64"),
     }
     names: list[str] = []
     for template in KERNELS[file]:
