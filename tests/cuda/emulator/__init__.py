@@ -152,10 +152,8 @@ class Module:
 
     def _launch(self, name, sizes, buffers, arrays, seed):
         self._library.checker_forget()
-        for array in arrays:
-            if isinstance(array, np.ndarray) and array.nbytes:
-                where = ctypes.c_void_p(array.ctypes.data)
-                self._library.checker_allow(where, ctypes.c_size_t(array.nbytes), int(array.flags.writeable))
+        for start, stop, writable in _regions(a for a in arrays if isinstance(a, np.ndarray) and a.nbytes):
+            self._library.checker_allow(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), int(writable))
         pointers = (ctypes.c_void_p * len(buffers))(*[ctypes.addressof(b) for b in buffers])
         error = self._library.emulator_launch(
             self._numbers[name], (ctypes.c_uint * 6)(*sizes), ctypes.c_uint64(seed), pointers
@@ -163,6 +161,17 @@ class Module:
         if error:
             raise EmulatorError(f"{name}: {error.decode()}")
         return Traffic(self._library.checker_bytes(0), self._library.checker_bytes(1))
+
+
+def _regions(arrays):
+    """Return (start, stop, writable) of the memory of arrays; what overlaps is one region, so that races show in it."""
+    found = []
+    for start, stop, writable in sorted((a.ctypes.data, a.ctypes.data + a.nbytes, a.flags.writeable) for a in arrays):
+        if found and start < found[-1][1]:
+            first, last, before = found.pop()
+            start, stop, writable = first, max(last, stop), before or writable
+        found.append((start, stop, writable))
+    return found
 
 
 @functools.cache

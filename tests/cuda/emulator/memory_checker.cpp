@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include <map>
+#include <utility>
 #include <vector>
 
 namespace checker {
@@ -29,10 +31,15 @@ struct Cell {
 struct Region {
   char *start, *stop;
   bool writable, shared;
-  std::vector<Cell> cells;
+  Cell* cells;
 };
 
 static std::vector<Region> regions;
+// What is known of each array is kept from launch to launch, where it is out of date by the number of the launch:
+// clearing it would take longer than most launches.
+static std::map<std::pair<char*, size_t>, std::vector<Cell>> kept;
+static size_t kept_cells;
+constexpr size_t MOST_CELLS = 4 << 20;
 static Region* last_hit;
 static void** index_variables;
 static char *stack_start, *stack_stop;
@@ -45,7 +52,12 @@ void watch(bool on) { watching = on; }
 void next_interval() { ++interval; }
 
 static void add_region(char* start, size_t size, bool writable, bool shared) {
-  regions.push_back({start, start + size, writable, shared, std::vector<Cell>((size + 2 * CELL - 1) / CELL)});
+  auto& cells = kept[{start, size}];
+  if (cells.empty()) {
+    cells.resize((size + 2 * CELL - 1) / CELL);
+    kept_cells += cells.size();
+  }
+  regions.push_back({start, start + size, writable, shared, cells.data()});
 }
 
 void begin_launch(char* shared, size_t shared_size, void** indices) {
@@ -129,7 +141,12 @@ static void access(void* pointer, size_t size, bool write, bool aligned) {
 }  // namespace checker
 
 extern "C" {
-void checker_forget() { checker::regions.clear(); }
+void checker_forget() {
+  checker::regions.clear();
+  if (checker::kept_cells < checker::MOST_CELLS) return;
+  checker::kept.clear();
+  checker::kept_cells = 0;
+}
 void checker_allow(char* start, size_t size, int writable) { checker::add_region(start, size, writable, false); }
 uint64_t checker_bytes(int written) { return written ? checker::bytes_written : checker::bytes_read; }
 
