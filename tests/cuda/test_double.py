@@ -55,7 +55,7 @@ def pairs():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
     ours = {k: v for k, v in public(cp).items() if getattr(v, "__module__", "") == "cupy_double"}
     for name, value in (*ours.items(), *((f"cuda.{k}", v) for k, v in public(cp.cuda).items())):
-        if name in ("CudaError", "Stream", "Event", "Graph", "get_current_stream", "cuda.cublas"):
+        if name in ("CudaError", "Device", "Stream", "Event", "Graph", "get_current_stream", "cuda.cublas"):
             continue  # tests' own; under cuda. again; and cuBLAS needs its library to be imported
         real = cupy
         for part in name.split("."):

@@ -69,6 +69,18 @@ def test_graphs_give_the_bits_of_the_same_kernels_launched_one_by_one(scenario, 
 
 
 @dtypes
+@pytest.mark.parametrize("scenario", [*SCENARIOS, LONG], ids=str)
+def test_eager_steps_agree_with_numpy(scenario, dtype):
+    if not scenario.smooth:
+        scenario = replace(scenario, epochs=1)  # a rectifier may flip by rounding
+    found, sums, _ = train(scenario, backend("eager"), dtype)
+    expected, expected_sums, _ = train(scenario, fastmlp.get_backend("numpy"), dtype)
+    k = max(scenario.batch, *scenario.units) * scenario.steps * scenario.epochs
+    assert_close(found.params.get(), expected.params, k=k, scale=np.maximum(1, np.abs(expected.params)), c=16)
+    assert_close(sums, expected_sums, dtype=dtype, k=k, scale=np.maximum(1, np.abs(expected_sums)), c=16)
+
+
+@dtypes
 def test_long_graphs_single_ones_and_a_short_batch_share_an_epoch(dtype):
     own = backend()
     _, _, session = train(replace(LONG, epochs=1), own, dtype)

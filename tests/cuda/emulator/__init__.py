@@ -103,7 +103,7 @@ class Module:
         kernels += f"\nconst emulator::Entry emulator_kernels[] = {{\n{entries}\n}};\n"
         parts = [
             _compiled(label, kernels, ("-c", "-fsanitize=thread")),
-            *(_compiled(n, (HERE / f"{n}.cpp").read_text(), ("-c",)) for n in ("runtime", "memory_checker")),
+            *(_compiled(n, (HERE / f"{n}.cpp").read_text(), ("-c", "-O2")) for n in ("runtime", "memory_checker")),
         ]
         self._library = ctypes.CDLL(str(_compiled(label, "", ("-shared",), parts)))
         self._library.emulator_launch.restype = self._library.emulator_signature.restype = ctypes.c_char_p

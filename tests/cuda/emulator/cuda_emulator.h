@@ -7,7 +7,8 @@
 // of its library.
 //
 // Not modelled: half precision, atomics, fences, dynamic shared memory, and the ordering of memory within a warp.
-// fastmlp's kernels use none of these; a kernel that does will not compile here.
+// fastmlp's kernels use none of these; a kernel that does will not compile here.  Nor is an index noticed that runs from
+// one array in shared memory into another of the same file: it is one region to the checker.
 #pragma once
 #include <math.h>
 #include <stddef.h>
