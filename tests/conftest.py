@@ -14,6 +14,15 @@ def pytest_addoption(parser):
     parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--whole-ladder"):
+        return
+    skip = pytest.mark.skip(reason="the long part of the CUDA tests; pytest --whole-ladder runs it")
+    for item in items:
+        if "whole_ladder" in item.keywords:
+            item.add_marker(skip)
+
+
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         # what CuPy does eagerly is part of the long run: of single operations it is the same
@@ -36,6 +45,17 @@ def backend(request, monkeypatch):
     if name == "cupy":
         monkeypatch.setitem(backends._made, "cupy", cupy_backend_that_runs(way or "captured"))
     return backends.get_backend(name)
+
+
+@pytest.fixture
+def cupy_or_its_double(monkeypatch):
+    """Make ``"cupy"`` a backend that can run."""
+    found = backends.available_backends()["cupy"]
+    if not found.available:
+        found = use_the_double(monkeypatch, found.reason)
+        monkeypatch.delitem(backends._made, "cupy", raising=False)
+    if not found.available:
+        pytest.skip(f"backend cupy: {found.reason}")
 
 
 def use_the_double(monkeypatch, reason):
@@ -73,6 +93,8 @@ def registries_as_they_were():
         registry.update(before)
     for name in set(backends._made) - set(backends._BACKENDS):
         del backends._made[name]
+    if backends._made.get("cupy") is not None and not cupy_backend.probe().available:
+        del backends._made["cupy"]  # it was made on the double
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,11 @@ class CupyOperations(Backend):
     def synchronize(self) -> None:
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def memory_info(self) -> dict[str, int]:
+        """Return the bytes of the device that are free and there, and what CuPy's pool has lent out."""
+        free, total = self._cupy.cuda.Device().mem_info
+        return {"free": free, "total": total, "used": self._cupy.get_default_memory_pool().used_bytes()}
+
     # --- layers ---
 
     def gather_rows(self, source: Array, order: Array | slice, out: Array, scratch: Array | None = None) -> None:

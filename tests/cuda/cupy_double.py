@@ -444,6 +444,16 @@ __version__ = "14.2.0"
 class Device:
     def __init__(self, device=None):
         self.attributes = {"MultiProcessorCount": 4}  # few, so that small products too are cut into slabs
+        self.mem_info = (1 << 30) - sum(m.bytes.size for m in list(_memories.values())), 1 << 30
+
+
+class MemoryPool:
+    def used_bytes(self):
+        return sum(m.bytes.size for m in list(_memories.values()))
+
+
+def get_default_memory_pool():
+    return MemoryPool()
 
 
 cuda = types.SimpleNamespace(
