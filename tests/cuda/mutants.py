@@ -61,7 +61,7 @@ HOST = {
 }
 
 OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
-STEPS = ("tests/cuda/test_training_step.py", "tests/test_composition.py")
+STEPS = ("tests/cuda/test_kernels.py", "tests/cuda/test_training_step.py", "tests/test_composition.py")
 # file: (tests to run, which of them), quickest first
 TESTS = {
     "gather.cu": (("tests/test_operations.py", *STEPS), "cupy or cuda"),
