@@ -127,11 +127,9 @@ __device__ T softmax_cross_entropy(const T* __restrict__ z, const Y* __restrict_
     mass = G::sum(mass);
     expected = G::sum(expected);
   }
-  if (d != nullptr) {
-    for (long long j = G::rank(); j < k; j += G::SIZE) {
-      T smoothed = share + (T(1) - smoothing) * (LABELS ? T(j == (long long)t[0]) : T(t[j]));
-      d[j] = (exp(z[j] - top) / total * mass - smoothed) * factor;
-    }
+  for (long long j = G::rank(); j < k; j += G::SIZE) {
+    T smoothed = share + (T(1) - smoothing) * (LABELS ? T(j == (long long)t[0]) : T(t[j]));
+    d[j] = (exp(z[j] - top) / total * mass - smoothed) * factor;
   }
   return log(total) * mass - expected;
 }
@@ -143,14 +141,13 @@ __device__ T categorical_hinge(const T* __restrict__ z, long long label, T facto
   T margin = wrong.value - z[label] + T(1);
   T row_loss = margin > 0 || is_nan(margin) ? margin : T(0);
   T active = row_loss > 0 ? T(1) : row_loss;  // NaN stays
-  if (d != nullptr)
-    for (long long j = G::rank(); j < k; j += G::SIZE)
-      d[j] = (j == wrong.at ? active : j == label ? -active : T(0)) * factor;
+  for (long long j = G::rank(); j < k; j += G::SIZE)
+    d[j] = (j == wrong.at ? active : j == label ? -active : T(0)) * factor;
   return row_loss;
 }
 
-// d_outputs_nk, row_losses_n and row_hits_n may be null where they are not wanted.  The gradient of row n is that of
-// its loss times weights_n[n] (1 where null) times 1 / (total weight), which comes from the table of the step where
+// Losses and gradients are wanted together or not at all (both null), hits by themselves (null where not).  The
+// gradient of row n is that of its loss times weights_n[n] (1 where null) times 1 / (total weight), which comes from the table of the step where
 // there is one, else from `inverse_total`.
 template <typename T, typename Y, int WARPS>
 __global__ void __launch_bounds__(256, 1)
@@ -167,7 +164,7 @@ loss_rows(int loss, T parameter, const T* __restrict__ outputs_nk, const Y* __re
   if (weights_n != nullptr) factor *= weights_n[row];
   const T* z = outputs_nk + row * k;
   const Y* t = targets + row * (LABELS ? 1 : k);
-  T* d = d_outputs_nk == nullptr ? nullptr : d_outputs_nk + row * k;
+  T* d = d_outputs_nk + row * k;
 
   T row_loss = 0;
   if (row_losses_n != nullptr) {
@@ -179,7 +176,7 @@ loss_rows(int loss, T parameter, const T* __restrict__ outputs_nk, const Y* __re
       for (long long j = G::rank(); j < k; j += G::SIZE) {
         T gradient;
         row_loss += loss_term(loss, z[j], T(t[j]), parameter, gradient);
-        if (d != nullptr) d[j] = gradient / T(k) * factor;
+        d[j] = gradient / T(k) * factor;
       }
       row_loss = G::sum(row_loss) / T(k);
     }
