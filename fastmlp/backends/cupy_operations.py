@@ -80,9 +80,10 @@ class CupyOperations(Backend):
         self._cupy.cuda.get_current_stream().synchronize()
 
     def memory_info(self) -> dict[str, int]:
-        """Return the bytes of the device that are free and there, and what CuPy's pool has lent out."""
+        """Return bytes of the device: free, total, and of CuPy's pool used, and kept for later."""
         free, total = self._cupy.cuda.Device().mem_info
-        return {"free": free, "total": total, "used": self._cupy.get_default_memory_pool().used_bytes()}
+        pool = self._cupy.get_default_memory_pool()
+        return {"free": free, "total": total, "used": pool.used_bytes(), "kept": pool.free_bytes()}
 
     # --- layers ---
 

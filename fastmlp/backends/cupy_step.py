@@ -8,8 +8,10 @@ steps, and reads their report: one synchronisation a call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +89,65 @@ def chunk_table(plan: Plan, slabs: list[tuple[int, int]]) -> NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
+def slabs_of(plan: Plan, products: StepProducts) -> list[tuple[int, int]]:
+    """Return for each layer in how many slabs the gradients of its weights and of its biases are left."""
+    return [products.slabs(plan.batch, i, o) for i, o in pairwise(plan.spec.units)]
+
+
+def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) -> Arena:
+    """Return all that a training step works in, as sizes; nothing is allocated.
+
+    Parameters
+    ----------
+    plan : Plan
+    products : StepProducts
+    rows : int
+        Rows of the data set.
+    targets : array
+        The targets of the data set, of which shape and type are looked at.
+    """
+    spec, batch, real = plan.spec, plan.batch, plan.dtype
+    steps, slabs = -(-rows // batch), slabs_of(plan, products)
+    parts: dict[str, tuple[tuple[int, ...], Any]] = {
+        "x": ((batch, spec.units[0]), real),
+        "y": ((batch, *targets.shape[1:]), targets.dtype),
+        "weights": ((batch,), real),
+        "row_losses": ((batch,), real),
+        "row_hits": ((batch,), real),
+        "grads": ((max(max(s) for s in slabs) * plan.layout.size,), real),
+        "chunks": (chunk_table(plan, slabs).shape, np.int64),
+        "partials": ((NORM_BLOCKS,), np.float64),
+        "rule": ((7,), np.float64),
+        "order": ((rows,), np.int64),
+        "cursor": ((3,), np.int64),
+        "table": ((steps, 5), np.float64),
+        "report": ((steps, 3), np.float64),
+        "frozen": ((steps + 1,), np.int32),
+    }
+    for layer, o in enumerate(spec.units[1:]):
+        parts[f"z{layer}"] = parts[f"dz{layer}"] = ((batch, o), real)
+        if plan.needs_slope[layer]:
+            parts[f"slope{layer}"] = ((batch, o), real)
+    return Arena(parts)
+
+
+def check_room(needed: int, plan: Plan, products: StepProducts, x: Array, y: Array, memory: Mapping[str, int]) -> None:
+    """Raise MemoryError, with the figures and what would fit, where a step does not fit on the device."""
+    free = memory.get("free", needed) + memory.get("kept", 0)
+    if needed <= free:
+        return
+    low, high = 0, plan.batch  # the largest batch that fits is in low..high - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = step_arena(replace(plan, batch=middle), products, len(x), y).nbytes <= free
+        low, high = (middle, high) if fits else (low, middle)
+    cure = f"the largest batch that fits is {low}" if low else "not even a batch of one row fits: use a smaller network"
+    raise MemoryError(
+        f"training in batches of {plan.batch} rows needs {needed:,} bytes on the device beside the data ({x.nbytes:,} "
+        f"bytes) and the parameters; {free:,} are free; {cure}"
+    )
+
+
 class TrainingStep:
     """The steps of one run: what it trains, on which data, in which way; keeps alive all that it touches.
 
@@ -126,11 +187,13 @@ class TrainingStep:
         self._graphs: dict[tuple[int, int], Any] = {}
         self._order_given: Array | None = None
         self._x, self._y, self._weights = _held(operations, data, plan)
-        self._slabs = [
-            products.slabs(plan.batch, i, o) for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False)
-        ]
+        self._slabs = slabs_of(plan, products)
         self._chunks_on_host = chunk_table(plan, self._slabs)
-        self._memory = self._arena().allocate(self._cupy)
+        arena = step_arena(plan, products, len(self._x), self._y)
+        check_room(arena.nbytes, plan, products, self._x, self._y, operations.memory_info())
+        self.nbytes = arena.nbytes
+        """Bytes of device memory beside the model's and the data's own."""
+        self._memory = arena.allocate(self._cupy)
         self._row_names = [n for n in self._memory if n.rstrip("0123456789") in _ROW_ARRAYS]
         self._memory["chunks"].set(self._chunks_on_host)
         self._memory["rule"].set(rule_numbers(self._optimizer, plan.spec.l2))
@@ -146,37 +209,6 @@ class TrainingStep:
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, the short last one included."""
         return -(-len(self._x) // self._plan.batch)
-
-    def _arena(self) -> Arena:
-        plan, spec = self._plan, self._plan.spec
-        batch, real, outputs = plan.batch, plan.dtype, plan.spec.units[1:]
-        steps = self.steps_per_epoch
-        parts: dict[str, tuple[tuple[int, ...], Any]] = {
-            "x": ((batch, spec.units[0]), real),
-            "y": ((batch, *self._y.shape[1:]), self._y.dtype),
-            "weights": ((batch,), real),
-            "row_losses": ((batch,), real),
-            "row_hits": ((batch,), real),
-            "grads": ((max(max(s) for s in self._slabs) * plan.layout.size,), real),
-            "chunks": (self._chunks_on_host.shape, np.int64),
-            "partials": ((NORM_BLOCKS,), np.float64),
-            "rule": ((7,), np.float64),
-            "order": ((len(self._x),), np.int64),
-            "cursor": ((3,), np.int64),
-            "table": ((steps, 5), np.float64),
-            "report": ((steps, 3), np.float64),
-            "frozen": ((steps + 1,), np.int32),
-        }
-        for layer, o in enumerate(outputs):
-            parts[f"z{layer}"] = parts[f"dz{layer}"] = ((batch, o), real)
-            if plan.needs_slope[layer]:
-                parts[f"slope{layer}"] = ((batch, o), real)
-        return Arena(parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of device memory beside the model's and the data's own."""
-        return self._arena().nbytes
 
     # --- running ---
 

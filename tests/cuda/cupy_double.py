@@ -447,13 +447,16 @@ class Device:
         self.mem_info = (1 << 30) - sum(m.bytes.size for m in list(_memories.values())), 1 << 30
 
 
-class MemoryPool:
+class _MemoryPool:
     def used_bytes(self):
         return sum(m.bytes.size for m in list(_memories.values()))
 
+    def free_bytes(self):
+        return 0
+
 
 def get_default_memory_pool():
-    return MemoryPool()
+    return _MemoryPool()
 
 
 cuda = types.SimpleNamespace(

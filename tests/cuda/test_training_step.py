@@ -344,6 +344,67 @@ def test_an_arena_cuts_one_allocation_into_aligned_arrays():
     assert starts[3] - starts[0] == 512
 
 
+def test_what_a_step_takes_is_known_before_and_refused_with_what_would_fit(monkeypatch):
+    own = backend()
+    wide = replace(LONG, units=(5, 400, 3))
+    state, data = wide.state(own, "float32"), wide.device_data(own, "float32")
+    before = own.memory_info()["used"]
+    step = TrainingStep(own, OwnProducts(own, 4), wide.plan("float32"), state, data, captured=True)
+    assert own.memory_info()["used"] - before == step.nbytes
+    big = replace(wide.plan("float32"), batch=20)
+    small = cupy_step.step_arena(replace(big, batch=7), OwnProducts(own, 4), len(data.x), data.y).nbytes
+    room = {"free": small - 10, "kept": 10}
+    monkeypatch.setattr(type(own), "memory_info", lambda self: room)
+    with pytest.raises(
+        MemoryError, match=rf"batches of 20 rows needs .* {small:,} are free; the largest .* is \d+"
+    ) as e:
+        TrainingStep(own, OwnProducts(own, 4), big, state, data, captured=True)
+    largest = int(str(e.value).split()[-1])
+    assert largest >= 7
+    assert cupy_step.step_arena(replace(big, batch=largest), OwnProducts(own, 4), len(data.x), data.y).nbytes <= small
+    room["free"] = 100
+    with pytest.raises(MemoryError, match="not even a batch of one row fits"):
+        TrainingStep(own, OwnProducts(own, 4), big, state, data, captured=True)
+
+
+def test_the_order_of_an_epoch_is_uploaded_once(monkeypatch):
+    own = backend()
+    session, state, data = own.open(LONG.plan("float32")), LONG.state(own, "float32"), LONG.device_data(own, "float32")
+    order, table, copies = own.asarray(LONG.order(0)), LONG.table(0, 0, "float32"), []
+    copy = cupy_double.ndarray.__setitem__
+
+    def count(self, index, value):
+        copies.append(value is order)
+        copy(self, index, value)
+
+    monkeypatch.setattr(cupy_double.ndarray, "__setitem__", count)
+    for first in range(3):
+        own.train_steps(session, state, data, order, table[first : first + 1], first, np.zeros(3))
+    assert sum(copies) == 1
+
+
+def test_functions_of_a_users_own_run_on_the_host_with_the_same_result(caplog):
+    class Own(SGD):
+        def update(self, p, g, moments, scalars, scratch):
+            np.multiply(g, scalars.rate, out=scratch)
+            p -= scratch
+
+    fastmlp.register_activation("cube", lambda z: (z**3, 3 * z**2))
+    fastmlp.register_loss("fourth", lambda z, t: (((z - t) ** 4).mean(1), 4 * (z - t) ** 3 / z.shape[1]))
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=(20, 4)) / 4, rng.normal(size=(20, 3)), rng.uniform(size=20)
+    found = []
+    for where in ("numpy", backend()):
+        model = fastmlp.MLP(
+            (4, 5, 3), activation="cube", loss="fourth", dropout=0.3, backend=where, dtype="float64", seed=0
+        )
+        model.fit(x, y, sample_weight=w, epochs=2, optimizer=Own(0.1, weight_decay=0.1), batch_size=8, verbose=0)
+        found.append([*model.get_weights(), model.predict(x)])
+    for a, b in zip(*found, strict=True):
+        assert_close(b, a, k=40, scale=1)
+    assert "cube: a function of your own cannot be compiled" in caplog.text
+
+
 def test_chunks_cover_what_trains_and_nothing_else():
     scenario = Scenario("", (50, 60, 3, 2), {}, SGD(), frozen=(False, True, False))
     plan = scenario.plan("float32")
