@@ -144,7 +144,7 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
 
 // z = f(x w + b) with its slope where there is one, both under dropout where threshold is not 0 (then a cursor is given).
 template <typename T, int TILE>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
 product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T* __restrict__ b_o, T* __restrict__ z_no,
                 T* __restrict__ slope_no, long long n, long long i, long long o, int activation, unsigned int threshold,
                 T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer) {
@@ -161,7 +161,7 @@ product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T*
 
 // dx = (dz w') times the slope below, which its activation tells where slope_ni is null.
 template <typename T, int TILE>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
 product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, T* __restrict__ dx_ni, long long n,
                        long long i, long long o, int activation, const T* __restrict__ a_ni,
                        const T* __restrict__ slope_ni) {
@@ -178,7 +178,7 @@ product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, 
 
 // dw = x' dz and db = the sums of dz over rows, of the rows of slab blockIdx.z, into that slab of the gradients.
 template <typename T, int TILE>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
 product_weight_gradient(const T* __restrict__ x_ni, const T* __restrict__ dz_no, T* __restrict__ dw_sio,
                         T* __restrict__ db_so, long long slab_stride, long long n, long long i, long long o) {
   long long first = n * blockIdx.z / gridDim.z, last = n * (blockIdx.z + 1) / gridDim.z;

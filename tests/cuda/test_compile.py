@@ -13,6 +13,8 @@ from fastmlp.optimizers import OPTIMIZERS
 
 REGISTERS = {"float": 80, "double": 128}
 """A thread, at most.  Blocks have 256 threads and a multiprocessor 65,536 registers: three and two blocks fit."""
+PRODUCT_REGISTERS = {"float": 104, "double": 144}
+"""Of products, which hold what they multiply in registers: two blocks fit, and one."""
 
 # the oldest, which has the fewest instructions, in every run; all of them with --whole-ladder
 architectures = [
@@ -42,7 +44,8 @@ def test_kernels_compile_without_spilling(architecture, real, file):
     for name, usage in found.items():
         assert usage.spilled == 0, f"{name} on sm_{architecture}: {usage}"
         assert usage.shared <= SHARED_MEMORY, f"{name} on sm_{architecture}: {usage}"
-        assert usage.registers <= REGISTERS[real], f"{name} on sm_{architecture}: {usage}"
+        budget = PRODUCT_REGISTERS if file == "products.cu" else REGISTERS
+        assert usage.registers <= budget[real], f"{name} on sm_{architecture}: {usage}"
 
 
 @needs_nvrtc
