@@ -1,4 +1,4 @@
-"""The command line: ``fastmlp train``, ``evaluate``, ``predict``, ``summary`` and ``info``.
+"""The command line: ``fastmlp train``, ``evaluate``, ``predict``, ``summary``, ``info``, ``selftest`` and ``warmup``.
 
 Exit codes: 0; 1 for data, files or a machine that cannot be used (one line on stderr); 2 for options that make no
 sense; 130 after Ctrl-C.  Any other error is a bug and keeps its traceback.
@@ -318,6 +318,33 @@ def info() -> None:
     for title, rows in environment().items():
         _print_table((title, ""), rows)
         print()
+
+
+@app.command()
+def selftest(backend: _Backend = "auto") -> None:
+    """Look whether a backend computes rightly on this machine; each stage in a process of its own, half a minute."""
+    from fastmlp.backends import choose_backend
+    from fastmlp.run_output import environment
+    from fastmlp.selftest import run_all
+
+    name = choose_backend()[0] if backend == "auto" else backend
+    failed = []
+    for outcome in run_all(name):
+        last = outcome.text.splitlines()[-1] if outcome.text else ""
+        print(
+            f"{'passed' if outcome.passed else 'FAILED'}  {outcome.stage:<20}{outcome.seconds:5.1f} s  {last}",
+            flush=True,
+        )
+        if not outcome.passed:
+            failed.append(outcome)
+    if not failed:
+        return
+    print(f"\nThe {name} backend is wrong here. Please report all of this, and use another backend until then:\n")
+    for outcome in failed:
+        print(f"{outcome.stage}:\n{outcome.text}\n")
+    for title, rows in environment().items():
+        _print_table((title, ""), rows)
+    raise typer.Exit(1)
 
 
 @app.command()

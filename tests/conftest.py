@@ -1,20 +1,86 @@
 """Fixtures that all tests share."""
 
+import functools
 import warnings
 
 import pytest
 
 from fastmlp import activations, backends
+from fastmlp.backends import cupy_backend
 from fastmlp.losses import LOSSES
 
 
-@pytest.fixture(params=backends.backend_names())
-def backend(request):
-    """Every backend there is; one that cannot run here shows as skipped, with its reason."""
-    found = backends.available_backends()[request.param]
+def pytest_addoption(parser):
+    parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--whole-ladder"):
+        return
+    skip = pytest.mark.skip(reason="the long part of the CUDA tests; pytest --whole-ladder runs it")
+    for item in items:
+        if "whole_ladder" in item.keywords:
+            item.add_marker(skip)
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        # what CuPy does eagerly is part of the long run: of single operations it is the same
+        eager = ["cupy-eager"] if metafunc.config.getoption("--whole-ladder") else []
+        metafunc.parametrize("backend", [*backends.backend_names(), *eager], indirect=True)
+
+
+@pytest.fixture
+def backend(request, monkeypatch):
+    """Every backend there is; one that cannot run here shows as skipped, with its reason.
+
+    CuPy's runs without a GPU too: its kernels on an emulator, its host code on a double of CuPy.
+    """
+    name, _, way = request.param.partition("-")
+    found = backends.available_backends()[name]
+    if not found.available and name == "cupy":
+        found = use_the_double(monkeypatch, found.reason)
     if not found.available:
         pytest.skip(f"backend {request.param}: {found.reason}")
-    return backends.get_backend(request.param)
+    if name == "cupy":
+        monkeypatch.setitem(backends._made, "cupy", cupy_backend_that_runs(way or "captured"))
+    return backends.get_backend(name)
+
+
+@pytest.fixture
+def cupy_or_its_double(monkeypatch):
+    """Make ``"cupy"`` a backend that can run."""
+    found = backends.available_backends()["cupy"]
+    if not found.available:
+        found = use_the_double(monkeypatch, found.reason)
+        monkeypatch.delitem(backends._made, "cupy", raising=False)
+    if not found.available:
+        pytest.skip(f"backend cupy: {found.reason}")
+
+
+def use_the_double(monkeypatch, reason):
+    """Put the double in the place of CuPy, for one test."""
+    import cupy_double
+    import emulator
+
+    if emulator.missing():
+        return backends.Availability(False, f"{reason}; nor on the double: {emulator.missing()}")
+    monkeypatch.setattr(cupy_backend, "probe", lambda: backends.Availability(True, "the double of CuPy"))
+    monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
+    return cupy_backend.probe()
+
+
+@functools.cache
+def cupy_backend_that_runs(way):
+    return cupy_backend.CupyBackend(way=way)
+
+
+@pytest.fixture
+def process_backend(backend):
+    """A backend that a process of its own would have too."""
+    if cupy_backend.probe().reason == "the double of CuPy":
+        pytest.skip("the double of CuPy is in this process alone")
+    return backend
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +93,8 @@ def registries_as_they_were():
         registry.update(before)
     for name in set(backends._made) - set(backends._BACKENDS):
         del backends._made[name]
+    if backends._made.get("cupy") is not None and not cupy_backend.probe().available:
+        del backends._made["cupy"]  # it was made on the double
 
 
 @pytest.fixture(scope="session")

@@ -185,10 +185,10 @@ RUN = """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
-def test_a_run_killed_in_its_fourth_epoch_and_resumed_gives_the_bits_of_one_that_was_not(backend, tmp_path):
+def test_a_run_killed_in_its_fourth_epoch_and_resumed_gives_the_bits_of_one_that_was_not(process_backend, tmp_path):
     def run(how, folder):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-P", "-c", textwrap.dedent(RUN), how, str(folder), backend.name]
+        command = [sys.executable, "-P", "-c", textwrap.dedent(RUN), how, str(folder), process_backend.name]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     once = run("once", tmp_path / "once")

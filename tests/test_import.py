@@ -29,9 +29,14 @@ def test_making_and_training_a_model_imports_no_more_than_it_needs():
     assert {"numba", "cupy", "sklearn", "matplotlib", "torch"}.isdisjoint(run(code))
 
 
-def test_asking_which_backends_there_are_touches_no_device():
-    code = "import fastmlp, sys; fastmlp.available_backends(); print(*[m for m in sys.modules if '.' not in m])"
+def test_choosing_a_backend_by_name_touches_no_device():
+    code = "import fastmlp, sys; fastmlp.get_backend('numpy'); print(*[m for m in sys.modules if '.' not in m])"
     assert {"cupy", "sklearn", "matplotlib"}.isdisjoint(run(code))
+
+
+def test_asking_which_backends_there_are_imports_no_more_than_cupy():
+    code = "import fastmlp, sys; fastmlp.available_backends(); print(*[m for m in sys.modules if '.' not in m])"
+    assert {"sklearn", "matplotlib", "numba"}.isdisjoint(run(code))
 
 
 @pytest.mark.parametrize("name", fastmlp.__all__)

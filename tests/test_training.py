@@ -260,9 +260,11 @@ INTERRUPTED = """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")
-def test_ctrl_c_ends_after_a_whole_step_and_says_so(backend):
+def test_ctrl_c_ends_after_a_whole_step_and_says_so(process_backend):
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(INTERRUPTED), backend.name], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", textwrap.dedent(INTERRUPTED), process_backend.name],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "ready\n"
     started = time.perf_counter()

@@ -1,0 +1,151 @@
+// The end of a training step: one pass over the flat buffer of parameters, and the stages around it.
+//
+// The buffer is cut into chunks, of which none holds both weights and biases, or anything that is frozen.  A gradient
+// may lie in several slabs (a matrix product of many rows leaves one for each part of the rows); whoever reads it adds
+// them in order.
+#include "common.cuh"
+#include "step.cuh"
+
+enum Optimizer : int { SGD, ADAM, ADAMW, RMSPROP };
+
+// The numbers of a rule that do not change from step to step, as doubles in device memory.
+// SGD: FIRST is the momentum.  Adam: FIRST, SECOND are beta1, beta2.  RMSprop: FIRST is rho, SECOND the momentum.
+enum RuleNumber : int { FIRST, SECOND, EPSILON, NESTEROV, WEIGHT_DECAY, CLIP_NORM, L2, RULE_NUMBERS };
+
+// A row of the table of chunks.
+enum Chunk : int { START, STOP, IS_WEIGHT, SLABS, CHUNK_NUMBERS };
+
+constexpr int THREADS = 256;
+
+// One step of a parameter.
+template <typename T>
+__device__ __forceinline__ T updated(int optimizer, T p, T g, T* m, T* v, const double* rule, const double* scalars) {
+  T rate = T(scalars[RATE]), a = T(rule[FIRST]);
+  switch (optimizer) {
+    case SGD: {
+      if (m == nullptr) return p - g * rate;
+      T moment = *m = *m * a + g;
+      return p - (rule[NESTEROV] != 0 ? moment * a + g : moment) * rate;
+    }
+    case RMSPROP: {
+      T square = *v = *v * a + g * g * T(1 - rule[FIRST]);
+      T step = g / (sqrt(square) + T(rule[EPSILON]));
+      if (m == nullptr) return p - step * rate;
+      T moment = *m = *m * T(rule[SECOND]) + step;
+      return p - moment * rate;
+    }
+    default: {  // ADAM, ADAMW
+      T moment = *m = *m * a + g * T(1 - rule[FIRST]);
+      T square = *v = *v * T(rule[SECOND]) + g * g * T(1 - rule[SECOND]);
+      T root = sqrt(square) * T(scalars[CORRECTION2]) + T(rule[EPSILON]);
+      return p - moment / root * T(scalars[RATE] * scalars[CORRECTION1]);
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ T gradient_at(const T* __restrict__ grads_sp, long long slab_stride, long long slabs,
+                                         long long at) {
+  T g = grads_sp[at];
+  for (long long s = 1; s < slabs; ++s) g += grads_sp[s * slab_stride + at];
+  return g;
+}
+
+// partials[b]: the sum of the squares of the gradient, L2 included, over the chunks of block b.
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+gradient_norm(const long long* __restrict__ chunks, long long count, const T* __restrict__ grads_sp,
+              long long slab_stride, const T* __restrict__ params, const double* __restrict__ rule,
+              double* __restrict__ partials) {
+  double sum = 0;
+  for (long long c = blockIdx.x; c < count; c += gridDim.x) {
+    const long long* chunk = chunks + c * CHUNK_NUMBERS;
+    T l2 = chunk[IS_WEIGHT] ? T(rule[L2]) : T(0);
+    for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
+      T g = gradient_at(grads_sp, slab_stride, chunk[SLABS], i);
+      if (l2 != 0) g += l2 * params[i];
+      sum += double(g) * double(g);
+    }
+  }
+  sum = Group<THREADS / WARP>::sum(sum);
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
+// One chunk a block: gradient (slabs added, L2, clipped by the norm whose parts are given), weight decay, the update,
+// and the moving average of the parameters where `mean` is not null.
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+update_parameters(int optimizer, const long long* __restrict__ chunks, T* __restrict__ params,
+                  const T* __restrict__ grads_sp, long long slab_stride, T* __restrict__ m, T* __restrict__ v,
+                  T* __restrict__ mean, const double* __restrict__ rule, const double* __restrict__ partials, int parts,
+                  const double* __restrict__ table, const long long* __restrict__ cursor, int index,
+                  const int* __restrict__ frozen) {
+  if (step_is_void(table, frozen, cursor, index)) return;  // every thread alike
+  const double* scalars = step_scalars(table, cursor, index);
+  const long long* chunk = chunks + blockIdx.x * (long long)CHUNK_NUMBERS;
+  T clip = 1;
+  if (parts > 0) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < parts; i += THREADS) sum += partials[i];
+    double norm = sqrt(Group<THREADS / WARP>::sum(sum));
+    if (norm > rule[CLIP_NORM]) clip = T(rule[CLIP_NORM] / norm);
+  }
+  bool is_weight = chunk[IS_WEIGHT];
+  T l2 = is_weight ? T(rule[L2]) : T(0), kept = is_weight ? T(1 - scalars[RATE] * rule[WEIGHT_DECAY]) : T(1);
+  for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
+    T p = params[i], g = gradient_at(grads_sp, slab_stride, chunk[SLABS], i);
+    if (l2 != 0) g += l2 * p;
+    if (clip != 1) g *= clip;
+    p = updated(optimizer, p * kept, g, m == nullptr ? nullptr : m + i, v == nullptr ? nullptr : v + i, rule, scalars);
+    params[i] = p;
+    if (mean != nullptr) mean[i] += (p - mean[i]) * T(1 - scalars[AVERAGE_DECAY]);
+  }
+}
+
+// The update alone, of flat arrays: p *= kept, then one step.  scalars: a row of the table of steps.
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+update(int optimizer, T* __restrict__ p, const T* __restrict__ g, T* __restrict__ m, T* __restrict__ v, double kept,
+       const double* __restrict__ rule, const double* __restrict__ scalars, long long n) {
+  for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < n; i += gridDim.x * (long long)THREADS)
+    p[i] = updated(optimizer, p[i] * T(kept), g[i], m == nullptr ? nullptr : m + i, v == nullptr ? nullptr : v + i, rule,
+                   scalars);
+}
+
+// Each column of w (i, o) is scaled down to the 2-norm `limit` where its own is longer.  Threads (32, 8), a block for
+// 32 columns.  table is null outside a training step.
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+max_norm(T* __restrict__ w_io, T limit, long long i, long long o, const double* __restrict__ table,
+         const long long* __restrict__ cursor, int index, const int* __restrict__ frozen) {
+  constexpr int ROWS = THREADS / WARP;
+  __shared__ T parts[ROWS][WARP];
+  if (table != nullptr && step_is_void(table, frozen, cursor, index)) return;
+  long long column = (long long)blockIdx.x * WARP + threadIdx.x;
+  T sum = 0;
+  if (column < o)
+    for (long long row = threadIdx.y; row < i; row += ROWS) sum += w_io[row * o + column] * w_io[row * o + column];
+  parts[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int r = 0; r < ROWS; ++r) sum += parts[r][threadIdx.x];
+  T norm = sqrt(sum);
+  if (column >= o || !(norm > limit)) return;
+  T scale = limit / norm;
+  for (long long row = threadIdx.y; row < i; row += ROWS) w_io[row * o + column] *= scale;
+}
+
+// mean = decay mean + (1 - decay) p, of chunks in a training step whose parameters change after the update (max-norm).
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+average_parameters(const long long* __restrict__ chunks, const T* __restrict__ params, T* __restrict__ mean,
+                   const double* __restrict__ table, const long long* __restrict__ cursor, int index,
+                   const int* __restrict__ frozen) {
+  if (step_is_void(table, frozen, cursor, index)) return;
+  const long long* chunk = chunks + blockIdx.x * (long long)CHUNK_NUMBERS;
+  T part = T(1 - step_scalars(table, cursor, index)[AVERAGE_DECAY]);
+  for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) mean[i] += (params[i] - mean[i]) * part;
+}
+
+// The end of a captured run of steps: the next one begins `count` steps later.  One thread.
+__global__ void advance_cursor(long long* cursor, int count) { cursor[0] += count; }

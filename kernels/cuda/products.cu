@@ -1,0 +1,190 @@
+// The three matrix products of a layer, each with what follows it, for steps that are captured into a graph (where
+// cuBLAS may not be called) and for small ones (where its launches cost more than its speed gains).
+//
+//   forward          z (n, o) = x (n, i) w (i, o);        then + bias, activation, slope, dropout
+//   input gradient   dx (n, i) = dz (n, o) w' (o, i);     then times the slope of the layer below
+//   weight gradient  dw (i, o) = x' (i, n) dz (n, o);     and db (o), the sums of the columns of dz
+//
+// One scheme serves all: a block computes a TILE x TILE part of C (M, N) = A (M, K) B (K, N).  Its 256 threads are
+// SLICES groups, and in each round group s multiplies the s-th of SLICES panels of DEPTH rows along K, so that few tiles
+// of a long product still keep a whole block busy; in the end the groups' sums are added in order.  While a round is
+// computed from shared memory, the next one's numbers are on their way into registers.
+//
+//   TILE 16, 8 slices   a thread computes 4 x 2 numbers   few tiles: 32 x 64 x 784
+//   TILE 32, 4 slices                     4 x 4
+//   TILE 64, 1 slice                      4 x 4           many tiles
+#include "common.cuh"
+#include "philox.cuh"
+#include "activations.cuh"
+#include "step.cuh"
+
+constexpr int THREADS = 256;
+
+// Of a panel: 64 bytes, so that no configuration takes more than 32 KiB of shared memory.
+template <typename T> constexpr int DEPTH = 64 / int(sizeof(T));
+
+template <int TILE> struct Shape;
+template <> struct Shape<16> { static constexpr int SLICES = 8, ROWS = 4, COLUMNS = 2; };
+template <> struct Shape<32> { static constexpr int SLICES = 4, ROWS = 4, COLUMNS = 4; };
+template <> struct Shape<64> { static constexpr int SLICES = 1, ROWS = 4, COLUMNS = 4; };
+
+// A round's part of an operand: STEPS steps along K of TILE rows of A (or columns of B), held as [k][row].  Each thread
+// carries EACH of its numbers, so that neighbouring threads read neighbouring addresses: the contiguous one of k and row
+// is the same for all of a thread's numbers, the other goes up by STRIDE from each to the next.
+template <typename T, int TILE, bool ALONG_K> struct Panel {
+  static constexpr int STEPS = Shape<TILE>::SLICES * DEPTH<T>, EACH = STEPS * TILE / THREADS;
+  static constexpr int CONTIGUOUS = ALONG_K ? STEPS : TILE, STRIDE = THREADS / CONTIGUOUS;
+  static constexpr int WIDTH = TILE + 4;  // neighbours along K lie in other banks of shared memory
+
+  int contiguous = int(threadIdx.x) % CONTIGUOUS, other = int(threadIdx.x) / CONTIGUOUS;
+
+  // Read into registers, from where the panel begins in the matrix; beyond `rows_left` and `k_left` there are zeros,
+  // which add nothing.
+  __device__ __forceinline__ void read(T (&held)[EACH], const T* __restrict__ start, long long stride, int rows_left,
+                                       int k_left) const {
+    const T* p = start + other * stride + contiguous;
+    int others_left = (ALONG_K ? rows_left : k_left) - other;
+    bool inside = contiguous < (ALONG_K ? k_left : rows_left);
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+      held[j] = inside && j * STRIDE < others_left ? *p : T(0);
+      p += STRIDE * stride;
+    }
+  }
+
+  __device__ __forceinline__ void write(const T (&held)[EACH], T (&panel)[STEPS][WIDTH]) const {
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+      if (ALONG_K)
+        panel[contiguous][other + j * STRIDE] = held[j];
+      else
+        panel[other + j * STRIDE][contiguous] = held[j];
+    }
+  }
+};
+
+template <typename T, int TILE> union Shared {
+  struct {
+    T a[Panel<T, TILE, true>::STEPS][TILE + 4], b[Panel<T, TILE, true>::STEPS][TILE + 4];
+  } panels;
+  T sums[Shape<TILE>::SLICES][TILE][TILE];
+};
+
+// C's tile at (row0, column0), its sums over K from k_begin to k_end; `finish(row, column, value)` is called once for
+// each of its elements, within the matrix or not.  A_ALONG_K: rows of A are contiguous along K, else its columns are;
+// B_ALONG_K likewise.  a_stride and b_stride lead from one such run to the next.  column_sums (null where not wanted)
+// gets the sums over K of B's columns, from the block of the first rows.
+template <typename T, int TILE, bool A_ALONG_K, bool B_ALONG_K, typename Finish>
+__device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_stride, const T* __restrict__ b,
+                                         long long b_stride, long long m, long long n, long long k_begin,
+                                         long long k_end, T* column_sums, Finish finish) {
+  using S = Shape<TILE>;
+  using A = Panel<T, TILE, A_ALONG_K>;
+  using B = Panel<T, TILE, B_ALONG_K>;
+  constexpr int STEPS = A::STEPS;
+  constexpr int GROUP = THREADS / S::SLICES, ACROSS = TILE / S::COLUMNS;
+  static_assert(GROUP * S::ROWS * S::COLUMNS == TILE * TILE, "each element has one thread of each slice");
+  __shared__ Shared<T, TILE> shared;
+
+  int slice = int(threadIdx.x) / GROUP, member = int(threadIdx.x) % GROUP;
+  int row = member / ACROSS * S::ROWS, column = member % ACROSS * S::COLUMNS;
+  long long row0 = (long long)blockIdx.x * TILE, column0 = (long long)blockIdx.y * TILE;
+  bool sums_columns = column_sums != nullptr && blockIdx.x == 0 && threadIdx.x < TILE;
+
+  int rows_left = int(m - row0 < TILE ? m - row0 : TILE), columns_left = int(n - column0 < TILE ? n - column0 : TILE);
+  const A of_a;
+  const B of_b;
+  const T* a_at = a + (A_ALONG_K ? row0 * a_stride + k_begin : k_begin * a_stride + row0);
+  const T* b_at = b + (B_ALONG_K ? column0 * b_stride + k_begin : k_begin * b_stride + column0);
+  T c[S::ROWS][S::COLUMNS] = {}, next_a[A::EACH], next_b[B::EACH], column_sum = 0;
+  int k_left = int(k_end - k_begin);
+  of_a.read(next_a, a_at, a_stride, rows_left, k_left);
+  of_b.read(next_b, b_at, b_stride, columns_left, k_left);
+  for (; k_left > 0; k_left -= STEPS) {
+    __syncthreads();  // the round before has been computed
+    of_a.write(next_a, shared.panels.a);
+    of_b.write(next_b, shared.panels.b);
+    __syncthreads();
+    if (k_left > STEPS) {
+      a_at += A_ALONG_K ? STEPS : STEPS * a_stride;
+      b_at += B_ALONG_K ? STEPS : STEPS * b_stride;
+      of_a.read(next_a, a_at, a_stride, rows_left, k_left - STEPS);
+      of_b.read(next_b, b_at, b_stride, columns_left, k_left - STEPS);
+    }
+#pragma unroll 4
+    for (int k = slice * DEPTH<T>; k < (slice + 1) * DEPTH<T>; ++k) {
+      T left[S::ROWS], right[S::COLUMNS];
+#pragma unroll
+      for (int i = 0; i < S::ROWS; ++i) left[i] = shared.panels.a[k][row + i];
+#pragma unroll
+      for (int j = 0; j < S::COLUMNS; ++j) right[j] = shared.panels.b[k][column + j];
+#pragma unroll
+      for (int i = 0; i < S::ROWS; ++i)
+#pragma unroll
+        for (int j = 0; j < S::COLUMNS; ++j) c[i][j] += left[i] * right[j];
+    }
+    if (sums_columns)
+      for (int k = 0; k < STEPS; ++k) column_sum += shared.panels.b[k][threadIdx.x];
+  }
+  if (sums_columns && column0 + threadIdx.x < n) column_sums[column0 + threadIdx.x] = column_sum;
+
+  __syncthreads();  // the last round has been computed, and its memory is free
+#pragma unroll
+  for (int i = 0; i < S::ROWS; ++i)
+#pragma unroll
+    for (int j = 0; j < S::COLUMNS; ++j) shared.sums[slice][row + i][column + j] = c[i][j];
+  __syncthreads();
+#pragma unroll 1  // what follows is long, and once is enough
+  for (int e = threadIdx.x; e < TILE * TILE; e += THREADS) {
+    T sum = shared.sums[0][e / TILE][e % TILE];
+    for (int s = 1; s < S::SLICES; ++s) sum += shared.sums[s][e / TILE][e % TILE];
+    finish(row0 + e / TILE, column0 + e % TILE, sum);
+  }
+}
+
+// z = f(x w + b) with its slope where there is one, both under dropout where threshold is not 0 (then a cursor is given).
+template <typename T, int TILE>
+__global__ void __launch_bounds__(THREADS, 1)
+product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T* __restrict__ b_o, T* __restrict__ z_no,
+                T* __restrict__ slope_no, long long n, long long i, long long o, int activation, unsigned int threshold,
+                T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer) {
+  Dropout<T> dropout{threshold, scale, key, threshold == 0 ? 0 : step_number(cursor, index), (unsigned int)layer};
+  multiply<T, TILE, true, false>(x_ni, i, w_io, o, n, o, 0, i, (T*)nullptr, [&](long long row, long long column, T z) {
+    if (row >= n || column >= o) return;
+    T slope, factor = 1;
+    z = activate(activation, z + b_o[column], slope);
+    if (threshold != 0) factor = dropout.factors(row, column / 4).v[column % 4];
+    z_no[row * o + column] = z * factor;
+    if (slope_no != nullptr) slope_no[row * o + column] = slope * factor;
+  });
+}
+
+// dx = (dz w') times the slope below, which its activation tells where slope_ni is null.
+template <typename T, int TILE>
+__global__ void __launch_bounds__(THREADS, 1)
+product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, T* __restrict__ dx_ni, long long n,
+                       long long i, long long o, int activation, const T* __restrict__ a_ni,
+                       const T* __restrict__ slope_ni) {
+  multiply<T, TILE, true, true>(dz_no, o, w_io, o, n, i, 0, o, (T*)nullptr, [&](long long row, long long column, T d) {
+    if (row >= n || column >= i) return;
+    long long at = row * i + column;
+    if (slope_ni != nullptr)
+      d *= slope_ni[at];
+    else if (activation != IDENTITY)
+      d *= slope_from_output(activation, a_ni[at]);
+    dx_ni[at] = d;
+  });
+}
+
+// dw = x' dz and db = the sums of dz over rows, of the rows of slab blockIdx.z, into that slab of the gradients.
+template <typename T, int TILE>
+__global__ void __launch_bounds__(THREADS, 1)
+product_weight_gradient(const T* __restrict__ x_ni, const T* __restrict__ dz_no, T* __restrict__ dw_sio,
+                        T* __restrict__ db_so, long long slab_stride, long long n, long long i, long long o) {
+  long long first = n * blockIdx.z / gridDim.z, last = n * (blockIdx.z + 1) / gridDim.z;
+  T* dw_io = dw_sio + blockIdx.z * slab_stride;
+  T* db_o = db_so + blockIdx.z * slab_stride;
+  multiply<T, TILE, false, false>(x_ni, i, dz_no, o, i, o, first, last, db_o, [&](long long row, long long column, T d) {
+    if (row < i && column < o) dw_io[row * o + column] = d;
+  });
+}

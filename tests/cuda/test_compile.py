@@ -1,0 +1,117 @@
+"""Every CUDA kernel compiles for every GPU, as a user's CuPy compiles it, within its budget of registers and memory."""
+
+import re
+from importlib import resources
+
+import pytest
+from nvrtc import ARCHITECTURES, SHARED_MEMORY, compile_for, cupy_options, needs_nvrtc
+
+from fastmlp.activations import activation_names, get_activation
+from fastmlp.backends import cuda_source
+from fastmlp.losses import LOSSES
+from fastmlp.optimizers import OPTIMIZERS
+
+REGISTERS = {"float": 80, "double": 128}
+"""A thread, at most.  Blocks have 256 threads and a multiprocessor 65,536 registers: three and two blocks fit."""
+PRODUCT_REGISTERS = {"float": 104, "double": 144}
+"""Of products, which hold what they multiply in registers: two blocks fit, and one."""
+
+# the oldest, which has the fewest instructions, in every run; all of them with --whole-ladder
+architectures = [
+    pytest.param(a, marks=[] if a == 75 else pytest.mark.whole_ladder, id=f"sm_{a}") for a in ARCHITECTURES
+]
+
+
+def files():
+    return sorted(p.name for p in resources.files("fastmlp.kernels.cuda").iterdir() if p.name.endswith(".cu"))
+
+
+def test_every_file_and_every_kernel_of_it_is_listed():
+    assert sorted(cuda_source.KERNELS) == files()
+    for file, templates in cuda_source.KERNELS.items():
+        found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", cuda_source.read(file))
+        assert list(dict.fromkeys(t.split("<")[0] for t in templates)) == found
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", architectures)
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("file", files())
+def test_kernels_compile_without_spilling(architecture, real, file):
+    names = cuda_source.instantiations(file, real)
+    found = compile_for(architecture, cuda_source.expanded(file), names, file)
+    assert set(found) == set(names)
+    for name, usage in found.items():
+        assert usage.spilled == 0, f"{name} on sm_{architecture}: {usage}"
+        assert usage.shared <= SHARED_MEMORY, f"{name} on sm_{architecture}: {usage}"
+        budget = PRODUCT_REGISTERS if file == "products.cu" else REGISTERS
+        assert usage.registers <= budget[real], f"{name} on sm_{architecture}: {usage}"
+
+
+@needs_nvrtc
+def test_the_options_are_those_of_cupy_and_ours():
+    options = cupy_options()
+    assert "-std=c++17" in options
+    assert "-ftz=true" in options  # CuPy's: subnormal floats are zero on a GPU, whatever we ask for
+    assert not any("fast" in option for option in options)
+
+
+@needs_nvrtc
+def test_errors_name_file_and_line_of_the_source():
+    from cupy.cuda.compiler import CompileException
+
+    source = cuda_source.expanded("flat.cu").replace("target[i] += factor", "target[i] += faktor")
+    line = (
+        cuda_source.read("flat.cu")
+        .splitlines()
+        .index("  for (long long i = first_element(); i < n; i += grid_stride()) target[i] += factor * source[i];")
+    )
+    with pytest.raises(CompileException, match=rf'flat\.cu\({line + 1}\): error: identifier "faktor" is undefined'):
+        compile_for(75, source, ["add_scaled<float>"])
+
+
+@pytest.mark.parametrize("file", files())
+def test_expanded_sources_include_nothing(file):
+    source = cuda_source.expanded(file)
+    assert "#include" not in source
+    assert source.count('#line 1 "common.cuh"') == 1
+    assert cuda_source.expanded(file) is source
+
+
+def test_codes_in_the_source_are_those_of_fastmlp():
+    assert set(cuda_source.codes("activations.cuh", "Activation")) == {
+        name for name in activation_names() if get_activation(name).compiled
+    }
+    assert set(cuda_source.codes("losses.cu", "Loss")) == set(LOSSES.names())
+    assert set(cuda_source.codes("optimizers.cu", "Optimizer")) == set(OPTIMIZERS.names())
+    with pytest.raises(LookupError, match=r"losses\.cu has no enum Nothing"):
+        cuda_source.codes("losses.cu", "Nothing")
+
+
+# --- what reads like a mistake --------------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    r"\bvolatile\b|__threadfence|cooperative_groups|\batomic\w*\(": "blocks and warps do not talk to each other",
+    r"mma\.h|\bwmma\b|cp\.async|__pipeline": "no header or instruction that a user's CuPy may not have",
+    r"\b__(?:expf|logf|sinf|cosf|powf|fdividef)\(": "no approximate functions",
+    r"\bint (?:n|i|o|k|c|rows|columns|stride|ld\w*|row|column|at)\b(?=[,)])": "sizes are long long",
+    r"blockIdx\.x \* (?:blockDim|THREADS|ROWS|QUADS|WARP)": "a 32-bit product: write (long long)blockIdx.x first",
+}
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN, ids=list(FORBIDDEN.values()))
+@pytest.mark.parametrize(
+    "file", sorted(p.name for p in resources.files("fastmlp.kernels.cuda").iterdir() if ".cu" in p.name)
+)
+def test_sources_hold_nothing_that_is_forbidden(file, pattern):
+    for number, line in enumerate(cuda_source.read(file).splitlines(), start=1):
+        code = re.sub(r"\(long long\)blockIdx\.x", "", line.split("//")[0])
+        assert not re.search(pattern, code), f"{file}:{number}: {line.strip()}; {FORBIDDEN[pattern]}"
+
+
+def test_kernels_say_how_many_threads_they_are_launched_with():
+    for file in files():
+        for bounds, name in re.findall(
+            r"__global__\s+void\s+(__launch_bounds__\([^)]*\))?\s*(\w+)\(", cuda_source.read(file)
+        ):
+            assert bounds or name == "advance_cursor", f"{file}: {name}"

@@ -1,0 +1,227 @@
+"""The double of CuPy is honest (all of it exists in the installed CuPy) and strict (what CUDA punishes is an error)."""
+
+import ast
+import inspect
+import re
+import types
+from pathlib import Path
+
+import cupy_double as cp
+import emulator
+import numpy as np
+import pytest
+from emulator import needs_emulator
+
+import fastmlp.backends
+
+FILL = 'extern "C" __global__ void __launch_bounds__(64) fill(float* out, float value) { out[threadIdx.x] = value; }'
+COPY = "__global__ void copy(float* out, const float* in) { out[threadIdx.x] = in[threadIdx.x]; }"
+
+
+@pytest.fixture
+def fill():
+    return cp.RawModule(code=FILL, name_expressions=["fill"]).get_function("fill")
+
+
+@pytest.fixture
+def stream():
+    stream = cp.cuda.Stream(non_blocking=True)
+    yield stream
+    if stream.is_capturing():
+        cp._capturing.remove(stream)
+
+
+# --- honesty --------------------------------------------------------------------------------------------------------
+
+
+def parameters_of(function):
+    """Return the names of the parameters: from the signature or, of compiled functions, from the docstring."""
+    try:
+        return [p for p in inspect.signature(function).parameters if p != "self"]
+    except (TypeError, ValueError):
+        found = re.match(r"[\w.]+\((.*?)\)", (function.__doc__ or "").replace("\n", " "))
+        if found is None:
+            return None
+        names = [re.sub(r"=.*", "", part).split()[-1].strip("*/") for part in found[1].split(",") if part.strip(" */")]
+        return [n for n in names if n != "self"]
+
+
+def public(namespace):
+    return {k: v for k, v in vars(namespace).items() if not k.startswith("_")}
+
+
+def pairs():
+    """Yield (path, ours, CuPy's) of everything that the double offers."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
+    ours = {k: v for k, v in public(cp).items() if getattr(v, "__module__", "") == "cupy_double"}
+    for name, value in (*ours.items(), *((f"cuda.{k}", v) for k, v in public(cp.cuda).items())):
+        if name in ("CudaError", "Device", "Stream", "Event", "Graph", "get_current_stream", "cuda.cublas"):
+            continue  # tests' own; under cuda. again; and cuBLAS needs its library to be imported
+        real = cupy
+        for part in name.split("."):
+            real = getattr(real, part)
+        yield name, value, real
+        if isinstance(value, (type, types.SimpleNamespace)):
+            for member, function in public(value).items():
+                yield f"{name}.{member}", function, getattr(real, member)
+
+
+def test_every_name_and_parameter_of_the_double_exists_in_cupy():
+    checked = 0
+    for path, ours, real in pairs():  # a name that is not there is an AttributeError in `pairs`
+        if not isinstance(ours, types.FunctionType):
+            continue
+        theirs = parameters_of(real)
+        if not theirs or "args" in theirs:
+            continue
+        for name, parameter in inspect.signature(ours).parameters.items():
+            if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                assert name in theirs, f"{path} has no parameter {name}; it has {theirs}"
+                checked += 1
+    assert checked > 30
+
+
+def test_everything_that_the_backend_uses_exists_in_cupy_and_in_the_double():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
+    used = set()
+    for file in Path(fastmlp.backends.__file__).parent.glob("cu*.py"):
+        if file.name == "cuda_probe.py":  # asks the installed CuPy what it is
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            found = re.fullmatch(r"(?:self\._)?(?:cupy|cuda)\.(\w+(?:\.\w+)*)", ast.unparse(node))
+            if isinstance(node, ast.Attribute) and found:
+                used.add(("cuda." if "cupy" not in ast.unparse(node) else "") + found[1])
+    assert {"cuda.cublas.gemmEx", "RawModule", "empty"} <= used
+    for path in used:
+        ours, real = cp, cupy
+        for part in path.split("."):
+            ours = getattr(ours, part)
+            real = None if real is None or part == "cublas" else getattr(real, part)
+
+
+# --- strictness -----------------------------------------------------------------------------------------------------
+
+
+@needs_emulator
+def test_an_array_used_on_two_streams_needs_an_event(fill, stream):
+    a = cp.empty((64,), np.float32)
+    with stream:
+        fill((1,), (64,), (a, np.float32(1)))
+    with pytest.raises(cp.CudaError, match="two streams that nothing orders"):
+        fill((1,), (64,), (a, np.float32(2)))
+    with pytest.raises(cp.CudaError, match="two streams"):
+        a.get()
+    cp.cuda.get_current_stream().wait_event(stream.record())
+    fill((1,), (64,), (a, np.float32(2)))
+    assert (a.get() == 2).all()
+
+
+@needs_emulator
+def test_reading_on_two_streams_needs_no_event_but_writing_after_it_does(stream):
+    copy = cp.RawModule(code=COPY, name_expressions=["copy"]).get_function("copy")
+    source = cp.asarray(np.ones(64, np.float32))
+    cp.cuda.get_current_stream().synchronize()
+    first, second = cp.empty((64,), np.float32), cp.empty((64,), np.float32)
+    copy((1,), (64,), (first, source))
+    with stream:
+        copy((1,), (64,), (second, source))
+    with pytest.raises(cp.CudaError, match="two streams"):
+        source[...] = 0
+    stream.synchronize()
+    source[...] = 0
+
+
+@needs_emulator
+def test_a_graph_replays_and_keeps_nothing_alive(fill, stream):
+    a = cp.empty((64,), np.float32)
+    with stream:
+        stream.begin_capture()
+        fill((1,), (64,), (a, np.float32(3)))
+        graph = stream.end_capture()
+        assert np.isnan(a.get()).all()  # capturing runs nothing
+        graph.launch()
+        assert (a.get() == 3).all()
+        del a
+        with pytest.raises(cp.CudaError, match="freed"):
+            graph.launch()
+
+
+FORBIDDEN = {
+    "synchronisation": lambda a, stream: stream.synchronize(),
+    "synchronisation of another stream": lambda a, stream: cp.Stream.null.synchronize(),
+    "a copy to the host": lambda a, stream: a.get(),
+    "a copy from the host": lambda a, stream: a.set(np.zeros(64, np.float32)),
+    "an allocation": lambda a, stream: cp.empty((3,), np.float32),
+    "cuBLAS": lambda a, stream: cp.cuda.cublas.gemmEx(*range(5), 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 68, -1),
+    "loading a module": lambda a, stream: cp.RawModule(code=COPY, name_expressions=["copy"]).get_function("copy"),
+    "work on the legacy default stream": lambda a, stream: a.__setitem__(..., 0),
+    "an event of before": lambda a, stream: stream.wait_event(cp.Stream.null.record()),
+}
+
+
+@needs_emulator
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_what_cuda_forbids_in_a_capture_is_an_error_and_spoils_it(what, stream):
+    a = cp.empty((64,), np.float32)
+    cp.RawModule(code=COPY, name_expressions=["copy"])
+    stream.begin_capture()
+    with pytest.raises(cp.CudaError, match="Unsupported"):
+        FORBIDDEN[what](a, stream)
+    with pytest.raises(cp.CudaError, match="Invalidated"):
+        stream.end_capture()
+    assert not stream.is_capturing()
+
+
+def test_only_a_non_blocking_stream_is_captured(stream):
+    for other in (cp.Stream.null, cp.cuda.Stream()):
+        with pytest.raises(cp.CudaError):
+            other.begin_capture()
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    ("grid", "block", "args", "error", "message"),
+    [
+        ((0,), (64,), None, ValueError, "no grid"),
+        ((1, 65536), (64,), None, ValueError, "no grid"),
+        ((1,), (65,), None, cp.CudaError, "launch bounds 64"),
+        ((1,), (64,), (1.0,), TypeError, "takes 2 arguments"),
+        ((1,), (64,), ("a", 1.0), TypeError, "float64 for a parameter of type float32"),
+        ((1,), (64,), (np.zeros(64, np.float32), np.float32(1)), TypeError, "a NumPy array"),
+    ],
+)
+def test_launches_are_checked(fill, grid, block, args, error, message):
+    a = cp.empty((64,), np.float32)
+    args = (a, np.float32(1)) if args is None else tuple(a if isinstance(v, str) else v for v in args)
+    with pytest.raises(error, match=message):
+        fill(grid, block, args)
+
+
+def test_arrays_are_not_numpy_arrays():
+    a = cp.asarray(np.ones(3, np.float32))
+    for wrong in (lambda: np.asarray(a), lambda: np.ones(3) + a, lambda: a.__setitem__(..., np.ones(3))):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(AttributeError):
+        getattr(cp, "logsumexp")  # noqa: B009
+    with pytest.raises(TypeError, match="only views"):
+        a[np.array([0, 1])]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lds", "message"),
+    [((3, 2, 4), (2, 4, 3), "leading dimension 2"), ((3, 2, 4), (9, 4, 3), "reaches beyond its array")],
+)
+def test_products_by_cublas_check_their_leading_dimensions(sizes, lds, message):
+    a, b, c = (cp.asarray(np.zeros(n, np.float32)) for n in (12, 8, 6))
+    one = np.ones(1, np.float32)
+    args = (a.data.ptr, 0, lds[0], b.data.ptr, 0, lds[1], one.ctypes.data, c.data.ptr, 0, lds[2], 68, -1)
+    with pytest.raises(cp.CudaError, match=message):
+        cp.cuda.cublas.gemmEx(1, 0, 0, *sizes, one.ctypes.data, *args)
+
+
+@needs_emulator
+def test_traffic_and_launches_are_counted(fill):
+    cp.launches.clear()
+    fill((1,), (64,), (cp.empty((64,), np.float32), np.float32(1)))
+    assert cp.launches == [("fill", emulator.Traffic(0, 256))]

@@ -1,0 +1,128 @@
+"""Kernels at sizes where their loops go round more than once: what the shared suite's small shapes do not reach."""
+
+import cupy_double
+import numpy as np
+import pytest
+from compare import DTYPES, assert_close, assert_same_bits, loss_records, normal, on, pair, targets_for, unset
+from emulator import needs_emulator
+
+from fastmlp.activations import activation_names
+from fastmlp.backends import cuda_source, cupy_backend, get_backend
+from fastmlp.backends.cuda_kernels import column_grid, is_wide
+from fastmlp.backends.cuda_products import activation_code
+from fastmlp.losses import SoftmaxCrossEntropy
+
+pytestmark = needs_emulator
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
+    return cupy_backend.CupyBackend()
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(30, 35), (70, 4)], ids=str)
+def test_max_norm_of_long_columns(cupy, dtype, shape):
+    w = normal(shape, dtype, 3)
+    norms = np.sqrt((w.astype("f8") ** 2).sum(axis=0))
+    limit = float(np.median(norms)) * 1.001
+    own = on(cupy, w)
+    cupy.max_norm(own, limit)
+    assert_close(own.get(), w * np.minimum(1, limit / norms), k=shape[0])
+
+
+@dtypes
+@pytest.mark.parametrize(("loss", "soft"), [(r, False) for r in loss_records()] + [(SoftmaxCrossEntropy(0.2), True)])
+def test_losses_of_many_outputs_take_a_block_a_row(cupy, dtype, loss, soft):
+    n, k, rng = 3, 1100, np.random.default_rng(0)
+    z, t = normal((n, k), dtype, 1), targets_for(loss, n, k, rng, soft)
+    t, w = (t if t.ndim == 1 else t.astype(dtype)), rng.uniform(0, 2, n).astype(dtype)
+    found = []
+    for where in (cupy, get_backend("numpy")):
+        out = [unset(where, (n, k), dtype), unset(where, (n,), dtype), unset(where, (n,), dtype)]
+        outputs, targets = on(where, z), on(where, t)
+        where.loss(loss, outputs, targets, on(where, w), 0.3, out[0], out[1], pair(where, out[0]))
+        where.hits(loss, outputs, targets, out[2])
+        found.append([where.to_numpy(a) for a in out])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, k=k, scale=np.abs(b) + 1 / k, c=16)
+
+
+@dtypes
+@pytest.mark.parametrize("at", [0, 31, 32, 600, 1099])
+def test_the_first_of_equal_largest_outputs_is_the_class(cupy, dtype, at):
+    loss = loss_records()[0]
+    z = np.zeros((2, 1100), dtype)
+    z[:, at] = z[:, min(at + 300, 1099)] = 3
+    z[1, 700] = np.nan  # counts as the largest, as in NumPy
+    targets, out = on(cupy, np.array([at, 700])), unset(cupy, (2,), dtype)
+    cupy.hits(loss, on(cupy, z), targets, out)
+    assert out.get().tolist() == [1, 1]
+
+
+@dtypes
+@pytest.mark.parametrize("slabs", [1, 3, 8])
+@pytest.mark.parametrize("way", ["slope", "relu", "identity"])
+def test_bias_gradients_are_left_in_slabs(cupy, dtype, slabs, way):
+    n, o = 83, 37
+    a, d, slope = normal((n, o), dtype, 1), normal((n, o), dtype, 2), normal((n, o), dtype, 3)
+    own, db = on(cupy, d), unset(cupy, (slabs * 50,), dtype)
+    activation = activation_code("relu" if way == "relu" else "identity")
+    args = (activation, on(cupy, a), on(cupy, slope) if way == "slope" else None, own, db, np.int64(50))
+    args += (np.int64(n), np.int64(o))
+    cupy._launch("layers.cu", "activation_gradient<{real}>", dtype, column_grid(o, slabs), args)
+    expected = d * {"slope": slope, "relu": a > 0, "identity": 1}[way]
+    assert_same_bits(own.get(), expected.astype(dtype))
+    parts = db.get().reshape(slabs, 50)
+    assert np.isnan(parts[:, o:]).all()
+    assert_close(parts[:, :o].sum(axis=0), expected.sum(axis=0, dtype="f8"), dtype=dtype, k=n, scale=3)
+
+
+@dtypes
+@pytest.mark.parametrize("columns", [4, 8, 136, 7, 130])
+@pytest.mark.parametrize("start", [0, 1])
+def test_rows_are_read_wide_where_they_are_aligned_and_singly_where_not(cupy, dtype, columns, start):
+    rows = 19
+    flat = np.concatenate((np.zeros(start), normal((rows * columns,), dtype, 1).astype("f8"))).astype(dtype)
+    z = on(cupy, flat)[start:].reshape(rows, columns)
+    b, slope = on(cupy, normal((columns,), dtype, 2)), unset(cupy, (rows, columns), dtype)
+    assert is_wide(columns, (z, b, None)) == (columns % 4 == 0 and start == 0)
+    expected = flat[start:].reshape(rows, columns) + b.get()
+    cupy._bias_activation("relu", b, z, slope)
+    assert_same_bits(z.get(), np.maximum(expected, 0))
+    assert_same_bits(slope.get(), (expected > 0).astype(dtype))
+    kept, ones = unset(cupy, (rows, columns), dtype), np.ones((rows, columns), dtype)
+    kept[...] = 1
+    cupy.dropout(kept, slope, 0.3, 12345, 6, 1, slope)
+    get_backend("numpy").dropout(ones, None, 0.3, 12345, 6, 1, ones.copy())
+    assert_close(kept.get(), ones)
+
+
+@dtypes
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
+def test_norms_of_more_chunks_than_blocks_and_of_slabs(cupy, dtype, clip_norm):
+    chunks = np.array([(i * 8, i * 8 + 7, i % 2, 1 + i % 3) for i in range(600)], np.int64)
+    size, l2 = 4800, 0.5
+    grads, params = normal((3, size), dtype, 1), normal((size,), dtype, 2)
+    rule = on(cupy, np.array([0.0, 0, 1, 0, 0, clip_norm, l2]))
+    partials, table = unset(cupy, (256,), "f8"), on(cupy, np.array([[0.5, 1, 1, 0, 1.0]]))
+    own, cursor = on(cupy, params), on(cupy, np.zeros(3, np.int64))
+    g, c = on(cupy, grads.reshape(-1)), on(cupy, chunks)
+    args = (c, np.int64(600), g, np.int64(size), own, rule, partials)
+    cupy._launch("optimizers.cu", "gradient_norm<{real}>", dtype, ((256,), (256,)), args)
+    where = (table, cursor, np.int32(0), on(cupy, np.zeros(2, np.int32)))
+    args = (np.int32(0), c, own, g, np.int64(size), None, None, None, rule, partials, np.int32(256), *where)
+    cupy._launch("optimizers.cu", "update_parameters<{real}>", dtype, ((600,), (256,)), args)
+    expected, gradient = params.astype("f8"), np.zeros(size)
+    for start, stop, is_weight, slabs in chunks.tolist():
+        gradient[start:stop] = grads[:slabs, start:stop].sum(axis=0) + l2 * is_weight * params[start:stop]
+    norm = np.sqrt((gradient**2).sum())
+    assert_close(np.sqrt(partials.get().sum()), norm, dtype=dtype, k=8)
+    expected -= 0.5 * gradient * min(1, clip_norm / norm)
+    assert_close(own.get(), expected, scale=1 + np.abs(gradient))
+
+
+def test_every_activation_of_the_source_is_one_of_fastmlps():
+    assert list(cuda_source.codes("activations.cuh", "Activation")) == list(activation_names())
