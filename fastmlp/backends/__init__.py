@@ -19,9 +19,9 @@ _BACKENDS: dict[str, tuple[str, str]] = {
     "numba": ("fastmlp.backends.numba_backend", "NumbaBackend"),
     "cupy": ("fastmlp.backends.cupy_backend", "CupyBackend"),
 }
-# Numba has its place before NumPy when its first fit no longer compiles for half a minute; until then it is for
-# those who ask for it by name.
-_AUTOMATIC = ("cupy", "numpy")
+# CuPy has its place before the others when its self-test has passed on a GPU; until then it is for those who ask for it
+# by name.
+_AUTOMATIC = ("numba", "numpy")
 _made: dict[str, Backend] = {}
 
 
@@ -68,7 +68,7 @@ def get_backend(name: str = "auto", **options: Any) -> Backend:
     Parameters
     ----------
     name : str
-        ``"numpy"``, ``"numba"``, ``"cupy"``, a registered one, or ``"auto"``: CuPy where it can run, else NumPy.
+        ``"numpy"``, ``"numba"``, ``"cupy"``, a registered one, or ``"auto"``: Numba where it can run, else NumPy.
     **options
         Options of that backend; one that it does not have is a TypeError.
 
