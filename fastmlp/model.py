@@ -27,6 +27,7 @@ from fastmlp.errors import DataError, ReproducibilityWarning
 from fastmlp.history import History
 from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer
 from fastmlp.plan import Plan
+from fastmlp.predictor import Predictor
 from fastmlp.session import SessionPool
 from fastmlp.spec import NetworkSpec, make_spec
 from fastmlp.state import Layout, TrainState, initial_parameters
@@ -122,6 +123,7 @@ class MLP:
         self._spec, self._dtype, self._backend, self._state = spec, dtype, backend, state
         self._pool = SessionPool(backend)
         self._predict_rows = 1
+        self._inference: tuple[NetworkSpec, Plan] | None = None
         self._training = threading.Lock()
         self._class_names: tuple[str, ...] | None = None
         self._feature_names: tuple[str, ...] | None = None
@@ -456,6 +458,18 @@ class MLP:
         loss.probabilities(np.zeros((0, self._spec.units[-1]), self._dtype))  # refuses before the work, not after it
         return loss.probabilities(self._outputs(check_inputs(x, self._spec.units[0]), batch_size))
 
+    def predictor(self) -> Predictor:
+        """Return a function that predicts one example at a time, at the least cost a call.
+
+        It holds a copy of the weights: training that goes on does not change what it predicts.
+
+        Returns
+        -------
+        Predictor
+            ``predictor(x)`` for x (I,) is ``model.predict(x[None])[0]``; ``predictor.outputs(x)`` the outputs, (K,).
+        """
+        return Predictor(self._backend, self._spec, self._dtype, self._state.evaluated)
+
     def loss_and_gradients(
         self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> tuple[float, list[NDArray[Any]]]:
@@ -484,7 +498,10 @@ class MLP:
             while self._predict_rows < min(rows, most):
                 self._predict_rows = min(2 * self._predict_rows, most)
             batch_size = self._predict_rows
-        return Plan(self._spec.deterministic(), batch_size, self._dtype)
+        last = self._inference
+        if last is None or last[0] is not self._spec or last[1].batch != batch_size:
+            last = self._inference = self._spec, Plan(self._spec.deterministic(), batch_size, self._dtype)
+        return last[1]
 
     def _outputs(self, x: NDArray[Any], batch_size: int | None = None) -> NDArray[Any]:
         if batch_size is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -252,6 +252,10 @@ class Backend(ABC):
             self._load(session, x, part, views.x)
             self._forward(session, views, session.layers_of("predict", params))
             out[part] = views.z[-1]
+
+    def bind_predict(self, session: Session, params: Array, x: Array, out: Array) -> Callable[[], object]:
+        """Return a function that does `predict` on these arrays, whatever they hold when it is called."""
+        return lambda: self.predict(session, params, x, out)
 
     def evaluate(self, session: Session, params: Array, data: Rows) -> tuple[float, float, float]:
         """Return the sums over the rows of ``w_i l_i``, ``w_i`` and ``w_i hit_i``, without L2.

@@ -147,6 +147,20 @@ class NumbaBackend(NumbaOperations):
 
         _on_threads(threads, work)
 
+    def bind_predict(
+        self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
+    ) -> Callable[[], object]:
+        if not _compiles(session.plan):
+            return super().bind_predict(session, params, x, out)
+        from fastmlp.kernels.cpu.predict import predict_thread
+
+        assert isinstance(session, NumbaSession)
+        target, nothing = out.reshape(-1), np.empty(0)
+        data, memory, batch = session.inputs(x), session.inference_memory(1)[0], session.chunk
+        return functools.partial(
+            predict_thread, *(0, len(x), session.network, data, params, memory, batch, target, nothing)
+        )
+
     def evaluate(self, session: Session, params: NDArray[Any], data: Rows) -> tuple[float, float, float]:
         if not _compiles(session.plan):
             return super().evaluate(session, params, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -208,9 +209,18 @@ def _writable(array: NDArray[Any]) -> NDArray[Any]:
 
 def rows_as_bytes(array: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
     """Return an array's memory as bytes, and the number of its type in `kernels.cpu.records.SOURCES`."""
+    array = np.ascontiguousarray(array)
+    kind = _kinds().get(array.dtype)
+    if kind is None:
+        array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+        kind = _kinds()[array.dtype]
+    if array.flags.writeable:
+        return array.reshape(-1).view(np.uint8), kind
+    return np.asarray(_Alias(array, (array.nbytes,), "|u1")), kind
+
+
+@functools.cache
+def _kinds() -> dict[np.dtype[Any], int]:
     from fastmlp.kernels.cpu import records
 
-    array = np.ascontiguousarray(array)
-    if array.dtype.name not in records.SOURCES:
-        array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
-    return np.asarray(_Alias(array, (array.nbytes,), "|u1")), records.SOURCES.index(array.dtype.name)
+    return {np.dtype(name): kind for kind, name in enumerate(records.SOURCES)}

@@ -1,0 +1,199 @@
+"""The kernel lab: one operation, its variants checked against NumPy and then timed; and how much of a step is products.
+
+    python benchmarks/lab.py products      # the products of layers, by tiles and by the BLAS, one thread
+    python benchmarks/lab.py step          # a training step beside its products alone, all threads
+
+With --write the tables become sections of RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastmlp.kernels.cpu import products
+from fastmlp.kernels.cpu.blas import gemm
+from fastmlp.kernels.cpu.compiling import entry
+from fastmlp.kernels.cpu.forward import reads_in_place
+from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed
+from fastmlp.kernels.cpu.records import Batch
+from fastmlp.kernels.cpu.threads import barrier
+from fastmlp.kernels.cpu.train import layer_gradient
+from fastmlp.kernels.cpu.vectors import lent, seen_as
+from race import FIRST, WORKLOADS, data
+from results import table, unpinned, write_section
+
+import fastmlp
+from fastmlp.backends.numba_backend import _on_threads
+from fastmlp.batching import HostData
+
+SHAPES = [
+    *((16, 784, 64), (16, 64, 32), (16, 32, 10), (300, 784, 32), (300, 32, 128), (100, 784, 100), (100, 100, 10)),
+    *((64, 784, 512), (64, 512, 256), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
+]
+"""Rows, inputs, outputs: what one of two threads has to do with the layers of the race."""
+
+
+@entry
+def by_tiles(form, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
+    """Compute one of the three products of a layer, by tiles or, beyond their limit, by the BLAS; flat arrays."""
+    one, zero = w.dtype.type(1), w.dtype.type(0)
+    for _ in range(repeats):
+        if form == 0:
+            multiply(x, 0, index, 0, -1, inputs, rows, inputs, w, 0, outputs, out, 0)
+        elif form == 1:
+            multiply_by_transposed(d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
+        else:
+            products.multiply_transposed(x, 0, index, 0, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0)
+
+
+@entry
+def by_blas(form, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
+    """Compute the same by the BLAS."""
+    one, zero = w.dtype.type(1), w.dtype.type(0)
+    for _ in range(repeats):
+        if form == 0:
+            gemm(False, False, rows, outputs, inputs, one, x, 0, inputs, w, 0, outputs, zero, out, 0, outputs)
+        elif form == 1:
+            gemm(False, True, rows, inputs, outputs, one, d, 0, outputs, w, 0, outputs, zero, out, 0, inputs)
+        else:
+            gemm(True, False, inputs, outputs, rows, one, x, 0, inputs, d, 0, outputs, zero, out, 0, outputs)
+
+
+@entry
+def products_of_steps(t, threads, net, data, buffers, memory, order, batch, steps):
+    """Compute the products of training steps and nothing else, divided among threads as `train_thread` does."""
+    net, data, buffers, memory, order = lent(net), lent(data), lent(buffers), lent(memory), lent(order)
+    dtype = buffers.params.dtype.type
+    passed = 0
+    in_place = reads_in_place(net, data, buffers.params)
+    r0, r1 = batch * t // threads, batch * (t + 1) // threads
+    n = r1 - r0
+    layers = net.units.size - 1
+    for s in range(steps):
+        now = Batch(memory.x, memory.counting, 0, -1, batch, batch)
+        if in_place:
+            begin = s * batch
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + r0, batch, batch)
+        below, at, index, first, after = now.x, 0, now.index, now.first + r0, now.after
+        for layer in range(layers):
+            i, o = net.units[layer], net.units[layer + 1]
+            start = net.z_at[layer] * batch + r0 * o
+            multiply(below, at, index, first, after, i, n, i, buffers.params, net.weight_at[layer], o, memory.z, start)
+            below, at, index, first, after = memory.z, start, memory.counting, 0, -1
+        for layer in range(layers - 1, 0, -1):
+            i, o = net.units[layer], net.units[layer + 1]
+            start, lower = net.z_at[layer] * batch + r0 * o, net.z_at[layer - 1] * batch + r0 * i
+            w = net.weight_at[layer]
+            multiply_by_transposed(
+                *(memory.dz, start, memory.counting, n, o, buffers.params, w, i, memory.dz, lower),
+                memory.transposed[t],
+            )
+        passed += 1
+        barrier(memory.arrivals, threads, passed)
+        for layer in range(layers):
+            i, o = net.units[layer], net.units[layer + 1]
+            first, stop = i * t // threads, i * (t + 1) // threads
+            place = net.weight_at[layer] + first * o
+            layer_gradient(net, now, memory, layer, first, stop, dtype(0), dtype(1), buffers.params, place)
+        passed += 1
+        barrier(memory.arrivals, threads, passed)
+
+
+def best(work: Callable[[], Any], rounds: int = 7) -> float:
+    """Return the least seconds of some calls."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def compare_products() -> str:
+    """Check and time the three products of a layer, by tiles and by the BLAS."""
+    rng, rows_of_table = np.random.default_rng(0), []
+    fastmlp.get_backend("numba")  # binds the BLAS
+    for rows, inputs, outputs in SHAPES:
+        x, w, d = (rng.random(shape, np.float32) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs)))
+        wanted = [x @ w, d @ w.T, x.T @ d]
+        scratch = np.empty(outputs * products.scratch_width(x), np.float32)
+        work = 2 * rows * inputs * outputs
+        repeats = max(1, int(3e8 / work))
+        for form, name in enumerate(("x w", "d w'", "x' d")):
+            rates = []
+            for variant in (by_tiles, by_blas):
+                out = np.zeros(wanted[form].shape, np.float32)
+                given = (x.ravel(), w.ravel(), d.ravel(), rows, inputs, outputs, np.arange(rows), out.ravel(), scratch)
+                variant(form, 1, *given)
+                np.testing.assert_allclose(out, wanted[form], rtol=1e-4)
+                seconds = best(lambda v=variant, f=form, n=repeats, g=given: v(f, n, *g)) / repeats
+                rates.append(work / seconds / 1e9)
+            sizes = f"{rows} x {inputs} x {outputs}"
+            rows_of_table.append([sizes, name, *(f"{r:.0f}" for r in rates), f"{rates[0] / rates[1]:.2f}"])
+    return table(["rows x inputs x outputs", "product", "tiles, GFLOP/s", "BLAS, GFLOP/s", "ratio"], rows_of_table)
+
+
+def multiply_on_threads(session: Any, shared: tuple[Any, ...], steps: int) -> None:
+    """Compute the products of some steps on the threads of a session."""
+    session.memory.arrivals[0] = 0
+    _on_threads(session.threads, lambda t: products_of_steps(t, session.threads, *shared, steps))
+
+
+def compare_steps(workloads: list[str], rounds: int) -> str:
+    """Time a step of gradient descent and its products alone, in turn."""
+    lines = []
+    for name in workloads:
+        workload = WORKLOADS[name]
+        x, y = data(workload)
+        batch = workload.batch
+        steps = min(
+            len(x) // batch,
+            max(1, int(2e11 / (6 * batch * sum(i * o for i, o in itertools.pairwise(workload.units))) / 4)),
+        )
+        x, y = x[: steps * batch], y[: steps * batch]
+        model = fastmlp.MLP(workload.units, backend="numba", seed=0)
+        train = partial(model.fit, x, y, epochs=1, batch_size=batch, optimizer=fastmlp.SGD(0.01), verbose=0)
+        train()
+        # the session that this training used, and its memory
+        session = next(s for s in model._pool._idle if s.plan.optimizer is not None)
+        record, buffers = session.data(HostData(x, y, None)), session.buffers(model._state)
+        order = np.random.default_rng(0).permutation(len(x))
+        shared = (session.network, record, buffers, session.memory, order, batch)
+        products_of_steps(0, 1, *shared, 0)
+        multiply_all = partial(multiply_on_threads, session, shared, steps)
+        pairs = [(best(train, 1) / steps, best(multiply_all, 1) / steps) for _ in range(rounds)]
+        step, alone = (min(p[i] for p in pairs) for i in (0, 1))
+        middle = statistics.median(b / a for a, b in pairs)
+        lines.append([name, f"{step * 1e6:.1f}", f"{alone * 1e6:.1f}", f"{alone / step:.0%}", f"{middle:.0%}"])
+    head = ["workload", "best step, us", "best products alone, us", "fraction of the bests", "median fraction"]
+    return table(head, lines)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["products", "step"])
+    parser.add_argument("--workloads", default=",".join(FIRST))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
+    options = parser.parse_args()
+    unpinned()
+    if options.what == "products":
+        title, text = "Lab: products by tiles and by the BLAS, one thread, float32", compare_products()
+    else:
+        title = "Lab: a step of gradient descent and its products alone"
+        text = compare_steps(options.workloads.split(","), options.rounds)
+    print(text)
+    if options.write:
+        write_section(title, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Train, or predict with, one network in several libraries in turn, and print how each stands to the fastest peer.
+
+    python benchmarks/race.py                                      # five workloads, every contender that is installed
+    python benchmarks/race.py --workloads tanh,batch1 --optimizer adam --rounds 5
+    python benchmarks/race.py --task predict
+
+Each contender of each round is a process of its own, so a machine that slows down slows all of them.  A figure is the
+best of some epochs after one of warm-up, in microseconds per training step; for predictions, the best of some calls
+with 60,000 rows, in milliseconds.  With --write the table becomes a section of RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Workload(NamedTuple):
+    """A network and a batch size, on MNIST or on random numbers where it has other inputs."""
+
+    units: tuple[int, ...]
+    batch: int
+    activation: str = "relu"
+
+
+WORKLOADS = {
+    "viblo": Workload((784, 64, 32, 10), 32),
+    "keras": Workload((784, 32, 128, 10), 600),
+    "hundred": Workload((784, 100, 10), 200),
+    "mid": Workload((784, 512, 256, 10), 128),
+    "big": Workload((784, 1024, 1024, 10), 1024),
+    "deep": Workload((784, *[48] * 8, 10), 64),
+    "wide": Workload((784, 3000, 10), 256),
+    "table": Workload((54, 128, 64, 7), 256),
+    "batch1": Workload((784, 32, 10), 1),
+    "batch37": Workload((784, 128, 64, 10), 37),
+    "batch4096": Workload((784, 128, 64, 10), 4096),
+    "tanh": Workload((784, 128, 64, 10), 128, "tanh"),
+    "gelu": Workload((784, 128, 64, 10), 128, "gelu"),
+}
+FIRST = ("viblo", "keras", "hundred", "mid", "big")
+RATES = {"sgd": 0.01, "momentum": 0.01, "adam": 1e-3}
+MOST_STEPS = 2000
+"""Steps of an epoch at most: enough to time, also with a batch of 1."""
+
+
+def data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32 inputs and labels of 60,000 rows."""
+    if workload.units[0] == 784:
+        from fastmlp.datasets import load_mnist
+
+        (x, y), _ = load_mnist()
+        return x.reshape(len(x), -1).astype(np.float32) / np.float32(255), y.astype(np.int64)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60_000, workload.units[0])).astype(np.float32)
+    return x, rng.integers(0, workload.units[-1], 60_000)
+
+
+def with_fastmlp(backend: str) -> Callable[..., Any]:
+    """Return the contender that is fastmlp on a backend, through its public face."""
+
+    def contender(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        import fastmlp
+
+        rate = RATES[optimizer]
+        record = {
+            "sgd": fastmlp.SGD(rate),
+            "momentum": fastmlp.SGD(rate, momentum=0.9),
+            "adam": fastmlp.Adam(rate),
+        }[optimizer]
+        model = fastmlp.MLP(workload.units, activation=workload.activation, backend=backend, seed=0)
+        steps = {"epochs": 1, "batch_size": workload.batch, "optimizer": record, "verbose": 0}
+        return lambda: model.fit(x, y, **steps), lambda: model.predict(x)
+
+    return contender
+
+
+def with_torch(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """PyTorch, eager, with tensors in memory and no loader."""
+    import torch
+
+    own = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}[workload.activation]
+    layers: list[Any] = []
+    for i, o in zip(workload.units[:-1], workload.units[1:], strict=True):
+        layers += [torch.nn.Linear(i, o), own()]
+    net, loss_of = torch.nn.Sequential(*layers[:-1]), torch.nn.CrossEntropyLoss()
+    rate, params = RATES[optimizer], list(net.parameters())
+    if optimizer == "adam":
+        rule: Any = torch.optim.Adam(params, lr=rate, fused=True)
+    else:
+        rule = torch.optim.SGD(params, lr=rate, momentum=0.9 if optimizer == "momentum" else 0.0)
+    inputs, labels, batch = torch.from_numpy(x), torch.from_numpy(y), workload.batch
+
+    def epoch() -> None:
+        order = torch.randperm(len(inputs))
+        for start in range(0, len(inputs), batch):
+            rows = order[start : start + batch]
+            rule.zero_grad(set_to_none=True)
+            loss_of(net(inputs[rows]), labels[rows]).backward()
+            rule.step()
+
+    def predict() -> Any:
+        with torch.inference_mode():
+            return net(inputs).argmax(dim=1)
+
+    return epoch, predict
+
+
+def with_jax(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """JAX: an epoch is one compiled scan."""
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    pairs = list(zip(workload.units[:-1], workload.units[1:], strict=True))
+    scaled = [rng.standard_normal((i, o)).astype(np.float32) * np.float32(np.sqrt(2 / i)) for i, o in pairs]
+    params = [(jnp.asarray(w), jnp.zeros(w.shape[1], jnp.float32)) for w in scaled]
+    inputs, labels, rate, batch = jnp.asarray(x), jnp.asarray(y), RATES[optimizer], workload.batch
+    own = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": lambda z: jax.nn.gelu(z, approximate=False)}
+    activation, steps = own[workload.activation], len(x) // batch
+
+    def outputs(params: Any, rows: Any) -> Any:
+        for w, b in params[:-1]:
+            rows = activation(rows @ w + b)
+        return rows @ params[-1][0] + params[-1][1]
+
+    def loss(params: Any, rows: Any, wanted: Any) -> Any:
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs(params, rows)), wanted[:, None], 1))
+
+    def step(carry: Any, rows: Any) -> Any:
+        params, m, v, t = carry
+        value, grads = jax.value_and_grad(loss)(params, inputs[rows], labels[rows])
+        if optimizer == "sgd":
+            params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+        elif optimizer == "momentum":
+            m = jax.tree.map(lambda m, g: 0.9 * m + g, m, grads)
+            params = jax.tree.map(lambda p, m: p - rate * m, params, m)
+        else:
+            t = t + 1
+            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
+            v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
+            c1, c2 = 1 - 0.9**t, 1 - 0.999**t
+            params = jax.tree.map(lambda p, m, v: p - rate * (m / c1) / (jnp.sqrt(v / c2) + 1e-8), params, m, v)
+        return (params, m, v, t), value
+
+    @jax.jit
+    def run(carry: Any, key: Any) -> Any:
+        order = jax.random.permutation(key, len(inputs))[: steps * batch].reshape(steps, batch)
+        return jax.lax.scan(step, carry, order)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    state, key = [(params, zeros, zeros, jnp.float32(0))], jax.random.key(0)
+
+    def epoch() -> None:
+        state[0], losses = run(state[0], key)
+        losses.block_until_ready()
+
+    classes = jax.jit(lambda params, rows: outputs(params, rows).argmax(axis=1))
+    return epoch, lambda: np.asarray(classes(params, inputs))
+
+
+def with_sklearn(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """scikit-learn's MLPClassifier; it has no gelu."""
+    import warnings
+
+    from sklearn.neural_network import MLPClassifier
+
+    warnings.filterwarnings("ignore")
+    solver, momentum = ("adam", 0.0) if optimizer == "adam" else ("sgd", 0.9 if optimizer == "momentum" else 0.0)
+    options = {"solver": solver, "momentum": momentum, "batch_size": workload.batch, "max_iter": 1, "alpha": 0}
+    net = MLPClassifier(workload.units[1:-1], activation=workload.activation, **options)
+    net.fit(x, y)
+    return lambda: net.fit(x, y), lambda: net.predict(x)
+
+
+CONTENDERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "torch": ("torch", with_torch),
+    "jax": ("jax", with_jax),
+    "sklearn": ("sklearn", with_sklearn),
+    "fastmlp-numpy": ("fastmlp", with_fastmlp("numpy")),
+    "fastmlp-numba": ("fastmlp", with_fastmlp("numba")),
+}
+
+
+def measure(task: str, workload: Workload, contender: str, optimizer: str, repeats: int) -> float:
+    """Return the seconds of a step, or of a prediction of all rows, in this process."""
+    x, y = data(workload)
+    if task == "train":
+        steps = min(len(x) // workload.batch, MOST_STEPS)
+        x, y = x[: steps * workload.batch], y[: steps * workload.batch]
+    train, predict = CONTENDERS[contender][1](workload, optimizer, x, y)
+    work, count = (train, steps) if task == "train" else (predict, 1)
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / count
+
+
+def in_process(**arguments: Any) -> float | None:
+    """Return what `measure` measures in a fresh process, or None where it fails, with the reason on stderr."""
+    pinned = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+    environment = {k: v for k, v in os.environ.items() if k not in pinned}
+    command = [sys.executable, "-P", __file__, "--child", json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
+        return None
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Race, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["train", "predict"], default="train")
+    parser.add_argument("--workloads", default=",".join(FIRST))
+    parser.add_argument("--contenders", default=",".join(c for c in CONTENDERS if c != "sklearn"))
+    parser.add_argument("--optimizer", choices=list(RATES), default="sgd")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="epochs, or predictions, of a process")
+    parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
+    parser.add_argument("--child")
+    options = parser.parse_args()
+    if options.child:
+        arguments = json.loads(options.child)
+        print(measure(arguments.pop("task"), WORKLOADS[arguments.pop("workload")], **arguments))
+        return
+    names = [c for c in options.contenders.split(",") if importlib.util.find_spec(CONTENDERS[c][0])]
+    workloads = options.workloads.split(",")
+    found: dict[str, dict[str, list[float]]] = {w: {c: [] for c in names} for w in workloads}
+    for _ in range(options.rounds):
+        for workload in workloads:
+            for name in names:
+                common = {"task": options.task, "optimizer": options.optimizer, "repeats": options.repeats}
+                seconds = in_process(workload=workload, contender=name, **common)
+                found[workload][name] += [] if seconds is None else [seconds]
+    from results import table, write_section
+
+    unit, scale = ("us a step", 1e6) if options.task == "train" else ("ms for 60,000 rows", 1e3)
+    rows = []
+    for workload, by in found.items():
+        medians = {c: statistics.median(s) for c, s in by.items() if s}
+        peer = min((m for c, m in medians.items() if not c.startswith("fastmlp")), default=None)
+        for name, median in medians.items():
+            ratio = "" if peer is None else f"{peer / median:.2f}"
+            network = "-".join(map(str, WORKLOADS[workload].units))
+            best = f"{min(by[name]) * scale:.1f}"
+            rows.append(
+                [workload, f"{network}, {WORKLOADS[workload].batch}", name, best, f"{median * scale:.1f}", ratio]
+            )
+    head = ["workload", "units, batch", "contender", f"best, {unit}", "median", "x the fastest peer (medians)"]
+    text = table(head, rows)
+    print(text)
+    if options.write:
+        title = "Race: predictions" if options.task == "predict" else f"Race: training with {options.optimizer}"
+        title += "" if tuple(workloads) == FIRST else ", other shapes"
+        write_section(title, f"{options.rounds} rounds of fresh processes in turn.\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""RESULTS.md: each benchmark writes a section of its own, with the machine, the versions and the command."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PATH = Path(__file__).with_name("RESULTS.md")
+HEAD = "# Results\n\nWritten by the scripts beside it, each section by the command that it names.\n"
+
+
+def unpinned() -> None:
+    """Start the script again without what pins an old core type for OpenBLAS, which would slow it down."""
+    pinned = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
+    if pinned:
+        environment = {k: v for k, v in os.environ.items() if k not in pinned}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+
+
+def machine() -> str:
+    """Return what a figure depends on besides the code: processor, cores, versions."""
+    from fastmlp.backends.numba_backend import physical_cores
+
+    names = ["numpy", "numba", "scipy-openblas32", "torch", "jax", "scikit-learn"]
+    there = [n for n in names if importlib.util.find_spec(n.replace("-", "_").replace("scikit_learn", "sklearn"))]
+    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in there)
+    return f"{processor()}, {physical_cores()} cores; Python {platform.python_version()}, {versions}"
+
+
+def processor() -> str:
+    """Return the processor's name, and which vectors the kernels use there."""
+    from fastmlp.kernels.cpu import vectors
+
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return f"{found.group(1) if found else platform.processor()}, vectors of {vectors.VECTOR_BYTES} bytes"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write_section(title: str, text: str) -> None:
+    """Put a section into RESULTS.md, in the place of the one of the same title."""
+    command = " ".join(["python", *(shlex.quote(a) for a in ["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])])
+    today = datetime.date.today().isoformat()
+    section = f"## {title}\n\n`{command}` on {today}: {machine()}.\n\n{text}\n"
+    old = PATH.read_text() if PATH.exists() else HEAD
+    head, *parts = re.split(r"^(?=## )", old, flags=re.M)
+    kept = [p for p in parts if not p.startswith(f"## {title}\n")]
+    PATH.write_text(head + "\n".join(p.rstrip("\n") + "\n" for p in sorted([*kept, section])))
