@@ -89,4 +89,6 @@ class Predictor:
                 "several at once are for the model's predict"
             )
         row = check_inputs(array[None], self._inputs)[0]
-        return (row / self._dtype.type(255) if row.dtype == np.uint8 else row).astype(self._dtype)
+        if row.dtype == np.uint8:
+            row = row / self._dtype.type(255)
+        return row.astype(self._dtype, copy=False)

@@ -70,7 +70,7 @@ class NumbaSession(Session):
         if optimizer is None or (isinstance(optimizer, SGD) and not optimizer.momentum):
             return 0
         pairs = list(zip(spec.units, spec.units[1:], strict=False))
-        return max(max(8 * o, train.IN_CACHE if products.tiled(i, o) else train.IN_BLAS) for i, o in pairs)
+        return max(max(8 * o, int(train.IN_CACHE if products.tiled(i, o) else train.IN_BLAS)) for i, o in pairs)
 
     def buffers(self, state: TrainState) -> Any:
         """Return the flat buffers of a state, `kernels.cpu.records.Buffers`."""
