@@ -91,4 +91,4 @@ class Predictor:
         row = check_inputs(array[None], self._inputs)[0]
         if row.dtype == np.uint8:
             row = row / self._dtype.type(255)
-        return row.astype(self._dtype, copy=False)
+        return np.asarray(row, self._dtype)
