@@ -1,0 +1,89 @@
+"""Matrix products of the Numba backend: tiles of registers, for every vector there is, and the BLAS."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+numba = pytest.importorskip("numba")
+if numba.config.DISABLE_JIT:
+    pytest.skip("the JIT is off, and NumPy multiplies", allow_module_level=True)
+
+from fastmlp.kernels.cpu import products  # noqa: E402
+
+from fastmlp import get_backend  # noqa: E402
+
+# edges of a tile: rows 8 or 4, vectors of 16, 8 or 4, three of them side by side, a quarter of one
+ROWS, COLUMNS, DEPTHS = (1, 2, 7, 8, 9, 25), (1, 3, 4, 5, 15, 16, 17, 31, 33, 47, 48, 49, 53, 100), (1, 2, 15, 16, 40)
+
+
+def check_products(dtype, scale=1):
+    """Hold the three products of a layer against NumPy in float64, at the edges of a tile, beside NaN outside."""
+    backend, rng = get_backend("numba"), np.random.default_rng(0)
+    for n in ROWS:
+        for o in COLUMNS:
+            for i in DEPTHS:
+                x, w, d = (rng.normal(size=s).astype(dtype) for s in ((n, i), (i, o), (n, o)))
+                z, dw, dx, db = (np.full(s, np.nan, dtype) for s in ((n, o), (i, o), (n, i), o))
+                backend.dense_forward(x, w, np.zeros(o, dtype), z)
+                backend.dense_backward(x, d, w, dw, db, dx)
+                x, w, d = (a.astype(float) for a in (x, w, d))
+                for found, wanted, k in ((z, x @ w, i), (dw, x.T @ d, n), (dx, d @ w.T, o), (db, d.sum(0), n)):
+                    error = np.abs(found - wanted).max()
+                    assert error <= 8 * np.finfo(dtype).eps * k**0.5 * (1 + np.abs(wanted).max()), (n, i, o, error)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_at_the_edges_of_a_tile(dtype):
+    check_products(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "tiles"),
+    [("haswell", "+avx,+avx2,+fma,+sse4.2", True), ("nehalem", None, False)],
+)
+def test_products_on_processors_with_other_vectors(name, features, tiles, tmp_path):
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import test_products
+        assert test_products.products.TILES == (sys.argv[2] == "True"), test_products.products.TILES
+        test_products.check_products("float32")
+    """
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CACHE_DIR": str(tmp_path)}
+    if features:
+        environment["NUMBA_CPU_FEATURES"] = features
+    if not {"avx2", "fma"} <= products.vectors.FEATURES:
+        pytest.skip("this processor has no AVX2")
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), os.path.dirname(__file__), str(tiles)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_layers_too_large_for_tiles_are_multiplied_by_the_blas():
+    backend, rng = get_backend("numba"), np.random.default_rng(0)
+    n, i, o = 5, 1300, 1000
+    assert not products.tiled(i, o)
+    x, w, d = (rng.normal(size=s).astype("float32") for s in ((n, i), (i, o), (n, o)))
+    z, dw, dx, db = (np.full(s, np.nan, "float32") for s in ((n, o), (i, o), (n, i), o))
+    backend.dense_forward(x, w, np.zeros(o, "float32"), z)
+    backend.dense_backward(x, d, w, dw, db, dx)
+    for found, wanted in ((z, x @ w), (dw, x.T @ d), (dx, d @ w.T)):
+        np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_a_batch_that_is_read_in_place_may_be_anywhere_in_the_data(tmp_path):
+    """Rows are found by an index, also the last ones, in arrays that may not be written."""
+    import fastmlp
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(101, 12)).astype("float32"), rng.integers(0, 3, 101)
+    x.flags.writeable = False
+    losses = {}
+    for name in ("numpy", "numba"):
+        model = fastmlp.MLP((12, 5, 3), activation="tanh", backend=name, seed=0)
+        losses[name] = model.fit(x, y, epochs=3, batch_size=16, verbose=0).history["loss"]
+    np.testing.assert_allclose(losses["numba"], losses["numpy"], rtol=1e-5)
