@@ -86,6 +86,11 @@ class Optimizer:
         return type(self).__module__ == __name__
 
     @property
+    def folds_rate(self) -> bool:
+        """Whether a step is ``p -= rate g`` and no more, so that gradients that hold the rate already serve as well."""
+        return False
+
+    @property
     def schedule(self) -> Schedule:
         """The learning rate as a schedule."""
         return as_schedule(self.learning_rate)
@@ -192,8 +197,13 @@ class SGD(Optimizer):
             step = m
             if self.nesterov:
                 step = np.add(np.multiply(m, self.momentum, out=scratch), g, out=scratch)
-        np.multiply(step, scalars.rate, out=scratch)
-        np.subtract(p, scratch, out=p)
+        if scalars.rate != 1:
+            step = np.multiply(step, scalars.rate, out=scratch)
+        np.subtract(p, step, out=p)
+
+    @property
+    def folds_rate(self) -> bool:
+        return self.compiled and not (self.momentum or self.weight_decay or self.clip_norm is not None)
 
 
 @dataclass(frozen=True)

@@ -468,7 +468,13 @@ class Backend(ABC):
         views, layers = session.rows(len(rows)), session.layers_of("params", state.params)
         self._load(session, data.x, rows, views.x)
         self._forward(session, views, layers, key=state.key, step=state.step)
-        sums = self._losses(session, views, data, rows, scalars.inverse_total)
+        inverse_total = scalars.inverse_total
+        optimizer = session.plan.optimizer
+        if optimizer is not None and optimizer.folds_rate and not spec.l2:
+            # all gradients are multiples of those of the outputs: a few numbers to scale instead of all parameters'
+            inverse_total *= scalars.rate
+            scalars = scalars._replace(rate=1.0)
+        sums = self._losses(session, views, data, rows, inverse_total)
         if not math.isfinite(sums[0]):
             return False
         self._backward(session, views, layers)

@@ -1,0 +1,77 @@
+"""One bug planted in each fused stage of the CPU kernels: the suite must turn red.  `pytest --planted-bugs` runs it.
+
+The package is copied, one line of a kernel is changed, and the tests that hold whole steps against their composition are
+run on the copy: with the JIT off, which takes seconds, except where the bug is in what only exists compiled.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba")
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = ("tests/test_composition.py", "-k", "numba and not cupy")
+PRODUCTS = ("tests/test_products.py", "-k", "edges")
+
+# file, what stands there, what is planted
+BUGS = {
+    "gather: bytes not scaled": ("layers.py", "target[q] = dtype(pixels[q]) / full", "target[q] = dtype(pixels[q])"),
+    "gather: rows one off": ("forward.py", "load_row(data.x, data.x_kind, order[i],", "load_row(data.x, data.x_kind, i,"),
+    "bias forgotten": ("layers.py", "        v = z[q] + b[q]\n        z[q] = zero if v <= zero", "        v = z[q]\n        z[q] = zero if v <= zero"),
+    "slope of tanh": ("layers.py", "slope[q] = one - z[q] * z[q]", "slope[q] = one - z[q]"),
+    "dropout: mask of another row": ("forward.py", "*(key, u8(first_row + i), step, u8(layer + 1), lanes)", "*(key, u8(i), step, u8(layer), lanes)"),
+    "loss: gradient of the label": ("losses.py", "-= kept * scales[i]", "-= scales[i]"),
+    "loss: weights of rows": ("forward.py", "scales[i] *= data.weights[chosen[i]]", "pass"),
+    "backward: slopes of the layer above": ("train.py", "has = net.needs_slope[layer]", "has = False"),
+    "bias gradient: last row left out": ("layers.py", "    for i in range(rows):\n        start = at + i * columns\n        row = run(d, start", "    for i in range(rows - 1):\n        start = at + i * columns\n        row = run(d, start"),
+    "fused descent: L2 lost": ("train.py", "decay - rate * l2, params", "decay, params"),
+    "Adam: second moment": ("optimizers.py", "(one - beta2) * (d * d)", "(one - beta2) * d"),
+    "momentum: Nesterov": ("optimizers.py", "rate * (d + momentum * first)", "rate * first"),
+    "decay after the update": ("train.py", "decay = dtype(1.0 - scalars[0] * float(rule.decay))", "decay = dtype(1.0)"),
+    "clipping: norm of one layer": ("train.py", "        total += add_l2_squared_norm", "        total = add_l2_squared_norm"),
+    "max-norm: first column left out": ("optimizers.py", "exceeds |= norm > limit", "exceeds |= False"),
+    "average: not of biases": ("train.py", "average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)", "pass"),
+    "frozen layers trained": ("train.py", "        if net.frozen[layer]:\n            continue\n        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low", "        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low"),
+    "a loss that is not finite": ("train.py", "if not math.isfinite(loss):", "if loss < 0:"),
+    "tiles: last column": ("products.py", '"<", positions, vectors', '"<=", positions, vectors'),
+    "tiles: beta forgotten": ("products.py", "builder.call(fma, [scale, old,", "builder.call(fma, [alpha, old,"),
+    "tiles: rows beyond the last": ("products.py", 'builder.icmp_signed("<", integer(r), last)', 'builder.icmp_signed("<", integer(r), count)'),
+    "tiles: a transpose's edge": ("products.py", "done = full\n", "done = rows\n"),
+}  # fmt: skip
+COMPILED = {
+    "tiles: last column": PRODUCTS,
+    "tiles: beta forgotten": STEPS,
+    "tiles: rows beyond the last": PRODUCTS,
+    "tiles: a transpose's edge": PRODUCTS,
+}
+
+
+def run_on_a_copy(folder, bug):
+    """Return pytest's exit code on a copy with one bug, or with none."""
+    without = shutil.ignore_patterns("__pycache__")
+    for name in ("fastmlp", "kernels", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=without)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "fastmlp" / "kernels").symlink_to("../kernels")
+    if bug is not None:
+        name, there, planted = BUGS[bug]
+        path = folder / "kernels" / "cpu" / name
+        text = path.read_text()
+        assert there in text, f"{bug}: {name} no longer holds {there!r}"
+        path.write_text(text.replace(there, planted, 1))
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    environment["NUMBA_DISABLE_JIT"] = "0" if bug in COMPILED else "1"
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *COMPILED.get(bug, STEPS)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
+    return done.returncode
+
+
+@pytest.mark.planted_bugs
+@pytest.mark.parametrize("bug", [None, *BUGS])
+def test_a_planted_bug_turns_a_test_red(bug, tmp_path):
+    assert run_on_a_copy(tmp_path, bug) == (0 if bug is None else 1)
