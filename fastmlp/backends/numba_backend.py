@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastmlp")
 
+ALONE = 1_000_000
+"""Floating-point operations of a training step up to which one thread is faster than several that wait for each other."""
 ROWS_A_THREAD = 64
 """Prediction uses another thread only where it has at least so many rows to run."""
 
@@ -90,7 +92,9 @@ class NumbaBackend(NumbaOperations):
         return {"backend": self.name, "numba": numba.__version__, "blas": blas.version(), "threads": self.threads}
 
     def open(self, plan: Plan) -> Session:
-        return NumbaSession(self, plan, self.threads)
+        weights = sum(i * o for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False))
+        tiny = plan.optimizer is not None and 6 * plan.batch * weights < ALONE
+        return NumbaSession(self, plan, 1 if tiny else self.threads)
 
     # --- coarse operations ---
 

@@ -28,6 +28,8 @@ TILES = vectors.HAS_MASKS
 WIDE = 8 if vectors.REGISTERS == 32 else 4
 """Rows of a tile: with three vectors a row, all registers but the few that hold B and a number of A."""
 VECTORS = 3
+DEEPEST = 256
+"""Rows of a batch that a weight gradient is summed over at a time: they stay in the second-level cache."""
 LARGEST = 1200 * 1024
 """Elements of B up to which tiles are used.  With 2048 x 2048 floats a BLAS, which copies blocks, is ahead."""
 
@@ -352,15 +354,20 @@ def _compiled_multiply_by_transposed(a, at, index, rows, k, w, w_at, columns, ou
 def _compiled_multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
     lanes = vectors.lanes(out.dtype)
     panel, width = _panel(True, lanes), VECTORS * lanes
+    one = getattr(np, str(out.dtype))(1)
 
     def multiply_transposed(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at):
         if by_tiles(lda, columns):
-            for c in range(0, columns, width):
-                valid = min(width, columns - c)
-                panel(
-                    *(a, at, index, index_at, -1, lda, rows, k, b, b_at + c, columns, valid),
-                    *(alpha, beta, out, out_at + c, columns),
-                )
+            kept = beta
+            for start in range(0, k, DEEPEST):
+                depth = min(DEEPEST, k - start)
+                for c in range(0, columns, width):
+                    valid = min(width, columns - c)
+                    panel(
+                        *(a, at, index, index_at + start, -1, lda, rows, depth),
+                        *(b, b_at + start * columns + c, columns, valid, alpha, kept, out, out_at + c, columns),
+                    )
+                kept = one
         else:
             gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
 
