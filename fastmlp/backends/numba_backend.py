@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("fastmlp")
 
 ALONE = 1_000_000
-"""Floating-point operations of a training step up to which one thread is faster than several that wait for each other."""
+"""Floating-point operations of a step up to which one thread is faster than several that wait for each other."""
 ROWS_A_THREAD = 64
 """Prediction uses another thread only where it has at least so many rows to run."""
 

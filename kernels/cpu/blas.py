@@ -92,9 +92,10 @@ def gemm(ta, tb, m, n, k, alpha, a, a_at, lda, b, b_at, ldb, beta, c, c_at, ldc)
     """
     left = _matrix(a[a_at:], *((k, m) if ta else (m, k)), lda)
     right = _matrix(b[b_at:], *((n, k) if tb else (k, n)), ldb)
-    product = (left.T if ta else left) @ (right.T if tb else right)
     out = _matrix(c[c_at:], m, n, ldc)
-    out[...] = alpha * product + (beta * out if beta else 0)
+    with np.errstate(all="ignore"):  # compiled code does not warn either
+        product = (left.T if ta else left) @ (right.T if tb else right)
+        out[...] = alpha * product + (beta * out if beta else 0)
 
 
 def _matrix(flat, rows, columns, stride):
