@@ -14,7 +14,10 @@ import pytest
 
 pytest.importorskip("numba")
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("tests/test_composition.py", "-k", "numba and not cupy")
+STEPS = (
+    *("tests/test_composition.py", "tests/test_numba_backend.py"),
+    *("-k", "numba and not cupy and (composition or l2_and_decay_is_numpys)"),
+)
 PRODUCTS = ("tests/test_products.py", "-k", "edges")
 
 # file, what stands there, what is planted
@@ -39,19 +42,19 @@ BUGS = {
     "a loss that is not finite": ("train.py", "if not math.isfinite(loss):", "if loss < 0:"),
     "tiles: last column": ("products.py", '"<", positions, vectors', '"<=", positions, vectors'),
     "tiles: beta forgotten": ("products.py", "builder.call(fma, [scale, old,", "builder.call(fma, [alpha, old,"),
-    "tiles: rows beyond the last": ("products.py", 'builder.icmp_signed("<", integer(r), last)', 'builder.icmp_signed("<", integer(r), count)'),
+    "tiles: a quarter of a vector": ("products.py", "elif valid > few:", "elif valid > lanes:"),
     "tiles: a transpose's edge": ("products.py", "done = full\n", "done = rows\n"),
 }  # fmt: skip
 COMPILED = {
     "tiles: last column": PRODUCTS,
     "tiles: beta forgotten": STEPS,
-    "tiles: rows beyond the last": PRODUCTS,
+    "tiles: a quarter of a vector": PRODUCTS,
     "tiles: a transpose's edge": PRODUCTS,
 }
 
 
 def run_on_a_copy(folder, bug):
-    """Return pytest's exit code on a copy with one bug, or with none."""
+    """Tell whether a test is red on a copy with one bug, or with none."""
     without = shutil.ignore_patterns("__pycache__")
     for name in ("fastmlp", "kernels", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=without)
@@ -69,11 +72,12 @@ def run_on_a_copy(folder, bug):
     quiet = ["-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", *quiet, *COMPILED.get(bug, STEPS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
-    return done.returncode
+    # a process that was killed wrote where it may not: that is red too
+    assert done.returncode in (0, 1) or done.returncode < 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.returncode != 0
 
 
 @pytest.mark.planted_bugs
 @pytest.mark.parametrize("bug", [None, *BUGS])
 def test_a_planted_bug_turns_a_test_red(bug, tmp_path):
-    assert run_on_a_copy(tmp_path, bug) == (0 if bug is None else 1)
+    assert run_on_a_copy(tmp_path, bug) == (bug is not None)
