@@ -22,6 +22,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
+from numba.core.untyped_passes import InlineClosureLikes
 
 # Products may become fused multiply-adds and zeros may lose their sign; nothing else is loosened: infinities and NaN
 # keep their meaning, and compensated arithmetic is not reassociated away.
@@ -95,7 +96,11 @@ class _PartCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.passes = [(self.lowering if step is NativeLowering else step, why) for step, why in passes.passes]
+        passes.passes = [
+            (self.lowering if step is NativeLowering else step, why)
+            for step, why in passes.passes
+            if step is not InlineClosureLikes  # there are none, and looking for them takes time
+        ]
         return [passes]
 
 
@@ -114,10 +119,20 @@ class _EntryCompiler(_PartCompiler):
                 gc.enable()
 
 
-OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "pipeline_class": _PartCompiler}
+OPTIONS: dict[str, Any] = {
+    "fastmath": FASTMATH,
+    "error_model": "numpy",
+    "nogil": True,
+    "pipeline_class": _PartCompiler,
+    "no_rewrites": True,  # of expressions on whole arrays, of which there are none
+    "_nrt": False,  # no array is counted: whoever calls an entry holds them all until the call is over
+}
 """Of a part; also for `overload(..., jit_options=)`."""
 INLINE: dict[str, Any] = {**OPTIONS, "forceinline": True}
 """For what is called in inner loops: only what is inlined can be vectorised."""
+
+VIEW: dict[str, Any] = {**INLINE, "_nrt": True}
+"""For what returns a part of an array; Numba insists, though nothing is counted there either."""
 
 WHOLE: dict[str, Any] = {**OPTIONS, "pipeline_class": _EntryCompiler, "no_cfunc_wrapper": True}
 """Of a function that Python calls."""
@@ -153,9 +168,9 @@ class _KernelCache(FunctionCache):
 _STAMP = folder_stamp()
 
 
-def entry(function: Callable[..., Any]) -> Any:
+def entry(function: Callable[..., Any], *, allocates: bool = False) -> Any:
     """Compile a function that Python calls, when it is first called, and keep the code on disk where that can be."""
-    compiled = njit(**WHOLE)(function)
+    compiled = njit(**{**WHOLE, "_nrt": allocates})(function)
     if compiled is function:  # the JIT is off
         return function
     try:
@@ -163,6 +178,11 @@ def entry(function: Callable[..., Any]) -> Any:
     except (RuntimeError, OSError):  # no folder that can be written: compile in each process
         compiled._cache = NullCache()
     return compiled
+
+
+def allocating_entry(function: Callable[..., Any]) -> Any:
+    """Compile, as `entry`, a function that makes arrays of its own."""
+    return entry(function, allocates=True)
 
 
 def cache_folder() -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiling import entry
+from .compiling import allocating_entry, entry
 from .forward import output_losses
 from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
 from .losses import row_hit
@@ -27,7 +27,7 @@ def gather(source, kind, order, out):
         load_row(source, kind, order[i], flat, i * columns, columns)
 
 
-@entry
+@allocating_entry
 def dense_forward(x, w, b, out):
     """``out = x @ w + b``."""
     (n, i), o = x.shape, w.shape[1]
@@ -55,7 +55,7 @@ def dropout(a, slopes, has_slope, threshold, scale, key, step, layer, lanes):
         dropout_row(a[i], slopes[i], has_slope, threshold, scale, key, u8(i), step, layer, lanes)
 
 
-@entry
+@allocating_entry
 def losses(loss, parameter, data, outputs, inverse_total, d_outputs, row_losses, work):
     """Write row losses and gradients, both (N, K), for the targets in `data`."""
     n, k = outputs.shape
@@ -73,7 +73,7 @@ def hits(loss, outputs, labels, targets, out):
         out[i] = row_hit(loss, outputs[i], labels[i] if labels.size else -1, targets[i])
 
 
-@entry
+@allocating_entry
 def weight_gradient(x, dz, dw):
     """``dw = x.T @ dz``."""
     (n, i), o = x.shape, dz.shape[1]
@@ -87,7 +87,7 @@ def bias_gradient(dz, db):
     sum_columns(dz.reshape(-1), 0, dz.shape[0], dz.shape[1], 0, dz.shape[1], db)
 
 
-@entry
+@allocating_entry
 def input_gradient(dz, w, dx):
     """``dx = dz @ w.T``."""
     (n, o), i = dz.shape, w.shape[0]

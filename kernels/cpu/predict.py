@@ -7,7 +7,7 @@ import numpy as np
 from .compiling import entry
 from .forward import forward_rows, load_rows, output_losses, reads_in_place
 from .records import Batch
-from .vectors import lent, run, seen_as
+from .vectors import run, seen_as
 
 u8 = np.uint64
 
@@ -29,7 +29,6 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     totals : (3,) float64, or empty
         The sums of weighted loss, weight and weighted hits are added; this thread's own.
     """
-    net, data, memory, params = lent(net), lent(data), lent(memory), lent(params)
     dtype = params.dtype.type
     inputs, outputs = net.units[0], net.units[-1]
     at = net.z_at[net.units.size - 2] * batch

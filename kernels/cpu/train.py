@@ -23,7 +23,7 @@ from .optimizers import add_l2_squared_norm, average, limit_columns, update
 from .products import by_tiles, multiply_by_transposed, multiply_transposed
 from .records import Batch
 from .threads import barrier
-from .vectors import lent, run, seen_as
+from .vectors import run, seen_as
 
 u8 = np.uint64
 
@@ -63,12 +63,6 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
 
 
 @part
-def _pick(buffer, start, stop):
-    """Return a run of a buffer, or nothing of one that is empty."""
-    return run(buffer, start, stop - start) if buffer.size else buffer
-
-
-@part
 def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
     """Leave this thread's part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
     grads = buffers.grads
@@ -95,7 +89,8 @@ def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
 def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, decay, l2, clip, averages, average_decay):
     """Update the parameters from `start` to `end`, and their average."""
     p = run(buffers.params, start, end - start)
-    m, v = _pick(buffers.moment1, start, end), _pick(buffers.moment2, start, end)
+    # of buffers that are empty too, which nothing reads
+    m, v = run(buffers.moment1, start, end - start), run(buffers.moment2, start, end - start)
     update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip)
     if averages:
         average(run(buffers.average, start, end - start), p, average_decay)
@@ -193,7 +188,6 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     done : (1,) int64
         Overwritten by thread 0 with the steps done; less than asked for where a loss was not finite.
     """
-    net, data, buffers, memory, order = lent(net), lent(data), lent(buffers), lent(memory), lent(order)
     dtype = buffers.params.dtype.type
     zero = dtype(0)
     inputs, outputs = net.units[0], net.units[-1]

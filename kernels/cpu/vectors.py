@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array, populate_array
 
-from .compiling import INLINE
+from .compiling import VIEW
 
 
 def _features() -> set[str]:
@@ -88,7 +88,7 @@ def seen_as(array, kind):
     return array.view(kind)
 
 
-@overload(seen_as, jit_options=INLINE)
+@overload(seen_as, jit_options=VIEW)
 def _compiled_seen_as(array, kind):
     return lambda array, kind: _seen_as(array, kind)
 
@@ -117,39 +117,6 @@ def run(array, start, count):
     return array[start : start + count]
 
 
-@overload(run, jit_options=INLINE)
+@overload(run, jit_options=VIEW)
 def _compiled_run(array, start, count):
     return lambda array, start, count: _run(array, start, count)
-
-
-@intrinsic
-def _lent(typing, record):
-    def without_owner(context, builder, kind, value):
-        array = make_array(kind)(context, builder, value)
-        array.meminfo = cgutils.get_null_value(array.meminfo.type)
-        return array._getvalue()
-
-    def codegen(context, builder, signature, args):
-        kind, value = signature.args[0], args[0]
-        if isinstance(kind, types.Array):
-            return without_owner(context, builder, kind, value)
-        for i, member in enumerate(kind.types):
-            if isinstance(member, types.Array):
-                array = without_owner(context, builder, member, builder.extract_value(value, i))
-                value = builder.insert_value(value, array, i)
-        return value
-
-    return record(record), codegen
-
-
-def lent(record):
-    """Return an array, or a record of arrays, that is not counted: whoever called holds it until the call is over.
-
-    Arrays that are counted cost an atomic addition for each slice that is taken of them.
-    """
-    return record
-
-
-@overload(lent, jit_options=INLINE)
-def _compiled_lent(record):
-    return lambda record: _lent(record)
