@@ -198,7 +198,7 @@ SCENARIOS = (
         SGD(),
         smooth=False,
     ),
-    Scenario("one layer", (3, 4), {"loss": "categorical_hinge", "dropout": 0.25}, SGD(), smooth=False),
+    Scenario("one layer", (3, 4), {"loss": "categorical_hinge", "dropout": 0.25}, SGD(ema=0.9), smooth=False),
     Scenario(
         "soft targets",
         (4, 5, 3),

@@ -215,6 +215,18 @@ def test_activations_hold_at_their_kinks_and_far_out(backend, dtype, name):
 
 
 @covers("activate")
+@pytest.mark.parametrize("name", ["sin", "cos"])
+@dtypes
+def test_waves_of_far_arguments_are_right(backend, dtype, name):
+    value, slope_of = oracle_of(oracle.ACTIVATIONS, name, "activation")
+    start = np.array([[0.5, -3e6, 1.5e7, 2.0**40]]).astype(dtype)
+    z, slope = on(backend, start), unset(backend, start.shape, dtype)
+    backend.activate(name, z, slope, pair(backend, z))
+    assert_close(backend.to_numpy(z), loop(value, start), scale=1, c=8, what=name)
+    assert_close(backend.to_numpy(slope), loop(slope_of, start), scale=1, c=8, what=f"slope of {name}")
+
+
+@covers("activate")
 @pytest.mark.parametrize("name", sorted(set(activation_names()) - {"cos"}))
 @dtypes
 def test_activations_keep_relative_accuracy_where_they_are_small(backend, dtype, name):
