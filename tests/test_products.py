@@ -14,6 +14,7 @@ if numba.config.DISABLE_JIT:
 
 from fastmlp.kernels.cpu import products  # noqa: E402
 
+import fastmlp  # noqa: E402
 from fastmlp import get_backend  # noqa: E402
 
 # edges of a tile: rows 8 or 4, vectors of 16, 8 or 4, three of them side by side, a quarter of one
@@ -75,10 +76,22 @@ def test_layers_too_large_for_tiles_are_multiplied_by_the_blas():
         np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
+@pytest.mark.parametrize("units", [(1300, 1000, 3), (3, 1300, 1000)])
+def test_layers_too_large_for_tiles_train_as_on_numpy_with_any_number_of_threads(units):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(21, units[0])).astype("float32"), rng.integers(0, 3, 21)
+    weights = {}
+    for threads in (None, 1, 2, 3):  # None: NumPy
+        backend = get_backend("numba", threads=threads) if threads else get_backend("numpy")
+        model = fastmlp.MLP(units, activation="tanh", backend=backend, seed=0)
+        model.fit(x, y, epochs=1, batch_size=8, optimizer=fastmlp.SGD(0.1), verbose=0)
+        weights[threads] = model.get_weights()
+        for found, expected in zip(weights[threads], weights[None], strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_batch_that_is_read_in_place_may_be_anywhere_in_the_data(tmp_path):
     """Rows are found by an index, also the last ones, in arrays that may not be written."""
-    import fastmlp
-
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(101, 12)).astype("float32"), rng.integers(0, 3, 101)
     x.flags.writeable = False

@@ -69,6 +69,8 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, key, step, l
     """
     units, z, slopes = net.units, memory.z, memory.slopes
     below, at, index, first, after = batch.x, x_at, batch.index, batch.first + first_row, batch.after
+    if not by_tiles(units[0], units[1]):
+        at += first_row * units[0]  # a BLAS looks at no index: these are gathered, and it starts where they do
     for layer in range(units.size - 1):
         i_, o = units[layer], units[layer + 1]
         start = net.z_at[layer] * batch.size + first_row * o
