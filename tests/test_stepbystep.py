@@ -350,3 +350,40 @@ def test_what_is_no_array_or_no_number_is_refused():
         steps.two_layer_model(X, X[:1] > 0, (2, 1))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         steps.initialize_parameters_deep((2, 0))
+    with pytest.raises(ValueError, match="n_h must be at least 1, got -1"):
+        steps.initialize_parameters(2, -1, 1)
+    for train in (steps.two_layer_model, steps.L_layer_model):
+        with pytest.raises(TypeError, match=r"layers_dims must be numbers of units such as \(2, 4, 1\), got 5"):
+            train(X, X[:1] > 0, 5)
+        with pytest.raises(ValueError, match=r"^X is \(4, 5\), expected \(5, 5\), since layers_dims is \(5, 3, 1\)"):
+            train(X.T, X[:1] > 0, (5, 3, 1))
+    for rate, error, message in ((None, TypeError, "a number, got None"), (np.inf, ValueError, "finite, got inf")):
+        with pytest.raises(error, match=f"learning_rate must be {message}"):
+            steps.update_parameters(parameters, {}, rate)
+
+
+def test_no_examples_have_no_mean():
+    X, parameters = three_layers()
+    AL, caches = steps.L_model_forward(X[:, :0], parameters)
+    with pytest.raises(ValueError, match=r"AL is \(1, 0\), expected at least one column"):
+        steps.compute_cost(AL, AL)
+    with pytest.raises(ValueError, match=r"^dZ is \(1, 0\), expected at least one column"):
+        steps.linear_backward(AL, caches[-1][0])
+
+
+def test_what_is_not_the_cache_is_refused():
+    X, parameters = three_layers()
+    AL, caches = steps.L_model_forward(X, parameters)
+    with pytest.raises(TypeError, match=r"^cache is a ndarray, expected \(A_prev, W, b\), what linear"):
+        steps.linear_backward(AL, X)
+    with pytest.raises(TypeError, match=r"cache is a tuple of 3, expected \(linear_cache, Z\)"):
+        steps.linear_activation_backward(AL, caches[-1][0], "sigmoid")
+    with pytest.raises(TypeError, match=r"layer 2: cache is a NoneType, expected \(linear_cache, Z\)"):
+        steps.L_model_backward(AL, np.ones((1, 4)), [caches[0], None, caches[2]])
+
+
+def test_importing_all_gives_the_functions_and_nothing_else():
+    found = {}
+    exec("from fastmlp.stepbystep import *", found)
+    own = {name for name, value in vars(steps).items() if getattr(value, "__module__", "") == steps.__name__}
+    assert set(found) - {"__builtins__"} == {name for name in own if not name.startswith("_")}
