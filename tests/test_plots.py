@@ -176,6 +176,21 @@ def test_mistakes_leave_no_empty_frames():
     assert len(axes) == 5 == len(axes[0].get_figure().axes)
 
 
+def test_the_title_of_few_images_fits_into_the_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for axes in (
+        plots.mistakes(images(3), [0] * 3, [[0, 1]] * 3, image_shape=(2, 3)),
+        plots.samples(images(1), [0], [[0, 1]], image_shape=(2, 3)),
+        plots.first_layer(np.ones((6, 3)), (2, 3), count=2),
+    ):
+        figure = axes[0].get_figure()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        title = figure._suptitle.get_window_extent(canvas.get_renderer())
+        assert title.x0 >= 0 and title.x1 <= figure.bbox.x1
+
+
 def test_mistakes_say_so_where_there_are_none():
     (ax,) = plots.mistakes(images(2), [0, 1], np.eye(2), image_shape=(2, 3))
     assert ax.texts[0].get_text() == "all 2 predictions are right"

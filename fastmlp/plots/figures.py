@@ -45,7 +45,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise MissingMatplotlibError(
             'pictures need matplotlib, which is not installed: pip install "fastmlp[plot]"', name=e.name
         ) from None
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="compressed")
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = 3.2, height: float = 3.2) -> list[Axes]:

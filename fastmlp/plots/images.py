@@ -16,6 +16,9 @@ from fastmlp.plots.figures import new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+INCHES_A_LETTER = 0.085
+"""Of a title: so wide a figure is at least."""
+
 
 def mistakes(
     x: ArrayLike,
@@ -116,7 +119,7 @@ def samples(
     predicted, sure = given.argmax(axis=1), given.max(axis=1)
     right = int((predicted == true).sum())
     title = f"{right} of {len(true)} right; each with what it is taken for and how surely"
-    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.8), axes=axes)
+    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.75), axes=axes)
     for ax, t, p, s in zip(grid, true, predicted, sure, strict=True):
         ax.set_title(f"{short(names[p])}  {100 * s:.0f} %", fontsize=6.5, pad=2)
         if p != t:
@@ -215,7 +218,7 @@ def _grid(
     """Draw images, on axes given or in a new figure, each of that size in inches; return an axes for each."""
     if axes is None:
         rows = -(-len(images) // columns)
-        figure = new_figure(size[0] * columns, size[1] * rows + 0.4)
+        figure = new_figure(max(size[0] * columns, INCHES_A_LETTER * len(title)), size[1] * rows + 0.4)
         figure.suptitle(title, fontsize="medium")
         drawn = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax in drawn[len(images) :]:
