@@ -141,6 +141,21 @@ def test_l_model_backward_agrees_with_differences():
     np.testing.assert_allclose(grads["dA0"], 4 * differences(cost, X), rtol=1e-6, atol=1e-9)
 
 
+def test_the_cost_of_several_outputs_is_their_sum_and_its_gradient_follows():
+    X, parameters = three_layers()
+    parameters["W3"], parameters["b3"] = legacy(7, (2, 3), (2, 1))
+    Y = np.array([[1, 0, 0, 1], [1, 1, 0, 0]])
+
+    def cost():
+        return steps.compute_cost(steps.L_model_forward(X, parameters)[0], Y)
+
+    AL, caches = steps.L_model_forward(X, parameters)
+    assert np.isclose(cost(), sum(steps.compute_cost(AL[i : i + 1], Y[i]) for i in (0, 1)), rtol=1e-14)
+    grads = steps.L_model_backward(AL, Y, caches)
+    for name, array in parameters.items():
+        np.testing.assert_allclose(grads[f"d{name}"], differences(cost, array), rtol=1e-6, atol=1e-9, err_msg=name)
+
+
 def test_l_model_backward_takes_caches_and_outputs_that_are_not_of_one_pass():
     # as the notebook's own test has them: so the formula for dAL must be the notebook's, AL - Y would not do
     AL, A1, W1, b1, Z1, A2, W2, b2, Z2 = legacy(
