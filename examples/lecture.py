@@ -51,10 +51,10 @@ models = {
     "200 random Fourier features": (fourier.network((2,), backend=backend, seed=0), lambda x: x),
     "learned: 2-32-2": (MLP((2, 32, 2), backend=backend, seed=0), lambda x: x),
 }
-axes = plots.panels(1, 4, width=2.8, height=3.0)
+axes = plots.panels(1, 4, width=2.8, height=3.25)
 for ax, (name, (model, phi)) in zip(axes, models.items(), strict=True):
     model.fit(phi(x), y, epochs=args.epochs, batch_size=32, optimizer=fastmlp.Adam(1e-2), verbose=0)
-    title = f"{name}\n{100 * model.evaluate(phi(x), y)['accuracy']:.0f} % right"
+    title = f"{name}\n{100 * model.evaluate(phi(x), y)['accuracy']:.1f} % right"
     plots.regions(lambda grid, model=model, phi=phi: model.predict_proba(phi(grid)), x, y, title=title, ax=ax)
 plots.save_both(axes, args.out / "features")
 

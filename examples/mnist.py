@@ -44,12 +44,14 @@ for name, found in fastmlp.available_backends().items():
 x, y, x_test = x[: args.rows] / np.float32(255), y[: args.rows], x_test / np.float32(255)
 print(x.shape, x.dtype, "from", x.min(), "to", x.max())
 
+labels = args.out / "labels"
 args.out.mkdir(parents=True, exist_ok=True)
-write_idx(args.out / "labels", y[:10].astype(np.uint8))
+write_idx(labels, y[:10].astype(np.uint8))
 try:
-    read_idx(args.out / "labels", expected_magic=2051)  # images
+    read_idx(labels, expected_magic=2051)  # images
 except fastmlp.FileFormatError as e:
     print(e)
+labels.unlink()
 
 # %% [markdown]
 # ## The network

@@ -107,10 +107,10 @@ def classifier(parameters):
 
 
 stops = [round(args.iterations * part) for part in (0, 0.03, 0.1, 0.25, 1)]
-axes = plots.panels(1, len(stops), width=2.4, height=2.6)
+axes = plots.panels(1, len(stops), width=2.4, height=2.7)
 for iteration in range(args.iterations + 1):
     if iteration in stops:
-        title = f"step {iteration}: {100 * accuracy(X, Y, parameters):.0f} % right"
+        title = f"step {iteration}: {100 * accuracy(X, Y, parameters):.1f} % right"
         plots.regions(classifier(parameters), points.T, labels[0], title=title, ax=axes[stops.index(iteration)])
     AL, caches = L_model_forward(X, parameters)
     grads = L_model_backward(AL, Y, caches)

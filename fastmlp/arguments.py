@@ -62,12 +62,12 @@ def usable_backend(name: str) -> Backend | None:
         return None
 
 
-def check_count(argument: str, value: int) -> int:
-    """Return an integer of at least 1."""
+def check_count(argument: str, value: int, least: int = 1) -> int:
+    """Return an integer that is not below `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{argument} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value!r}")
+    if value < least:
+        raise ValueError(f"{argument} must be at least {least}, got {value!r}")
     return operator.index(value)
 
 

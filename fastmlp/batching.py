@@ -86,9 +86,14 @@ def check_inputs(x: ArrayLike, features: int, *, argument: str = "x") -> NDArray
             f"{argument} must hold real numbers, got dtype {array.dtype}; convert it, e.g. {argument}.astype('float32')"
         )
     if array.ndim != 2:
-        cure = f"one example is {argument}.reshape(1, -1)" if array.ndim == 1 else f"reshape it to ({len(array)}, -1)"
         if array.ndim == 0:
             cure = "pass a two-dimensional array"
+        elif array.ndim > 1:
+            cure = f"reshape it to ({len(array)}, -1)"
+        elif features == 1:
+            cure = f"examples of one input are {argument}.reshape(-1, 1)"
+        else:
+            cure = f"one example is {argument}.reshape(1, -1)"
         raise DataError(f"{argument} must have shape (n, {features}), got {array.shape}; {cure}")
     if array.shape[1] != features:
         raise DataError(

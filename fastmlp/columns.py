@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmlp.arguments import check_count
 from fastmlp.backends import get_backend
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ def outputs_and_targets(AL: Array, Y: Array) -> tuple[Array, Array]:
     if Y.ndim == 1 and AL.shape[0] == 1:
         Y = Y[None, :]
     expect_shape(None, "Y", Y, AL.shape, f"AL is {AL.shape}")
+    expect_examples(None, "AL", AL)
     kind = float_type(AL)
     return AL.astype(kind, copy=False), Y.astype(kind, copy=False)
 
@@ -65,6 +69,40 @@ def layers_of(parameters: Mapping[str, Array]) -> int:
                     f"layer {layer}: parameters has no {name!r}; there are {', '.join(parameters) or 'none'}"
                 )
     return last
+
+
+def layer_units(argument: str, dims: Sequence[int]) -> list[int]:
+    """Return the numbers of units from the inputs to the outputs."""
+    if not isinstance(dims, Iterable):
+        raise TypeError(f"{argument} must be numbers of units such as (2, 4, 1), got {dims!r}")
+    units = [check_count(argument, n) for n in dims]
+    if len(units) < 2:
+        raise ValueError(f"{argument} needs the numbers of inputs and outputs at least, got {tuple(units)}")
+    return units
+
+
+def check_rate(learning_rate: float) -> float:
+    """Return a learning rate that is a finite number."""
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, Real):
+        raise TypeError(f"learning_rate must be a number, got {learning_rate!r}")
+    if not math.isfinite(learning_rate):
+        raise ValueError(f"learning_rate must be finite, got {learning_rate!r}")
+    return float(learning_rate)
+
+
+def parts_of(layer: int | None, cache: Any, names: str, maker: str) -> tuple[Any, ...]:
+    """Return what a cache holds; TypeError unless it is a tuple of as many as there are names."""
+    wanted = names.count(",") + 1
+    if not isinstance(cache, tuple | list) or len(cache) != wanted:
+        got = f"{type(cache).__name__} of {len(cache)}" if isinstance(cache, tuple | list) else type(cache).__name__
+        raise TypeError(f"{_where(layer)}cache is a {got}, expected ({names}), what {maker} returned")
+    return tuple(cache)
+
+
+def expect_examples(layer: int | None, name: str, array: Array) -> None:
+    """Raise ValueError where there are no columns to take a mean over."""
+    if not array.shape[1]:
+        raise ValueError(f"{_where(layer)}{name} is {array.shape}, expected at least one column: columns are examples")
 
 
 def expect_matrix(layer: int | None, name: str, array: Array) -> None:

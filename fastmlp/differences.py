@@ -149,6 +149,8 @@ def gradcheck(
     from fastmlp.arguments import check_count
     from fastmlp.model import MLP
 
+    if not isinstance(model, MLP):
+        raise TypeError(f"gradcheck: model must be a fastmlp.MLP, got {model!r}")
     directions, spec = check_count("directions", directions), model.spec
     double = MLP(
         spec.units,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -124,10 +124,21 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Returns
         -------
         MLP
-            Of the units (I, D) and then `units`.  ``unfreeze()`` lets the projection train too.
+            Of the units (I, D) and then `units`.  ``unfreeze(0)`` lets the projection train too.
+
+        Raises
+        ------
+        NotFittedError
+            There is no projection yet.
+        ValueError, TypeError
+            An argument does not make sense.
         """
         check_is_fitted(self)
+        if not isinstance(units, Iterable):
+            raise TypeError(f"network: units must be a sequence such as (10,), got {units!r}")
         following = tuple(units)
+        if not following:
+            raise ValueError("network: units needs the number of outputs at least, such as (10,); got ()")
         rest = (activation,) * (len(following) - 1) if isinstance(activation, str) else tuple(activation)
         inputs, features = self.weights_.shape
         model = MLP((inputs, features, *following), activation=("cos", *rest), **options)

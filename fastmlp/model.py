@@ -575,18 +575,27 @@ class MLP:
         """
         if not layers:
             raise ValueError("freeze needs the numbers of layers, such as freeze(0); to let all train use unfreeze()")
+        self._set_frozen(layers, True)
+
+    def unfreeze(self, *layers: int) -> None:
+        """Let these layers train, or all where none is named; counted as for `freeze`.
+
+        Raises
+        ------
+        ValueError
+            There is no such layer.
+        """
+        self._set_frozen(layers or range(self._spec.layers), False)
+
+    def _set_frozen(self, layers: Sequence[int], value: bool) -> None:
         frozen = list(self._spec.frozen)
         for layer in layers:
             if isinstance(layer, bool) or not hasattr(layer, "__index__"):
                 raise TypeError(f"layers must be integers, got {layer!r}")
             if not -len(frozen) <= layer < len(frozen):
                 raise ValueError(f"there is no layer {layer}; the network has {len(frozen)}, 0..{len(frozen) - 1}")
-            frozen[layer] = True
+            frozen[layer] = value
         self._spec = replace(self._spec, frozen=tuple(frozen))
-
-    def unfreeze(self) -> None:
-        """Let all layers train."""
-        self._spec = replace(self._spec, frozen=(False,) * self._spec.layers)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters, and of their average if there is one, by the names they have in files."""

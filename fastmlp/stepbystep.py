@@ -24,16 +24,41 @@ from fastmlp.arguments import check_count
 from fastmlp.columns import (
     as_rows,
     backend_of,
+    check_rate,
+    expect_examples,
     expect_matrix,
     expect_shape,
     float_type,
+    layer_units,
     layers_of,
     outputs_and_targets,
+    parts_of,
     row_copies,
 )
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+
+__all__ = [
+    "L_layer_model",
+    "L_model_backward",
+    "L_model_forward",
+    "accuracy",
+    "compute_cost",
+    "initialize_parameters",
+    "initialize_parameters_deep",
+    "linear_activation_backward",
+    "linear_activation_forward",
+    "linear_backward",
+    "linear_forward",
+    "predict",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "two_layer_model",
+    "update_parameters",
+]
 
 Parameters: TypeAlias = "dict[str, Array]"
 LinearCache: TypeAlias = "tuple[Array, Array, Array]"
@@ -53,7 +78,7 @@ def initialize_parameters(n_x: int, n_h: int, n_y: int) -> dict[str, NDArray[np.
     n_x, n_h, n_y : int
         Numbers of inputs, hidden units and outputs.
     """
-    return _draw((n_x, n_h, n_y), seed=1, scale=0.01)
+    return _draw([check_count(*n) for n in (("n_x", n_x), ("n_h", n_h), ("n_y", n_y))], seed=1, scale=0.01)
 
 
 def initialize_parameters_deep(
@@ -71,16 +96,13 @@ def initialize_parameters_deep(
         Standard deviation of the weights; None: ``1 / sqrt(n_{l-1})``, with which deep networks train (the sequel's
         helper: seed 1, None).  With 0.01 each layer passes on a hundredth of sqrt(n_{l-1}) of the signal, which fades.
     """
-    return _draw(layer_dims, seed, scale)
+    return _draw(layer_units("layer_dims", layer_dims), seed, scale)
 
 
-def _draw(layer_dims: Sequence[int], seed: int, scale: float | None) -> dict[str, NDArray[np.float64]]:
-    dims = [check_count("layer_dims", n) for n in layer_dims]
-    if len(dims) < 2:
-        raise ValueError(f"layer_dims needs the numbers of inputs and outputs at least, got {tuple(dims)}")
+def _draw(units: Sequence[int], seed: int, scale: float | None) -> dict[str, NDArray[np.float64]]:
     random = np.random.RandomState(seed)
     parameters: dict[str, NDArray[np.float64]] = {}
-    for layer, (n_in, n_out) in enumerate(pairwise(dims), start=1):
+    for layer, (n_in, n_out) in enumerate(pairwise(units), start=1):
         size = 1 / math.sqrt(n_in) if scale is None else scale
         parameters[f"W{layer}"] = random.randn(n_out, n_in) * size
         parameters[f"b{layer}"] = np.zeros((n_out, 1))
@@ -99,6 +121,7 @@ def update_parameters(parameters: Mapping[str, Array], grads: Mapping[str, Array
     learning_rate : float
     """
     updated: Parameters = {}
+    rate = check_rate(learning_rate)
     for layer in range(1, layers_of(parameters) + 1):
         for name in (f"W{layer}", f"b{layer}"):
             if f"d{name}" not in grads:
@@ -108,7 +131,7 @@ def update_parameters(parameters: Mapping[str, Array], grads: Mapping[str, Array
             backend = backend_of(p, g)
             new = backend.copy(p.astype(float_type(p), copy=False))
             flat = g.astype(new.dtype, copy=False).reshape(-1)
-            backend.add_scaled(new.reshape(-1), flat, -learning_rate, backend.empty(flat.shape, new.dtype))
+            backend.add_scaled(new.reshape(-1), flat, -rate, backend.empty(flat.shape, new.dtype))
             updated[name] = new
     return updated
 
@@ -256,10 +279,11 @@ def linear_backward(dZ: Array, cache: LinearCache) -> tuple[Array, Array, Array]
 
 
 def _linear_backward(layer: int | None, dZ: Array, cache: LinearCache) -> tuple[Array, Array, Array]:
-    A_prev, W, _ = cache
+    A_prev, W, _ = parts_of(layer, cache, "A_prev, W, b", "linear_forward")
     backend = backend_of(dZ, A_prev, W)
     expect_shape(layer, "W", W, (W.shape[0], A_prev.shape[0]), f"A_prev is {A_prev.shape}")
     expect_shape(layer, "dZ", dZ, (W.shape[0], A_prev.shape[1]), f"A_prev is {A_prev.shape} and W {W.shape}")
+    expect_examples(layer, "dZ", dZ)
     dz, x, w = as_rows(dZ, A_prev, W)
     dw, db, dx = (backend.empty(shape, x.dtype) for shape in (w.shape, w.shape[1:], x.shape))
     backend.dense_backward(x, dz, w, dw, db, dx)
@@ -305,7 +329,7 @@ def linear_activation_backward(dA: Array, cache: Cache, activation: str) -> tupl
 def _linear_activation_backward(
     layer: int | None, dA: Array, cache: Cache, activation: str
 ) -> tuple[Array, Array, Array]:
-    linear_cache, Z = cache
+    linear_cache, Z = parts_of(layer, cache, "linear_cache, Z", "linear_activation_forward")
     return _linear_backward(layer, _activation_backward(layer, dA, Z, activation), linear_cache)
 
 
@@ -328,7 +352,7 @@ def L_model_backward(AL: Array, Y: Array, caches: Sequence[Cache]) -> dict[str, 
     last = len(caches)
     if not last:
         raise ValueError("L_model_backward: caches is empty; give what L_model_forward returned")
-    linear_cache, Z = caches[-1]
+    linear_cache, Z = parts_of(last, caches[-1], "linear_cache, Z", "linear_activation_forward")
     # the notebook's dAL = -(Y / AL - (1 - Y) / (1 - AL)) in one fraction; where AL is exactly 0 or 1 that is 0 / 0 or
     # infinite, and its product with the sigmoid's slope is taken as what it is everywhere else: AL - Y
     slope = al * (1 - al)
@@ -374,9 +398,10 @@ def two_layer_model(
     costs : list of float
         Before the iterations 0, 100, 200, ...
     """
-    if len(layers_dims) != 3:
-        raise ValueError(f"two_layer_model: layers_dims must be (n_x, n_h, n_y), got {tuple(layers_dims)}")
-    return _train(X, Y, initialize_parameters(*layers_dims), learning_rate, num_iterations, print_cost)
+    units = layer_units("layers_dims", layers_dims)
+    if len(units) != 3:
+        raise ValueError(f"two_layer_model: layers_dims must be (n_x, n_h, n_y), got {tuple(units)}")
+    return _train(X, Y, units, initialize_parameters(*units), learning_rate, num_iterations, print_cost)
 
 
 def L_layer_model(
@@ -391,19 +416,23 @@ def L_layer_model(
 
     It starts from ``initialize_parameters_deep(layers_dims, seed=1, scale=None)``, as the sequel does.
     """
-    parameters = initialize_parameters_deep(layers_dims, seed=1, scale=None)
-    return _train(X, Y, parameters, learning_rate, num_iterations, print_cost)
+    units = layer_units("layers_dims", layers_dims)
+    start = initialize_parameters_deep(units, seed=1, scale=None)
+    return _train(X, Y, units, start, learning_rate, num_iterations, print_cost)
 
 
 def _train(
     X: Array,
     Y: Array,
+    units: Sequence[int],
     start: Mapping[str, NDArray[np.float64]],
     learning_rate: float,
     num_iterations: int,
     print_cost: bool,
 ) -> tuple[Parameters, list[float]]:
     backend = backend_of(X, Y)
+    expect_matrix(None, "X", X)
+    expect_shape(None, "X", X, (units[0], X.shape[1]), f"layers_dims is {tuple(units)}; columns are examples")
     parameters: Parameters = {name: backend.asarray(array) for name, array in start.items()}
     costs: list[float] = []
     for iteration in range(check_count("num_iterations", num_iterations)):

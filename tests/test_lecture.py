@@ -33,6 +33,8 @@ def test_the_interpolant_goes_through_all_points_and_is_linear_between(backend, 
     assert_close(model.predict(t[:, None]), expected, dtype=dtype, k=40, scale=size)
     assert model.spec.units == (1, 40, 1)
     assert model.dtype == dtype
+    with pytest.raises(DataError, match=r"shape \(n, 1\), got \(540,\); examples of one input are x\.reshape\(-1, 1\)"):
+        model.predict(t)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -110,15 +112,24 @@ def test_a_frozen_first_layer_is_the_transformer(backend):
     logits = features.transform(x) @ w + b
     chances = np.exp(logits - np.logaddexp(*logits.T)[:, None])
     assert_close(model.predict_proba(x), chances, k=64, scale=size)
-    model.fit(x, y, epochs=60, batch_size=32, optimizer="adam", verbose=0)
+    model.fit(x, y, epochs=2, batch_size=32, optimizer="adam", verbose=0)
     after = model.get_weights()
     np.testing.assert_array_equal(after[0], features.weights_)
     np.testing.assert_array_equal(after[1], features.offset_)
     assert not np.array_equal(after[2], w)
-    x_new, y_new = disk(seed=1)
-    assert (
-        model.evaluate(x_new, y_new)["accuracy"] > 0.95 > 0.75 > MLP((2, 2), seed=0).evaluate(x_new, y_new)["accuracy"]
-    )
+
+
+def test_a_linear_model_of_the_features_learns_what_a_linear_model_cannot(process_backend):
+    x, y = disk()
+    features = RandomFourierFeatures(64, gamma=2.0, random_state=0).fit(x)
+    reached = []
+    for model in (
+        features.network((2,), backend=process_backend, seed=0),
+        MLP((2, 2), backend=process_backend, seed=0),
+    ):
+        model.fit(x, y, epochs=60, batch_size=32, optimizer="adam", verbose=0)
+        reached.append(model.evaluate(*disk(seed=1))["accuracy"])
+    assert reached[0] > 0.95 > 0.75 > reached[1]
 
 
 def test_layers_after_the_features_are_chosen_like_any_others():
@@ -128,6 +139,12 @@ def test_layers_after_the_features_are_chosen_like_any_others():
     assert model.spec.frozen == (True, False, False, False)
     with pytest.raises(TypeError, match="bckend"):
         features.network((2,), bckend="numpy")
+    with pytest.raises(TypeError, match=r"units must be a sequence such as \(10,\), got 10"):
+        features.network(10)
+    with pytest.raises(ValueError, match="units needs the number of outputs"):
+        features.network(())
+    model.unfreeze(0)
+    assert not any(model.spec.frozen)
 
 
 def test_random_fourier_features_keep_the_rules_of_scikit_learn():
@@ -232,6 +249,11 @@ def test_gradcheck_takes_losses_and_activations_of_ones_own():
     rng = np.random.default_rng(4)
     model = MLP((3, 4, 2), activation="cube", loss="fourth", seed=0)
     assert max(gradcheck(model, rng.normal(size=(6, 3)), rng.normal(size=(6, 2))).values()) < TOLERANCE
+
+
+def test_gradcheck_wants_a_network():
+    with pytest.raises(TypeError, match=r"gradcheck: model must be a fastmlp\.MLP, got 3"):
+        gradcheck(3, np.eye(2), [0, 1])
 
 
 def test_gradcheck_shows_a_kink_that_the_data_lie_on():

@@ -225,6 +225,11 @@ def test_frozen_layers_keep_their_weights(backend):
     for wrong in ((3,), (), (True,)):
         with pytest.raises((ValueError, TypeError)):
             model.freeze(*wrong)
+    model.freeze(0, 1, 2)
+    model.unfreeze(0, -1)
+    assert model.spec.frozen == (False, True, False)
+    with pytest.raises(ValueError, match=r"there is no layer 3; the network has 3, 0\.\.2"):
+        model.unfreeze(3)
 
 
 def test_a_network_whose_layers_are_all_frozen_stays_as_it_is(backend):

@@ -97,6 +97,66 @@ def test_confusion_refuses_what_does_not_fit():
         plots.confusion([0, 2], [0, 1], ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plots.curves([1.0]), TypeError, r"curves: history must be what fit returned, .* got \[1\.0\]"),
+        (lambda: plots.curves({"loss": [[1.0]]}), ValueError, r"curves: loss must be .* \(n,\), got \(1, 1\)"),
+        (lambda: plots.lines([1, 2]), TypeError, "lines: series must give the lines by their labels"),
+        (lambda: plots.lines({"a": []}), ValueError, "lines: 'a' needs .* n at least 1"),
+        (lambda: plots.lines({"a": 3}), ValueError, r"lines: 'a' needs .* got \(\)"),
+        (lambda: plots.lines({"a": ["x"]}), TypeError, "lines: 'a' must be real numbers, got <U1"),
+        (lambda: plots.lines({"a": [1]}, ax=3), TypeError, "lines: ax must be matplotlib axes, got int"),
+        (lambda: plots.confusion(["a"], ["b"]), TypeError, "y_true must hold the numbers of classes.* class_names"),
+        (lambda: plots.confusion([0.5], [1]), ValueError, r"y_true must hold whole numbers, got 0\.5"),
+        (lambda: plots.confusion([0], [-1]), ValueError, "y_predicted must hold classes counted from 0, got -1"),
+        (lambda: plots.mistakes(images(1), [[0, 1]], np.eye(2)[:1]), ValueError, r"classes \(n,\) .* got .*\(1, 2\)"),
+        (lambda: plots.mistakes(images(1), [0], [[np.nan, 1]]), ValueError, "probabilities must be finite, got nan"),
+        (lambda: plots.mistakes(images(1), [0], np.eye(2)[:1], count=0), ValueError, "count must be at least 1, got 0"),
+        (lambda: plots.samples(images(1), [0], np.eye(2)[:1], image_shape=6), ValueError, r"must be \(height, width\)"),
+        (lambda: plots.samples(images(1), [0], np.eye(2)[:1], columns=0), ValueError, "columns must be at least 1"),
+        (lambda: plots.first_layer(np.full((6, 1), np.inf), (2, 3)), ValueError, "weights must be finite, got inf"),
+        (lambda: plots.regions(MLP((2, 2), seed=0), SQUARE * np.nan, [0] * 4), ValueError, "x must be finite, got nan"),
+        (lambda: plots.regions(MLP((2, 2), seed=0), SQUARE, [-1] * 4), ValueError, "y must hold .* from 0, got -1"),
+        (
+            lambda: plots.regions(lambda p: 7 * p[:, 0], SQUARE, [0] * 4),
+            ValueError,
+            "from 0 to 1; the model gave",
+        ),
+        (lambda: plots.regions(lambda p: p[:, 0] / 0, SQUARE, [0] * 4), ValueError, "probabilities"),
+        (lambda: plots.approximation(np.sin, np.sin, (1, 0)), ValueError, r"low below high, got \(1, 0\)"),
+        (lambda: plots.approximation(np.sin, np.sin, (0, 1), resolution=1), ValueError, "at least 2, got 1"),
+        (lambda: plots.approximation(np.sin, np.sin, (0, 1), ([0, 1], [0])), ValueError, r"got \[\(2,\), \(1,\)\]"),
+        (
+            lambda: plots.approximation(np.sin, lambda t: t / 0, (0, 1)),
+            ValueError,
+            "values of the model must be finite",
+        ),
+        (lambda: plots.panels(0), ValueError, "rows must be at least 1, got 0"),
+        (lambda: plots.save([], "a.png"), TypeError, r"save: expected a figure, or axes in one, got \[\]"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_what_cannot_be_drawn_is_named(draw, error, message):
+    with pytest.raises(error, match=message):
+        draw()
+
+
+def test_axes_may_be_one_by_one_or_in_an_array():
+    from matplotlib.figure import Figure
+
+    (ax,) = plots.curves({"loss": np.array([1.0, 2.0])}, axes=Figure().subplots())
+    assert len(ax.lines) == 1
+    grid = Figure().subplots(2, 2)
+    assert plots.mistakes(images(4), [0] * 4, [[0, 1]] * 4, image_shape=(2, 3), axes=grid) == list(grid.flat)
+    assert len(plots.first_layer(MLP((6, 2, 2), seed=0).get_weights(), (2, 3), axes=grid)) == 2
+
+
+def test_one_probability_is_of_the_second_of_two_classes():
+    axes = plots.samples(images(2), [0, 1], [[0.1], [0.2]], ["cat", "dog"], (2, 3))
+    assert [ax.get_title() for ax in axes] == ["cat  90 %", "not cat: dog"]
+
+
 def images(count):
     return np.arange(count * 6, dtype=np.float64).reshape(count, 6)
 
@@ -114,6 +174,21 @@ def test_mistakes_leave_no_empty_frames():
     chances = np.tile([0.1, 0.9], (5, 1))
     axes = plots.mistakes(images(5), np.zeros(5, int), chances, image_shape=(2, 3))
     assert len(axes) == 5 == len(axes[0].get_figure().axes)
+
+
+def test_the_title_of_few_images_fits_into_the_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for axes in (
+        plots.mistakes(images(3), [0] * 3, [[0, 1]] * 3, image_shape=(2, 3)),
+        plots.samples(images(1), [0], [[0, 1]], image_shape=(2, 3)),
+        plots.first_layer(np.ones((6, 3)), (2, 3), count=2),
+    ):
+        figure = axes[0].get_figure()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        title = figure._suptitle.get_window_extent(canvas.get_renderer())
+        assert title.x0 >= 0 and title.x1 <= figure.bbox.x1
 
 
 def test_mistakes_say_so_where_there_are_none():
@@ -171,7 +246,7 @@ def test_lines_are_told_apart_without_colour():
     looks = {(line.get_linestyle(), line.get_marker()) for line in plots.lines({c: [1, 2] for c in "abcdef"}).lines}
     assert len(looks) == 6
     with pytest.raises(
-        ValueError, match=r"lines: 'a' needs \(n,\) values and as many positions; got \(2,\) and \(3,\)"
+        ValueError, match=r"'a' needs \(n,\) values, n at least 1, and as many positions; got \(2,\) and \(3,\)"
     ):
         plots.lines({"a": ([1, 2, 3], [1, 2])})
     with pytest.raises(ValueError, match="series is empty"):
@@ -237,7 +312,8 @@ def test_a_picture_is_saved_twice_and_shows_itself_in_a_notebook(tmp_path):
     picture = plots.save_both(plots.lines({"a": [1.0, 2.0]}), tmp_path / "new" / "a.b")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.b.png", "a.b.svg"]
     assert picture._repr_png_() == (tmp_path / "new" / "a.b.png").read_bytes()
-    again = plots.save_both(plots.lines({"a": [1.0, 2.0]}), tmp_path / "again")
+    again = plots.save_both(plots.lines({"a": [1.0, 2.0]}), tmp_path / "again.png")
+    assert again.png == tmp_path / "again.png"
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in picture]
 
 

@@ -141,6 +141,21 @@ def test_l_model_backward_agrees_with_differences():
     np.testing.assert_allclose(grads["dA0"], 4 * differences(cost, X), rtol=1e-6, atol=1e-9)
 
 
+def test_the_cost_of_several_outputs_is_their_sum_and_its_gradient_follows():
+    X, parameters = three_layers()
+    parameters["W3"], parameters["b3"] = legacy(7, (2, 3), (2, 1))
+    Y = np.array([[1, 0, 0, 1], [1, 1, 0, 0]])
+
+    def cost():
+        return steps.compute_cost(steps.L_model_forward(X, parameters)[0], Y)
+
+    AL, caches = steps.L_model_forward(X, parameters)
+    assert np.isclose(cost(), sum(steps.compute_cost(AL[i : i + 1], Y[i]) for i in (0, 1)), rtol=1e-14)
+    grads = steps.L_model_backward(AL, Y, caches)
+    for name, array in parameters.items():
+        np.testing.assert_allclose(grads[f"d{name}"], differences(cost, array), rtol=1e-6, atol=1e-9, err_msg=name)
+
+
 def test_l_model_backward_takes_caches_and_outputs_that_are_not_of_one_pass():
     # as the notebook's own test has them: so the formula for dAL must be the notebook's, AL - Y would not do
     AL, A1, W1, b1, Z1, A2, W2, b2, Z2 = legacy(
@@ -202,10 +217,10 @@ def test_gradients_and_cost_are_those_of_an_mlp(backend):
 def test_training_is_that_of_an_mlp_under_plain_sgd(backend):
     X, Y = disk()
     start = steps.initialize_parameters_deep((2, 6, 4, 1), seed=1, scale=None)
-    trained, costs = steps.L_layer_model(X, Y, (2, 6, 4, 1), learning_rate=0.5, num_iterations=201)
+    trained, costs = steps.L_layer_model(X, Y, (2, 6, 4, 1), learning_rate=0.5, num_iterations=101)
     model = as_model(start, backend)
-    history = model.fit(X.T, Y[0], epochs=201, batch_size=COLUMNS_OF_DISK, optimizer=SGD(0.5), verbose=0)
-    # 201 steps of rectifiers amplify rounding, so no promise is made to the last digit
+    history = model.fit(X.T, Y[0], epochs=101, batch_size=COLUMNS_OF_DISK, optimizer=SGD(0.5), verbose=0)
+    # 101 steps of rectifiers amplify rounding, so no promise is made to the last digit
     np.testing.assert_allclose(costs, history.history["loss"][::100], rtol=1e-9)
     for name, array in zip(trained, model.get_weights(), strict=True):
         np.testing.assert_allclose(array.T.reshape(trained[name].shape), trained[name], rtol=1e-7, atol=1e-9)
@@ -350,3 +365,40 @@ def test_what_is_no_array_or_no_number_is_refused():
         steps.two_layer_model(X, X[:1] > 0, (2, 1))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         steps.initialize_parameters_deep((2, 0))
+    with pytest.raises(ValueError, match="n_h must be at least 1, got -1"):
+        steps.initialize_parameters(2, -1, 1)
+    for train in (steps.two_layer_model, steps.L_layer_model):
+        with pytest.raises(TypeError, match=r"layers_dims must be numbers of units such as \(2, 4, 1\), got 5"):
+            train(X, X[:1] > 0, 5)
+        with pytest.raises(ValueError, match=r"^X is \(4, 5\), expected \(5, 5\), since layers_dims is \(5, 3, 1\)"):
+            train(X.T, X[:1] > 0, (5, 3, 1))
+    for rate, error, message in ((None, TypeError, "a number, got None"), (np.inf, ValueError, "finite, got inf")):
+        with pytest.raises(error, match=f"learning_rate must be {message}"):
+            steps.update_parameters(parameters, {}, rate)
+
+
+def test_no_examples_have_no_mean():
+    X, parameters = three_layers()
+    AL, caches = steps.L_model_forward(X[:, :0], parameters)
+    with pytest.raises(ValueError, match=r"AL is \(1, 0\), expected at least one column"):
+        steps.compute_cost(AL, AL)
+    with pytest.raises(ValueError, match=r"^dZ is \(1, 0\), expected at least one column"):
+        steps.linear_backward(AL, caches[-1][0])
+
+
+def test_what_is_not_the_cache_is_refused():
+    X, parameters = three_layers()
+    AL, caches = steps.L_model_forward(X, parameters)
+    with pytest.raises(TypeError, match=r"^cache is a ndarray, expected \(A_prev, W, b\), what linear"):
+        steps.linear_backward(AL, X)
+    with pytest.raises(TypeError, match=r"cache is a tuple of 3, expected \(linear_cache, Z\)"):
+        steps.linear_activation_backward(AL, caches[-1][0], "sigmoid")
+    with pytest.raises(TypeError, match=r"layer 2: cache is a NoneType, expected \(linear_cache, Z\)"):
+        steps.L_model_backward(AL, np.ones((1, 4)), [caches[0], None, caches[2]])
+
+
+def test_importing_all_gives_the_functions_and_nothing_else():
+    found = {}
+    exec("from fastmlp.stepbystep import *", found)
+    own = {name for name, value in vars(steps).items() if getattr(value, "__module__", "") == steps.__name__}
+    assert set(found) - {"__builtins__"} == {name for name in own if not name.startswith("_")}

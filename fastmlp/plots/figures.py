@@ -9,6 +9,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
+from fastmlp.arguments import check_count
 from fastmlp.atomic import atomic_writer
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise MissingMatplotlibError(
             'pictures need matplotlib, which is not installed: pip install "fastmlp[plot]"', name=e.name
         ) from None
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="compressed")
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = 3.2, height: float = 3.2) -> list[Axes]:
@@ -53,7 +56,12 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = 3.2, height: float
     rows, columns : int
     width, height : float
         Of each, in inches.
+
+    Returns
+    -------
+    list of Axes
     """
+    rows, columns = check_count("rows", rows), check_count("columns", columns)
     return list(new_figure(columns * width, rows * height).subplots(rows, columns, squeeze=False).flat)
 
 
@@ -73,6 +81,11 @@ def plain_frame(ax: Axes) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
+
+
+def legend_of_lines(ax: Axes) -> None:
+    """Say which line is which, with as much of each as shows its dashes on both sides of a marker."""
+    ax.legend(frameon=False, fontsize="small", handlelength=3.2)
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ def save_both(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) 
     drawn : Figure, Axes or sequence of Axes
         As for `save`.
     path : path
-        Without the ending; its folder is made where it is not there.
+        Without the ending, or with either of the two; its folder is made where it is not there.
 
     Returns
     -------
@@ -110,6 +123,8 @@ def save_both(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) 
         Which a notebook shows.
     """
     stem = Path(path)
+    if stem.suffix.lower() in (".png", ".svg"):
+        stem = stem.with_suffix("")
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = Picture(stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg"))
     for file in picture:
@@ -126,12 +141,22 @@ def save(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) -> No
         A figure, or what one of the functions here returned: the whole figure that it is in is written.
     path : path
         Its name ends in ``.png`` or ``.svg``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The name ends in something else, or there is nothing to write.
+    OSError
+        The file cannot be written; what was there before stays.
     """
     kind = fspath(path).lower().rpartition(".")[2]
     if kind not in ("png", "svg"):
         raise ValueError(f"save: the name of a picture ends in .png or .svg, got {fspath(path)!r}")
-    first: Any = drawn if hasattr(drawn, "get_figure") or hasattr(drawn, "savefig") else drawn[0]
-    figure = first if hasattr(first, "savefig") else first.get_figure()
+    # a figure, axes, or several of them however they are nested
+    first: Any = next(iter(np.ravel(np.asarray(drawn, dtype=object))), None)
+    figure: Any = first if hasattr(first, "savefig") else getattr(first, "get_figure", lambda: None)()
+    if not hasattr(figure, "savefig"):
+        raise TypeError(f"save: expected a figure, or axes in one, got {drawn!r}")
     with atomic_writer(path) as file:
         if kind == "svg":
             import matplotlib

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.plots.figures import new_figure
-from fastmlp.plots.runs import names_of_classes, short
+from fastmlp.arguments import check_count
+from fastmlp.plots.arguments import class_numbers, finite, names_of_classes, one_axes, short
+from fastmlp.plots.figures import legend_of_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ _SHADES = (1.0, 0.72, 0.86, 0.6, 0.93, 0.78, 0.66, 0.52)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LEVELS = 64
 """Of grey between black and white."""
+TOLERANCE = 1e-6
+"""Of rounding in probabilities."""
 MARGIN = 0.08
 """Of the picture around the points, as a part of their extent."""
 
@@ -54,13 +57,24 @@ def regions(
     legend : bool
         Say which marker is which class.
     ax : Axes, optional
-        Where to draw.
+        Where to draw; they become square.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError, TypeError
+        The points are not (n, 2), finite and at least one, their classes do not fit, or the model answers with
+        something else than probabilities.
     """
-    points, classes = np.asarray(x, np.float64), np.asarray(y)
+    points, classes = finite("regions", "x", x), np.asarray(y)
     if points.ndim != 2 or points.shape[1] != 2 or classes.shape != points.shape[:1] or not len(points):
         raise ValueError(
             f"regions: expected points (n, 2) and classes (n,), n at least 1; got {points.shape}, {classes.shape}"
         )
+    classes, resolution = class_numbers("regions", "y", classes), check_count("resolution", resolution, least=2)
     low, high = points.min(axis=0), points.max(axis=0)
     margin = MARGIN * np.maximum(high - low, 1e-12)
     sides = [np.linspace(a, b, resolution) for a, b in zip(low - margin, high + margin, strict=True)]
@@ -68,14 +82,14 @@ def regions(
     chances = _chances(model, grid)
     count = max(chances.shape[1], int(classes.max()) + 1)
     names = names_of_classes("regions", class_names, count - 1)
-    ax = ax or new_figure(3.6, 3.6).subplots()
+    ax = new_figure(3.6, 3.6).subplots() if ax is None else one_axes("regions", ax)
     _shade(ax, chances.reshape(resolution, resolution, -1), sides)
     for k in range(count):
         where = classes == k
         look: dict[str, Any] = {"facecolor": "black" if k % 2 == 0 else "white", "edgecolor": "black", "linewidth": 0.7}
         marker = _MARKERS[k % len(_MARKERS)]
         ax.scatter(points[where, 0], points[where, 1], s=13, marker=marker, label=short(names[k]), zorder=3, **look)
-    ax.set(xticks=[], yticks=[], xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]])
+    ax.set(xticks=[], yticks=[], xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]], box_aspect=1)
     ax.set_title(title, fontsize="medium")
     if legend:
         ax.legend(fontsize="small", loc="upper right", framealpha=0.9)
@@ -95,6 +109,10 @@ def _chances(model: Any, grid: NDArray[np.float64]) -> NDArray[np.float64]:
         raise ValueError(
             f"regions: for {len(grid)} points expected probabilities ({len(grid)},) or ({len(grid)}, K); "
             f"got {chances.shape}"
+        )
+    if not (chances.min() >= -TOLERANCE and chances.max() <= 1 + TOLERANCE):
+        raise ValueError(
+            f"regions: expected probabilities, from 0 to 1; the model gave {chances.min():.4g} to {chances.max():.4g}"
         )
     return chances
 
@@ -141,6 +159,7 @@ def approximation(
     model : MLP, regressor with ``predict``, or callable
         ``predict``, or the callable, takes (n, 1) and returns (n,) or (n, 1).
     interval : (low, high)
+        Two numbers, the first below the second.
     points : (x, y), optional
         (n,) arrays: points that the approximation is made from.
     title : str, optional
@@ -150,19 +169,38 @@ def approximation(
     legend : bool
     ax : Axes, optional
         Where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError, TypeError
+        The interval is none, or the function, the model or the points give something else than (n,) finite values.
     """
-    t = np.linspace(*interval, resolution)
+    ends = finite("approximation", "interval", interval)
+    if ends.shape != (2,) or not ends[0] < ends[1]:
+        raise ValueError(f"approximation: interval must be (low, high), low below high, got {interval!r}")
+    t = np.linspace(ends[0], ends[1], check_count("resolution", resolution, least=2))
     ask = getattr(model, "predict", model)
     if not callable(ask):
         raise TypeError(f"approximation: model must have predict or be callable, got {model!r}")
-    true, found = np.asarray(function(t), np.float64), np.asarray(ask(t[:, None]), np.float64)
+    if not callable(function):
+        raise TypeError(f"approximation: function must be callable, got {function!r}")
+    true = finite("approximation", "values of the function", function(t))
+    found = finite("approximation", "values of the model", ask(t[:, None]))
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if not true.shape == found.shape == t.shape:
         raise ValueError(
             f"approximation: for {t.shape} places expected as many values; function gave {true.shape}, "
             f"model {found.shape}"
         )
-    ax = ax or new_figure(4.2, 3.0).subplots()
+    if points is not None and (
+        len(points) != 2 or np.ndim(points[0]) != 1 or np.shape(points[0]) != np.shape(points[1])
+    ):
+        raise ValueError(f"approximation: points must be (x, y), two (n,) arrays, got {[np.shape(p) for p in points]}")
+    ax = new_figure(4.2, 3.0).subplots() if ax is None else one_axes("approximation", ax)
     ax.fill_between(t, true, found, color="0.8", linewidth=0)
     ax.plot(t, true, color="0.6", linewidth=3.0, label="function")
     ax.plot(t, found, color="black", linewidth=1.2, label="network")
@@ -173,5 +211,5 @@ def approximation(
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     if legend:
-        ax.legend(frameon=False, fontsize="small")
+        legend_of_lines(ax)
     return ax

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.arguments import check_count
 from fastmlp.model import MLP
+from fastmlp.plots.arguments import class_numbers, finite, names_of_classes, several_axes, shape_of_images, short
 from fastmlp.plots.figures import new_figure
-from fastmlp.plots.runs import names_of_classes, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+INCHES_A_LETTER = 0.085
+"""Of a title: so wide a figure is at least."""
 
 
 def mistakes(
@@ -35,7 +39,7 @@ def mistakes(
     y_true : (n,) int
         Their classes.
     probabilities : (n, K) float
-        What `fastmlp.MLP.predict_proba` returned.
+        What `fastmlp.MLP.predict_proba` returned; (n, 1) for two classes.
     class_names : sequence of str, optional
         The numbers of the classes when not given.
     image_shape : (height, width)
@@ -49,13 +53,20 @@ def mistakes(
     -------
     list of Axes
         One for each image; a single one that says so where no prediction is wrong.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Images, classes and probabilities differ in number, are none, or are not what they should be; or there are
+        fewer axes than images.
     """
+    count = check_count("count", count)
     images, true, given, names = _checked("mistakes", x, y_true, probabilities, class_names, image_shape)
     predicted, sure = given.argmax(axis=1), given.max(axis=1)
     wrong = np.flatnonzero(predicted != true)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
     if not len(worst):
-        ax: Axes = new_figure(4.0, 1.0).subplots() if axes is None else axes[0]
+        ax: Axes = new_figure(4.0, 1.0).subplots() if axes is None else several_axes("mistakes", axes)[0]
         ax.text(0.5, 0.5, f"all {len(true):,} predictions are right", ha="center", va="center")
         ax.set_axis_off()
         return [ax]
@@ -97,12 +108,18 @@ def samples(
     -------
     list of Axes
         One for each image.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `mistakes`.
     """
+    columns = check_count("columns", columns)
     images, true, given, names = _checked("samples", x, y_true, probabilities, class_names, image_shape)
     predicted, sure = given.argmax(axis=1), given.max(axis=1)
     right = int((predicted == true).sum())
     title = f"{right} of {len(true)} right; each with what it is taken for and how surely"
-    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.8), axes=axes)
+    grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.75), axes=axes)
     for ax, t, p, s in zip(grid, true, predicted, sure, strict=True):
         ax.set_title(f"{short(names[p])}  {100 * s:.0f} %", fontsize=6.5, pad=2)
         if p != t:
@@ -139,9 +156,17 @@ def first_layer(
     -------
     list of Axes
         One for each unit.  Grey is 0, black the largest weight and white as far below 0, for each unit by itself.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The weights are not finite or do not belong to such images, or there are fewer axes than units.
     """
-    w = weights.get_weights()[0] if isinstance(weights, MLP) else np.asarray(weights)
-    height, width = image_shape
+    count, columns = check_count("count", count), check_count("columns", columns)
+    if isinstance(weights, list | tuple) and weights and np.ndim(weights[0]) == 2:
+        weights = weights[0]  # all that `MLP.get_weights` returned
+    w = finite("first_layer", "weights", weights.get_weights()[0] if isinstance(weights, MLP) else weights)
+    height, width = shape_of_images("first_layer", image_shape)
     if w.ndim != 2 or len(w) != height * width:
         raise ValueError(
             f"first_layer: for images of {height}x{width} expected weights ({height * width}, units), got {w.shape}"
@@ -167,15 +192,18 @@ def _checked(
     image_shape: Sequence[int],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], list[str]]:
     """Return images (n, height, width), classes, probabilities and the names of the classes."""
-    inputs, true, given = np.asarray(x), np.asarray(y_true), np.asarray(probabilities)
-    if given.ndim != 2 or not len(inputs) == len(true) == len(given) > 0:
+    inputs, true, given = np.asarray(x), np.asarray(y_true), finite(who, "probabilities", probabilities)
+    if given.ndim != 2 or true.ndim != 1 or not inputs.ndim or not len(inputs) == len(true) == len(given) > 0:
         raise ValueError(
-            f"{who}: expected as many images, classes and rows of probabilities (n, K), at least one; got "
+            f"{who}: expected as many images, classes (n,) and rows of probabilities (n, K), at least one; got "
             f"{inputs.shape}, {true.shape}, {given.shape}"
         )
-    height, width = image_shape
+    true = class_numbers(who, "y_true", true)
+    height, width = shape_of_images(who, image_shape)
     if inputs[0].size != height * width:
         raise ValueError(f"{who}: images of {height}x{width} have {height * width} values, these have {inputs[0].size}")
+    if given.shape[1] == 1:  # of one sigmoid output
+        given = np.concatenate([1 - given, given], axis=1)
     names = names_of_classes(who, class_names, max(given.shape[1] - 1, int(true.max())))
     return inputs.reshape(len(inputs), height, width), true, given, names
 
@@ -190,18 +218,20 @@ def _grid(
     """Draw images, on axes given or in a new figure, each of that size in inches; return an axes for each."""
     if axes is None:
         rows = -(-len(images) // columns)
-        figure = new_figure(size[0] * columns, size[1] * rows + 0.4)
+        figure = new_figure(max(size[0] * columns, INCHES_A_LETTER * len(title)), size[1] * rows + 0.4)
         figure.suptitle(title, fontsize="medium")
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax in axes[len(images) :]:
+        drawn = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in drawn[len(images) :]:
             ax.remove()
-        axes = axes[: len(images)]
-    if len(axes) < len(images):
-        raise ValueError(f"axes: {len(images)} images need as many axes, got {len(axes)}")
-    for ax, image in zip(axes, images, strict=False):
+        drawn = drawn[: len(images)]
+    else:
+        drawn = several_axes("axes", axes)
+    if len(drawn) < len(images):
+        raise ValueError(f"axes: {len(images)} images need as many axes, got {len(drawn)}")
+    for ax, image in zip(drawn, images, strict=False):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_color("0.7")
         ax.imshow(image, cmap="gray_r", interpolation="nearest")
-    for ax in axes[len(images) :]:
+    for ax in drawn[len(images) :]:
         ax.set_axis_off()
-    return list(axes[: len(images)])
+    return drawn[: len(images)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.history import History
-from fastmlp.plots.figures import line_style, marks_every, new_figure, plain_frame
+from fastmlp.plots.arguments import class_numbers, names_of_classes, one_axes, several_axes, short
+from fastmlp.plots.figures import legend_of_lines, line_style, marks_every, new_figure, plain_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,18 +33,26 @@ def curves(history: History | Mapping[str, Sequence[float]], *, axes: Sequence[A
     -------
     list of Axes
         One, or two with an accuracy.
+
+    Raises
+    ------
+    ValueError, TypeError
+        There is no history, it has no epochs, its figures are not (n,), or there are too few axes.
     """
     figures = history.history if isinstance(history, History) else history
-    shown = [name for name in ("loss", "accuracy") if figures.get(name)]
+    if not isinstance(figures, Mapping):
+        raise TypeError(f"curves: history must be what fit returned, or its .history, got {history!r}")
+    shown = [name for name in ("loss", "accuracy") if len(figures.get(name, ()))]
     if not shown:
         raise ValueError("curves: the history has no epochs yet, so there is nothing to draw")
-    if axes is None:
-        axes = list(new_figure(4.2 * len(shown), 3.2).subplots(1, len(shown), squeeze=False)[0])
-    if len(axes) < len(shown):
-        raise ValueError(f"curves: needs axes for {' and '.join(shown)}, got {len(axes)}")
-    for ax, name in zip(axes, shown, strict=False):
+    width = 4.2 * len(shown)
+    given = new_figure(width, 3.2).subplots(1, len(shown), squeeze=False) if axes is None else axes
+    drawn = several_axes("curves", given)
+    if len(drawn) < len(shown):
+        raise ValueError(f"curves: needs axes for {' and '.join(shown)}, got {len(drawn)}")
+    for ax, name in zip(drawn, shown, strict=False):
         _curve(ax, name, figures)
-    return list(axes[: len(shown)])
+    return drawn[: len(shown)]
 
 
 def _curve(ax: Axes, name: str, figures: Mapping[str, Sequence[float]]) -> None:
@@ -53,6 +62,8 @@ def _curve(ax: Axes, name: str, figures: Mapping[str, Sequence[float]]) -> None:
     factor, form = (100.0, "{:.2f} %") if name == "accuracy" else (1.0, "{:.4g}")
     for i, (label, key) in enumerate([("training", name), ("validation", f"val_{name}")]):
         values = factor * np.asarray(figures.get(key, ()), np.float64)
+        if values.ndim != 1:
+            raise ValueError(f"curves: {key} must be a number for each epoch, (n,), got {values.shape}")
         if len(values):
             epochs = np.arange(1, len(values) + 1)
             last = form.format(values[-1])
@@ -61,7 +72,7 @@ def _curve(ax: Axes, name: str, figures: Mapping[str, Sequence[float]]) -> None:
     ax.set_ylabel("accuracy (%)" if name == "accuracy" else "loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_frame(ax)
-    ax.legend(frameon=False, fontsize="small")
+    legend_of_lines(ax)
 
 
 def lines(
@@ -83,19 +94,25 @@ def lines(
     xscale, yscale : {"linear", "log"}
     ax : Axes, optional
         Where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError, TypeError
+        There is no line, or one whose values are not (n,) numbers, n at least 1, with as many positions.
     """
     from matplotlib.ticker import MaxNLocator
 
+    if not isinstance(series, Mapping):
+        raise TypeError(f'lines: series must give the lines by their labels, such as {{"a": [1, 2]}}, got {series!r}')
     if not series:
         raise ValueError("lines: series is empty, so there is nothing to draw")
-    ax = ax or new_figure(4.6, 3.4).subplots()
-    for i, (label, given) in enumerate(series.items()):
-        x, y = given if isinstance(given, tuple) else (1 + np.arange(len(np.asarray(given))), given)
-        positions, values = np.asarray(x), np.asarray(y)
-        if values.ndim != 1 or positions.shape != values.shape:
-            raise ValueError(
-                f"lines: {label!r} needs (n,) values and as many positions; got {values.shape} and {positions.shape}"
-            )
+    found = {label: _line(label, given) for label, given in series.items()}
+    ax = new_figure(4.6, 3.4).subplots() if ax is None else one_axes("lines", ax)
+    for i, (label, (positions, values)) in enumerate(found.items()):
         ax.plot(positions, values, label=label, markevery=marks_every(len(values)), **line_style(i))
     ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
     if xscale == "linear" and all(
@@ -103,8 +120,24 @@ def lines(
     ):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 2.5
     plain_frame(ax)
-    ax.legend(frameon=False, fontsize="small")
+    legend_of_lines(ax)
     return ax
+
+
+def _line(label: str, given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the positions and the values of a line."""
+    pair = isinstance(given, tuple) and len(given) == 2
+    values = np.asarray(given[1] if pair else given)
+    positions = np.asarray(given[0]) if pair else 1 + np.arange(values.size)
+    if values.ndim != 1 or not values.size or positions.shape != values.shape:
+        raise ValueError(
+            f"lines: {label!r} needs (n,) values, n at least 1, and as many positions; got {values.shape} and "
+            f"{positions.shape}"
+        )
+    for array in (positions, values):
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"lines: {label!r} must be real numbers, got {array.dtype}")
+    return positions, values
 
 
 def confusion(
@@ -126,18 +159,29 @@ def confusion(
         The numbers of the classes when not given.
     ax : Axes, optional
         Where to draw.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError, TypeError
+        The two differ in shape or are empty, hold something else than classes, or some class has no name.
     """
     true, predicted = np.asarray(y_true), np.asarray(y_predicted)
     if true.ndim != 1 or true.shape != predicted.shape or len(true) == 0:
         raise ValueError(
             f"confusion: expected two (n,) arrays of classes, n at least 1; got {true.shape}, {predicted.shape}"
         )
+    true = class_numbers("confusion", "y_true", true)
+    predicted = class_numbers("confusion", "y_predicted", predicted)
     highest = int(max(true.max(), predicted.max()))
     names = names_of_classes("confusion", class_names, highest)
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (true, predicted), 1)
     size = 2.0 + 0.42 * min(len(names), 15 if len(names) > MAX_NUMBERED else MAX_NUMBERED)
-    ax = ax or new_figure(size + 0.4, size).subplots()
+    ax = new_figure(size + 0.4, size).subplots() if ax is None else one_axes("confusion", ax)
     _matrix(ax, counts, names)
     wrong = len(true) - int(np.trace(counts))
     ax.set_title(f"{wrong:,} of {len(true):,} wrong ({100 * wrong / len(true):.2f} %)", fontsize="medium")
@@ -168,17 +212,3 @@ def _matrix(ax: Axes, counts: NDArray[np.int64], names: Sequence[str]) -> None:
     ax.tick_params(length=0)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
-
-
-def names_of_classes(who: str, names: Sequence[str] | None, highest: int) -> list[str]:
-    """Return the names of classes up to `highest`: those given, or numbers; `who` asks, for the message."""
-    if names is None:
-        return [str(i) for i in range(highest + 1)]
-    if len(names) <= highest:
-        raise ValueError(f"{who}: there are classes up to {highest}, but only {len(names)} class_names")
-    return [str(name) for name in names]
-
-
-def short(name: str) -> str:
-    """Return a name that fits into a picture."""
-    return name if len(name) <= 16 else f"{name[:15]}…"
