@@ -20,12 +20,12 @@ import numpy as np
 from fastmlp.kernels.cpu import products
 from fastmlp.kernels.cpu.blas import gemm
 from fastmlp.kernels.cpu.compiling import entry
-from fastmlp.kernels.cpu.forward import reads_in_place
+from fastmlp.kernels.cpu.forward import multiply_features, reads_in_place
 from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed
 from fastmlp.kernels.cpu.records import Batch
 from fastmlp.kernels.cpu.threads import barrier
 from fastmlp.kernels.cpu.train import layer_gradient
-from fastmlp.kernels.cpu.vectors import lent, seen_as
+from fastmlp.kernels.cpu.vectors import seen_as
 from race import FIRST, WORKLOADS, data
 from results import table, unpinned, write_section
 
@@ -69,10 +69,9 @@ def by_blas(form, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
 @entry
 def products_of_steps(t, threads, net, data, buffers, memory, order, batch, steps):
     """Compute the products of training steps and nothing else, divided among threads as `train_thread` does."""
-    net, data, buffers, memory, order = lent(net), lent(data), lent(buffers), lent(memory), lent(order)
     dtype = buffers.params.dtype.type
     passed = 0
-    in_place = reads_in_place(net, data, buffers.params)
+    in_place, shared = reads_in_place(net, data, buffers.params), memory.parts.size > 0
     r0, r1 = batch * t // threads, batch * (t + 1) // threads
     n = r1 - r0
     layers = net.units.size - 1
@@ -80,12 +79,18 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
         now = Batch(memory.x, memory.counting, 0, -1, batch, batch)
         if in_place:
             begin = s * batch
-            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + r0, batch, batch)
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + (0 if shared else r0), batch, batch)
+        if shared:
+            multiply_features(net, buffers.params, now, memory, t, threads)
+            passed += 1
+            barrier(memory.arrivals, threads, passed)
         below, at, index, first, after = now.x, 0, now.index, now.first + r0, now.after
         for layer in range(layers):
             i, o = net.units[layer], net.units[layer + 1]
             start = net.z_at[layer] * batch + r0 * o
-            multiply(below, at, index, first, after, i, n, i, buffers.params, net.weight_at[layer], o, memory.z, start)
+            w = net.weight_at[layer]
+            if layer > 0 or not shared:
+                multiply(below, at, index, first, after, i, n, i, buffers.params, w, o, memory.z, start)
             below, at, index, first, after = memory.z, start, memory.counting, 0, -1
         for layer in range(layers - 1, 0, -1):
             i, o = net.units[layer], net.units[layer + 1]

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from fastmlp import activations, backends
-from fastmlp.backends import cupy_backend
+from fastmlp.backends import cupy_backend, numba_backend
 from fastmlp.losses import LOSSES
 
 
@@ -85,6 +85,12 @@ def process_backend(backend):
     if cupy_backend.probe().reason == "the double of CuPy":
         pytest.skip("the double of CuPy is in this process alone")
     return backend
+
+
+@pytest.fixture(autouse=True)
+def threads_however_small_the_step(monkeypatch):
+    """Share out steps that one thread would do faster: the networks of tests are small."""
+    monkeypatch.setattr(numba_backend, "ALONE", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ import fastmlp
 from fastmlp.activations import activation_names
 from fastmlp.losses import LOSSES
 from fastmlp.optimizers import OPTIMIZERS
+from fastmlp.plan import Plan
+from fastmlp.spec import make_spec
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
@@ -51,6 +53,22 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads):
 def test_other_numbers_of_threads_agree_within_rounding(threads):
     for a, b in zip(trained(threads), trained(1), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@needs_jit
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"dropout": (0.3, 0.2, 0.2)}, {"dtype": "float32"}], ids=str)
+@pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.01), fastmlp.Adam(1e-2, ema=0.9)], ids=["sgd", "adam"])
+def test_many_inputs_and_small_batches_are_shared_out_by_features(threads, options, optimizer):
+    wide = {"units": (96, 21, 9, 4), "batch_size": 11, "optimizer": optimizer, **options}
+    session = backend(threads).open(
+        Plan(make_spec(wide["units"]), 11, np.dtype("float64"), True, optimizer.without_schedule())
+    )
+    assert session.memory.parts.size  # else this tests nothing
+    tolerance = {"rtol": 2e-4, "atol": 1e-5} if options.get("dtype") == "float32" else {"rtol": 1e-9, "atol": 1e-12}
+    for a, b, c in zip(trained(threads, **wide), trained(1, **wide), trained(threads, **wide), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+        assert_same_bits(a, c)
 
 
 @needs_jit

@@ -18,6 +18,7 @@ STEPS = (
     *("tests/test_composition.py", "tests/test_numba_backend.py"),
     *("-k", "numba and not cupy and (composition or l2_and_decay_is_numpys)"),
 )
+SHARED = ("tests/test_numba_backend.py", "-k", "many_inputs")
 PRODUCTS = ("tests/test_products.py", "-k", "edges")
 
 # file, what stands there, what is planted
@@ -40,12 +41,16 @@ BUGS = {
     "average: not of biases": ("train.py", "average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)", "pass"),
     "frozen layers trained": ("train.py", "        if net.frozen[layer]:\n            continue\n        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low", "        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low"),
     "a loss that is not finite": ("train.py", "if not math.isfinite(loss):", "if loss < 0:"),
+    "features shared out: a thread's part": ("forward.py", "range(1, parts.shape[0])", "range(2, parts.shape[0])"),
+    "features shared out: rows of the first": ("forward.py", "*(batch.x, first, batch.index,", "*(batch.x, 0, batch.index,"),
     "tiles: last column": ("products.py", '"<", positions, vectors', '"<=", positions, vectors'),
     "tiles: beta forgotten": ("products.py", "builder.call(fma, [scale, old,", "builder.call(fma, [alpha, old,"),
     "tiles: a quarter of a vector": ("products.py", "elif valid > few:", "elif valid > lanes:"),
     "tiles: a transpose's edge": ("products.py", "done = full\n", "done = rows\n"),
 }  # fmt: skip
 COMPILED = {
+    "features shared out: a thread's part": SHARED,
+    "features shared out: rows of the first": SHARED,
     "tiles: last column": PRODUCTS,
     "tiles: beta forgotten": STEPS,
     "tiles: a quarter of a vector": PRODUCTS,

@@ -22,6 +22,29 @@ def reads_in_place(net, data, params):
 
 
 @part
+def multiply_features(net, params, batch, memory, t, threads):
+    """Multiply this thread's features of all rows by their weights, into its own part of ``memory.parts``."""
+    inputs, o = net.units[0], net.units[1]
+    first, stop = inputs * t // threads, inputs * (t + 1) // threads
+    multiply(
+        *(batch.x, first, batch.index, batch.first, batch.after, inputs, batch.rows, stop - first),
+        *(params, net.weight_at[0] + first * o, o, memory.parts[t], 0),
+    )
+
+
+@part
+def add_parts(parts, at, count, z):
+    """``z = sum of all threads' parts``; of each and of z, `count` from `at` on."""
+    total, own = run(z, at, count), run(parts[0], at, count)
+    for q in range(count):
+        total[q] = own[q]
+    for t in range(1, parts.shape[0]):
+        own = run(parts[t], at, count)
+        for q in range(count):
+            total[q] += own[q]
+
+
+@part
 def load_rows(net, data, order, x, at, first_row, key, step, lanes):
     """Gather rows of the inputs, and apply the dropout of inputs.
 
@@ -50,7 +73,7 @@ def load_rows(net, data, order, x, at, first_row, key, step, lanes):
 
 
 @part
-def forward_rows(net, params, batch, x_at, memory, rows, first_row, key, step, lanes):
+def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, key, step, lanes):
     """Run rows forward.
 
     Parameters
@@ -63,6 +86,8 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, key, step, l
         Of the whole batch; the part of these rows of z and slopes is overwritten.
     rows, first_row : int
         How many rows, from which on.
+    multiplied : bool
+        Whether the lowest layer's products lie in ``memory.parts``, from all threads.
     key, step : uint64
     lanes : (4, m) float
         Overwritten.
@@ -74,7 +99,10 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, key, step, l
     for layer in range(units.size - 1):
         i_, o = units[layer], units[layer + 1]
         start = net.z_at[layer] * batch.size + first_row * o
-        multiply(below, at, index, first, after, i_, rows, i_, params, net.weight_at[layer], o, z, start)
+        if multiplied and layer == 0:
+            add_parts(memory.parts, start, rows * o, z)
+        else:
+            multiply(below, at, index, first, after, i_, rows, i_, params, net.weight_at[layer], o, z, start)
         wanted = net.needs_slope[layer]
         activate_rows(net.activations[layer], z, start, rows, o, run(params, net.bias_at[layer], o), slopes, wanted)
         threshold = net.thresholds[layer + 1] if layer + 2 < units.size else u8(0)

@@ -159,6 +159,8 @@ class Memory(NamedTuple):
         Each thread's own, for the gradient of the parameters that are updated at a time; clipping needs all at once.
     losses : (threads, m) float
         Each thread's own, where losses are worked out.
+    parts : (threads, batch * O) float, or empty
+        Each thread's own, for its part of the lowest layer's products where those are shared out by input features.
     transposed : (threads, m) float
         Each thread's own, for a part of a transposed W.
     counting, order : (batch,) int64
@@ -177,6 +179,7 @@ class Memory(NamedTuple):
     scratch: Any
     gradients: Any
     losses: Any
+    parts: Any
     transposed: Any
     counting: Any
     order: Any

@@ -6,6 +6,9 @@ A step has two phases, with a barrier after each:
 2. features: a thread owns a slice of the input features of every W (and of every b), takes the products that are its
    gradient over all rows, and updates it.  Nothing is reduced between threads, so every number is written by one.
 
+Where there is memory for it (`Memory.parts`), the lowest layer's product is shared out by features too, before the
+first phase and with a barrier of its own: a thread multiplies the weights that it updates, which never leave its cache.
+
 Where the update is plain gradient descent the product and the update are one: W = beta W - rate A' dZ.
 Clipping and max-norm need a number from all threads, and cost a barrier more each.
 """
@@ -17,7 +20,7 @@ import math
 import numpy as np
 
 from .compiling import entry, part
-from .forward import forward_rows, load_rows, output_losses, reads_in_place
+from .forward import forward_rows, load_rows, multiply_features, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
 from .products import by_tiles, multiply_by_transposed, multiply_transposed
@@ -194,6 +197,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     last = net.z_at[net.units.size - 2] * batch
     lanes = memory.scratch[t]
     in_place = reads_in_place(net, data, buffers.params)
+    shared = memory.parts.size > 0
     passed = 0
     finished = 0
     for s in range(table.shape[0]):
@@ -208,12 +212,19 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
         n = r1 - r0
         now = Batch(memory.x, memory.counting, 0, -1, rows, batch)
         if in_place:
-            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + r0, rows, batch)
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + (0 if shared else r0), rows, batch)
+        own = run(chosen, r0, n)
+        if not in_place:
+            load_rows(net, data, own, memory.x, r0 * inputs, r0, key, step + u8(s), lanes)
+            if shared:
+                passed += 1
+                barrier(memory.arrivals, threads, passed)
+        if shared:
+            multiply_features(net, buffers.params, now, memory, t, threads)
+            passed += 1
+            barrier(memory.arrivals, threads, passed)
         if n > 0:
-            own = run(chosen, r0, n)
-            if not in_place:
-                load_rows(net, data, own, memory.x, r0 * inputs, r0, key, step + u8(s), lanes)
-            forward_rows(net, buffers.params, now, 0, memory, n, r0, key, step + u8(s), lanes)
+            forward_rows(net, buffers.params, now, 0, memory, n, r0, shared, key, step + u8(s), lanes)
             start = last + r0 * outputs
             output_losses(
                 *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
