@@ -178,6 +178,7 @@ class Training:
             callback.on_train_begin(self)
         try:
             with _CtrlC() as ctrl_c, pool.use(plan) as session:
+                self._prepare(session, ctrl_c)
                 while self.epoch < self.epochs and not self.history.stop_reason:
                     self._epoch(session, data, ctrl_c)
             if self._interrupted:
@@ -197,6 +198,14 @@ class Training:
                 stacklevel=3,
             )
         return self.history
+
+    def _prepare(self, session: Session, ctrl_c: _CtrlC) -> None:
+        """Let the backend compile; Ctrl-C ends that before it is done, since no step is at hand."""
+        try:
+            self.model.backend.prepare(session, ctrl_c.check)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            self.stop("interrupted")
 
     def _check_schedule(self) -> None:
         schedule = self.model._state.optimizer.schedule  # type: ignore[union-attr]
@@ -378,6 +387,11 @@ class _CtrlC:
     def __exit__(self, *_: object) -> None:
         if self._installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where Ctrl-C was pressed."""
+        if self.pressed:
+            raise KeyboardInterrupt
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.pressed:

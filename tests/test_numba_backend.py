@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import subprocess
 import sys
 import textwrap
@@ -138,6 +139,38 @@ def test_it_works_under_joblib(tmp_path):
     (tmp_path / "script.py").write_text(textwrap.dedent(UNDER_JOBLIB))
     command = [sys.executable, str(tmp_path / "script.py")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+INTERRUPTED = """
+    import os, signal, sys, threading, time, warnings
+    import numpy as np
+    import fastmlp
+    from fastmlp.backends import numba_backend
+
+    numba_backend.LONG_SECONDS = 0.2
+    model = fastmlp.MLP((5, 4, 3), backend="numba", seed=0)
+    before = [w.copy() for w in model.get_weights()]
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = model.fit(np.eye(5), [0, 1, 2, 0, 1], epochs=10**9, verbose=0)
+    assert history.stop_reason == "interrupted" and model.steps == 0
+    assert "after 0 whole steps" in str(caught[0].message), caught
+    assert all((a == b).all() for a, b in zip(before, model.get_weights()))
+    print(len(sys.modules["fastmlp.kernels.cpu.train"].train_thread.overloads))
+"""
+
+
+@needs_jit
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
+def test_ctrl_c_while_kernels_are_compiled_ends_that(tmp_path):
+    command = [sys.executable, "-P", "-c", textwrap.dedent(INTERRUPTED)]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "0\n"
+    assert done.stderr.startswith(
+        "compiling the kernels for float32, which takes about ten seconds, once on this machine"
+    )
 
 
 def test_the_kernels_know_every_activation_loss_and_optimizer_by_name():

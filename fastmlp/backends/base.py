@@ -295,6 +295,12 @@ class Backend(ABC):
         norms = sum(self.squared_norm(params[s.slice]) for s in plan.segments if s.is_weight) if plan.spec.l2 else 0.0
         return loss * inverse_total + 0.5 * plan.spec.l2 * norms
 
+    def prepare(self, session: Session, check: Callable[[], None]) -> None:  # noqa: B027 (most have nothing to do)
+        """Do what the first step of a session would wait for, such as compiling.
+
+        `check` is called every now and then; what it raises (KeyboardInterrupt) ends the preparation.
+        """
+
     def train_steps(
         self,
         session: Session,

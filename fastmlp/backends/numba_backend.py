@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastmlp.backends import Availability, blas
 from fastmlp.backends.base import Rows, StepReport
 from fastmlp.backends.numba_operations import NumbaOperations
 from fastmlp.backends.numba_session import NumbaSession
+from fastmlp.batching import DeviceData
 from fastmlp.session import Session
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _log = logging.getLogger("fastmlp")
 
 ALONE = 1_000_000
 """Floating-point operations of a step up to which one thread is faster than several that wait for each other."""
+LONG_SECONDS = 1.5
+"""Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
 ROWS_A_THREAD = 64
 """Prediction uses another thread only where it has at least so many rows to run."""
 
@@ -98,6 +102,24 @@ class NumbaBackend(NumbaOperations):
 
     # --- coarse operations ---
 
+    def prepare(self, session: Session, check: Callable[[], None] = lambda: None) -> None:
+        plan = session.plan
+        assert isinstance(session, NumbaSession) and plan.optimizer is not None
+        if session.compiled or not (_compiles(plan) and plan.optimizer.compiled):
+            return
+        from fastmlp.kernels.cpu.compiling import checking
+        from fastmlp.kernels.cpu.train import train_thread
+
+        # by one thread, before others wait for each other in it; no step is taken
+        row = DeviceData(np.zeros((1, plan.spec.units[0]), plan.dtype), np.zeros(1, np.int64), None)
+        with _said_if_it_takes_long(plan.dtype), checking(check):
+            train_thread(
+                *(0, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
+                *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 5)), np.uint64(0), np.uint64(0)),
+                *(np.zeros(3), np.zeros(1, np.int64)),
+            )
+        session.compiled = True
+
     def train_steps(
         self,
         session: Session,
@@ -115,6 +137,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.train import train_thread
 
         assert isinstance(session, NumbaSession)
+        self.prepare(session)
         threads = session.threads
         done = np.zeros(1, np.int64)
         memory = session.memory
@@ -124,9 +147,6 @@ class NumbaBackend(NumbaOperations):
             *(np.asarray(order, np.int64), plan.batch, first, table, np.uint64(state.key), np.uint64(state.step)),
             *(totals, done),
         )
-        if threads > 1 and not session.compiled:  # by one thread, before others wait for each other in it
-            train_thread(0, 1, *arguments[1:9], table[:0], *arguments[10:])
-        session.compiled = True
         _on_threads(threads, lambda t: train_thread(t, *arguments))
         steps = int(done[0])
         state.step += steps
@@ -192,6 +212,24 @@ def _say_composed(names: tuple[str, ...]) -> None:
         "%s: a function of your own cannot be compiled, so training and prediction run step by step, as on NumPy",
         ", ".join(names),
     )
+
+
+@contextlib.contextmanager
+def _said_if_it_takes_long(dtype: np.dtype[Any]) -> Iterator[None]:
+    """Say that kernels are compiled, once it is clear that they are not just read from the cache."""
+    from fastmlp.kernels.cpu.compiling import cache_folder
+
+    how_often = "once on this machine (`fastmlp warmup` does it ahead)"
+    if cache_folder() is None:
+        how_often = "in each process, since no cache folder can be written: set NUMBA_CACHE_DIR"
+    message = "compiling the kernels for %s, which takes about ten seconds, %s"
+    notice = threading.Timer(LONG_SECONDS, _log.warning, (message, dtype, how_often))
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
 
 
 def _compiles(plan: Plan) -> bool:

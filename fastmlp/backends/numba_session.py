@@ -85,6 +85,12 @@ class NumbaSession(Session):
             state.params, grads, moments[0], moments[1], none if state.average is None else state.average
         )
 
+    def no_buffers(self) -> Any:
+        """Return flat buffers of nothing, for a call that takes no step."""
+        from fastmlp.kernels.cpu import records
+
+        return records.Buffers(*[self.buffer("none", (0,), self.plan.dtype)] * 5)
+
     def _memory(self, batch: int, threads: int, *, training: bool) -> Any:
         from fastmlp.kernels.cpu import records
         from fastmlp.kernels.cpu.losses import work_size

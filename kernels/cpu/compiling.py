@@ -7,11 +7,13 @@ them as LLVM wrote them down, and only what Python calls (`entry`) is optimised:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import hashlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,27 @@ FASTMATH = {"nsz", "contract"}
 
 # What Python gets for a part: calling it is a TypeError.
 _NOT_FOR_PYTHON = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value
+
+
+_waiting = threading.local()
+
+
+@contextlib.contextmanager
+def checking(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` between the parts of what this thread compiles; it may raise, and all that is compiled is kept.
+
+    An exception that a signal raises just anywhere would get lost in the compiler's callbacks.
+    """
+    _waiting.check = check
+    try:
+        yield
+    finally:
+        del _waiting.check
+
+
+def _check() -> None:
+    if hasattr(_waiting, "check"):
+        _waiting.check()
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -57,6 +80,11 @@ class _EntryLibrary(JITCodeLibrary):
         self._linking_libraries = found
         super().finalize()
 
+    def _optimize_final_module(self) -> None:
+        _check()
+        super()._optimize_final_module()
+        _check()
+
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _PartLowering(NativeLowering):
@@ -65,6 +93,7 @@ class _PartLowering(NativeLowering):
     _name = "fastmlp_part_lowering"
 
     def run_pass(self, state: Any) -> bool:
+        _check()
         state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
         super().run_pass(state)
