@@ -351,7 +351,7 @@ class MLP:
             )
             run.restore_callbacks(path, header, tensors)
             self._checkpoint = None
-            here = self._backend.choices()
+            here = run.adopt(header["platform"])
             if here != header["platform"]:
                 changed = [k for k in {**here, **header["platform"]} if here.get(k) != header["platform"].get(k)]
                 was = ", ".join(f"{k} {header['platform'].get(k)!r}, now {here.get(k)!r}" for k in sorted(changed))

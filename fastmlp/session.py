@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -58,20 +59,42 @@ class Session:
 
     It outlives a call of `fit` or `predict`, so that a second one allocates nothing.  One thread uses it at a time.
 
+    Attributes
+    ----------
+    call_seconds : float
+        How long a call to `train_steps` should last at most.
+    meanwhile : callable or None
+        What the host may do while a device works; a backend that waits for one calls it before it does.
+
     Parameters
     ----------
     backend : Backend
     plan : Plan
     """
 
+    call_seconds: ClassVar[float] = math.inf
+
     def __init__(self, backend: Backend, plan: Plan) -> None:
         self.backend, self.plan = backend, plan
+        self.meanwhile: Callable[[], object] | None = None
         self.seconds_per_step = 0.0
         """How long a training step took last; the loop chooses by it how many to ask for at once."""
         self._buffers: dict[object, Array] = {}
         self._targets: Array | None = None
         self._rows: dict[int, RowViews] = {}
         self._bound: dict[object, tuple[Array, Any]] = {}
+
+    def choices(self) -> dict[str, Any]:
+        """Return `Backend.choices`, those made for this plan included."""
+        return self.backend.choices()
+
+    def adopt(self, choices: Mapping[str, Any]) -> None:
+        """Make the choices of a run that goes on, as far as they are left open."""
+        return
+
+    def release(self) -> None:
+        """Let go of what is needed only while a run lasts."""
+        return
 
     # The memory of the composed operations, each part allocated when it is first asked for.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from fastmlp.backends import Availability
 from fastmlp.backends.base import Rows, StepReport
 from fastmlp.backends.cuda_probe import cuda_availability
-from fastmlp.backends.cuda_products import BlasProducts, OwnProducts
+from fastmlp.backends.cupy_choice import choose_way, make_step
 from fastmlp.backends.cupy_operations import CupyOperations
 from fastmlp.backends.cupy_step import TrainingStep
 from fastmlp.session import Session
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
 
-_log = logging.getLogger("fastmlp")
-
-CAPTURED_BELOW = 2e9
-"""Floating point operations of a step: up to here launches are expected to cost more than cuBLAS gains."""
 WAYS = ("auto", "captured", "eager")
 
 
@@ -51,8 +46,8 @@ class CupyBackend(CupyOperations):
         digits are left.
     way : str
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
-        ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, captured where a step has less than
-        2e9 floating point operations.
+        ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two, measured at the
+        first fit of a network and batch size (logged, and kept in checkpoints).
 
     Raises
     ------
@@ -71,6 +66,9 @@ class CupyBackend(CupyOperations):
             raise ValueError("tf32=True is for cuBLAS, which captured steps do not use; choose way='eager' or 'auto'")
         super().__init__(import_cupy(), tf32=tf32)
         self._way = way
+        self._ways: dict[Plan, str] = {}
+        self.proven: set[str] = set()
+        """Names of kernels that compute rightly on this device, in graphs too."""
 
     def __repr__(self) -> str:
         return f"CupyBackend(tf32={self._tf32}, way={self._way!r})"
@@ -86,13 +84,25 @@ class CupyBackend(CupyOperations):
         """How many multiprocessors the device has."""
         return int(self._cupy.cuda.Device().attributes["MultiProcessorCount"])
 
-    def runs_captured(self, plan: Plan) -> bool:
-        """Return whether the steps of a plan run as graphs."""
-        units = plan.spec.units
-        operations = 6.0 * plan.batch * sum(i * o for i, o in pairwise(units))
-        chosen = self._way == "captured" or (self._way == "auto" and not self._tf32 and operations < CAPTURED_BELOW)
-        _log.info("cupy: steps of %.3g operations run %s", operations, "captured" if chosen else "eagerly")
-        return chosen
+    def way_of(self, plan: Plan, state: TrainState, data: Rows, resumed: str | None) -> str:
+        """Return the way that the steps of a plan run; where it is left open, it is measured once.
+
+        Parameters
+        ----------
+        plan : Plan
+        state : TrainState
+            Not changed.
+        data : Rows
+        resumed : str, optional
+            The way of the run that goes on, which is taken where the choice is left to the backend.
+        """
+        if self._way == "eager" or self._tf32:
+            return "eager"
+        wanted = resumed or "auto" if self._way == "auto" else self._way
+        found = self._ways.get(plan)
+        if found is None or (resumed is not None and found != wanted):
+            found = self._ways[plan] = choose_way(self, plan, state, data, wanted)
+        return found
 
     def train_steps(
         self,
@@ -109,7 +119,8 @@ class CupyBackend(CupyOperations):
         if not (plan.spec.compiled and plan.optimizer.compiled):
             return super().train_steps(session, state, data, order, table, first, totals)
         assert isinstance(session, CupySession)
-        done, finite, report = session.training(state, data).run(order, table, first, state.step)
+        step = session.training(state, data)
+        done, finite, report = step.run(order, table, first, state.step, session.meanwhile)
         for sums in report:
             totals += sums
         state.step += done
@@ -118,19 +129,36 @@ class CupyBackend(CupyOperations):
 
 
 class CupySession(Session):
-    """A session that also keeps its training steps, with their memory and graphs, from call to call."""
+    """A session that also keeps its training steps, with their memory and graphs, while a run lasts."""
+
+    call_seconds = 0.05
 
     def __init__(self, backend: CupyBackend, plan: Plan) -> None:
         super().__init__(backend, plan)
         self._cupy_backend = backend
         self._training: TrainingStep | None = None
+        self._way: str | None = None
+        self._resumed: str | None = None
+
+    def choices(self) -> dict[str, Any]:
+        choices = self._cupy_backend.choices()
+        return {**choices, "way": self._way or self._resumed or choices["way"]}
+
+    def adopt(self, choices: Mapping[str, Any]) -> None:
+        own = self._cupy_backend.choices()
+        alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
+        if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
+            self._resumed, self._way, self._training = choices["way"], None, None
 
     def training(self, state: TrainState, data: Rows) -> TrainingStep:
         """Return the steps that train these buffers on this data; made anew for others."""
         if self._training is None or not self._training.fits(state, data):
             self._training = None  # its memory is free before more is taken
             backend = self._cupy_backend
-            captured = backend.runs_captured(self.plan)
-            products = (OwnProducts if captured else BlasProducts)(backend, backend.multiprocessors)
-            self._training = TrainingStep(backend, products, self.plan, state, data, captured=captured)
+            if self._way is None:
+                self._way = backend.way_of(self.plan, state, data, self._resumed)
+            self._training = make_step(backend, self.plan, state, data, captured=self._way == "captured")
         return self._training
+
+    def release(self) -> None:
+        self._training = None
