@@ -226,12 +226,13 @@ class SessionPool:
             found = next((s for s in self._idle if s.plan == plan), None)
             if found is not None:
                 self._idle.remove(found)
-        session = found or self.backend.open(plan)
         try:
-            yield session
+            with self.backend.working():
+                session = found = found or self.backend.open(plan)
+                yield session
         finally:
             with self._lock:
-                self._idle.append(session)
+                self._idle += [] if found is None else [found]
                 dropped = self._idle[:-_KEPT_SESSIONS]
                 del self._idle[:-_KEPT_SESSIONS]
             for old in dropped:

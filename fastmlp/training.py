@@ -352,7 +352,7 @@ class Training:
         state = self.model._state
         assert state.optimizer is not None
         if not self._fingerprint:
-            self._fingerprint = self._data.fingerprint()
+            self._fingerprint = self._data.fingerprint(self.model.backend)
         header, tensors = self.model._contents()
         kept: list[dict[str, Any]] = []
         for callback in self.callbacks:

@@ -11,13 +11,17 @@ here.  Row weights may be None, which means 1 each.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.exchange import lies_on_gpu
+from fastmlp.errors import DataError
 from fastmlp.optimizers import StepScalars
 from fastmlp.session import RowViews, Session
 
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import Optimizer
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
+
+
+_NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 class Rows(Protocol):
@@ -78,6 +85,43 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return an array of this backend as a NumPy array, without a copy where that can be."""
+
+    def take(self, array: Any, argument: str) -> Array | None:
+        """Return an array that lies on a GPU as one of this backend's, without a copy; None where NumPy can read it.
+
+        Parameters
+        ----------
+        array : array of any library
+        argument : str
+            What it was given as.
+
+        Raises
+        ------
+        DataError
+            It lies where this backend cannot reach it; the message says where, and the cure.
+        """
+        if lies_on_gpu(array):
+            whose = f"{type(array).__module__}.{type(array).__name__}"
+            raise DataError(
+                f"{argument} lies on a GPU, a {whose}, and the model runs on the {self.name} backend; move the model "
+                "there with model.to('cupy'), or pass a copy in host memory"
+            )
+        return None
+
+    def working(self) -> AbstractContextManager[object]:
+        """Return a context for the work of a call: a stream of this backend's own, where there are streams.
+
+        It begins after what the caller has queued, and ends before what the caller queues next.
+        """
+        return _NOTHING
+
+    def placed(self) -> AbstractContextManager[object]:
+        """Return a context in which arrays are made where this backend is, but belong to the caller."""
+        return _NOTHING
+
+    def rows_at_once(self, row_bytes: int) -> int:
+        """Return how many rows of an array in host memory may be brought to the backend at once."""
+        return sys.maxsize
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of zeros."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from fastmlp.backends.cuda_probe import cuda_availability
 from fastmlp.backends.cupy_choice import choose_way, make_step
 from fastmlp.backends.cupy_operations import CupyOperations
 from fastmlp.backends.cupy_step import TrainingStep
+from fastmlp.backends.exchange import lies_on_gpu, speaks_dlpack
+from fastmlp.errors import DataError
 from fastmlp.session import Session
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
 
+_UPLOAD = 256 * 2**20
+"""Bytes, at most, of an array in host memory that are brought to the device at once, where it can be cut."""
 WAYS = ("auto", "captured", "eager")
 
 
@@ -65,6 +70,10 @@ class CupyBackend(CupyOperations):
         if tf32 and way == "captured":
             raise ValueError("tf32=True is for cuBLAS, which captured steps do not use; choose way='eager' or 'auto'")
         super().__init__(import_cupy(), tf32=tf32)
+        cuda = self._cupy.cuda
+        self.device = int(cuda.Device().id)
+        """The number of the GPU that it runs on."""
+        self._stream = cuda.Stream(non_blocking=True)
         self._way = way
         self._ways: dict[Plan, str] = {}
         self.proven: set[str] = set()
@@ -75,6 +84,62 @@ class CupyBackend(CupyOperations):
 
     def choices(self) -> dict[str, Any]:
         return {"backend": self.name, "cupy": self._cupy.__version__, "tf32": self._tf32, "way": self._way}
+
+    # --- arrays and streams of others ---
+
+    def take(self, array: Any, argument: str) -> Array | None:
+        if not lies_on_gpu(array):
+            return None
+        whose = f"{type(array).__module__}.{type(array).__name__}"
+        own: Array = array
+        if not isinstance(array, self._cupy.ndarray):
+            number = array.__dlpack_device__()[1] if speaks_dlpack(array) else None
+            if number is None or number == self.device:
+                try:
+                    with self.placed():
+                        # by DLPack its owner makes our stream wait; the other protocol makes the host wait
+                        own = self._cupy.asarray(array) if number is None else self._cupy.from_dlpack(array)
+                except (BufferError, RuntimeError, TypeError, ValueError) as e:
+                    raise DataError(f"{argument} cannot be taken as it lies on the GPU, a {whose}: {e}") from e
+        else:
+            number = None
+        number = own.device.id if number is None else number
+        if number != self.device:
+            raise DataError(
+                f"{argument} lies on GPU {number}, a {whose}, and the model is on GPU {self.device}; copy it there, or "
+                f"make a backend within `with cupy.cuda.Device({number})`, by fastmlp.get_backend('cupy', way='auto'), "
+                "and move the model to it"
+            )
+        return own
+
+    def to_numpy(self, array: Array) -> NDArray[Any]:
+        with self.placed():
+            return super().to_numpy(array)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        with self.placed():
+            caller = self._cupy.cuda.get_current_stream()
+            if caller.ptr == self._stream.ptr:
+                yield
+                return
+            self._stream.wait_event(caller.record())
+            try:
+                with self._stream:
+                    yield
+            except BaseException:
+                with contextlib.suppress(*self.cuda_errors):
+                    caller.wait_event(self._stream.record())
+                raise
+            caller.wait_event(self._stream.record())
+
+    def placed(self) -> contextlib.AbstractContextManager[object]:
+        device: contextlib.AbstractContextManager[object] = self._cupy.cuda.Device(self.device)
+        return device
+
+    def rows_at_once(self, row_bytes: int) -> int:
+        memory = self.memory_info()
+        return max(min(_UPLOAD, (memory["free"] + memory["kept"]) // 4) // max(row_bytes, 1), 1)
 
     def open(self, plan: Plan) -> Session:
         return CupySession(self, plan)
