@@ -203,6 +203,7 @@ def test_targets_of_the_gpu_mean_what_they_mean_in_host_memory(targets):
     train(models[1], x, y)
     for a, b in zip(*(m.get_weights() for m in models), strict=True):
         assert_same_bits(a, b)
+    assert models[0].evaluate(cp.asarray(x), cp.asarray(y)) == models[1].evaluate(x, y)
 
 
 def test_arrays_in_host_memory_that_know_dlpack_alone_are_read():
@@ -317,6 +318,7 @@ def test_results_belong_to_the_callers_stream(monkeypatch):
         there, labels = cp.asarray(x), cp.asarray(y)
         results = [model.predict(there), model.predict_proba(there), model.predictor().outputs(there[0])]
         results += model.loss_and_gradients(there, labels)[1]
+        results.append(model_on(model.backend, loss="mean_squared_error").predict(there))
     # what is freed on that stream may be used again on it alone
     assert {owners[r._memory] for r in results} == {stream}
     assert owners[model._state.params._memory] is not stream
