@@ -282,6 +282,7 @@ class MLP:
                 metrics=check_metrics(metrics),
                 callbacks=check_callbacks(callbacks, verbose),
             )
+            run.check_memory(chosen)
             self._checkpoint = None
             before = (
                 self._state.optimizer,
@@ -356,6 +357,8 @@ class MLP:
                 callbacks=check_callbacks(callbacks, verbose),
             )
             run.restore_callbacks(path, header, tensors)
+            assert self._state.optimizer is not None
+            run.check_memory(self._state.optimizer)
             self._checkpoint = None
             here = run.adopt(header["platform"])
             if here != header["platform"]:
@@ -720,6 +723,37 @@ class MLP:
                 state.average = None if average is None else where.copy(average)
             self._backend, self._pool = where, SessionPool(where)
         return self
+
+    def memory_estimate(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        batch_size: int = 128,
+        optimizer: Optimizer | str | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> dict[str, int]:
+        """Return how many bytes `fit` would take where the model runs, beside what is there already.
+
+        Nothing is allocated.  What prediction and validation take comes on top, and is small: they work in chunks.  The
+        first fit on a GPU uses copies of the parameters too, where there is room.
+
+        Parameters
+        ----------
+        x, y, batch_size, optimizer, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        dict
+            ``parameters``, with the optimizer's moments and an average of the weights; ``data``, the copy on a GPU;
+            ``order``, of the rows of an epoch; ``workspace``, what a training step works in; ``total``.
+        """
+        data = self._check(x, y, sample_weight)
+        rows = min(check_count("batch_size", batch_size), len(data))
+        chosen = self._choose_optimizer(optimizer).without_schedule()
+        found = self._backend.memory_estimate(Plan(self._spec, rows, self._dtype, True, chosen), data)
+        return {**found, "total": sum(found.values())}
 
     def close(self) -> None:
         """Let go of the memory (and, in compiled backends, the threads) that is kept between calls.

@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
+    from fastmlp.batching import HostData
     from fastmlp.plan import Plan
 
 CHUNK = 65536
@@ -206,6 +207,21 @@ class Session:
     def close(self) -> None:
         """Let go of all memory; the session cannot be used again."""
         self.__dict__.clear()
+
+
+def training_bytes(plan: Plan, data: HostData) -> int:
+    """Return the bytes that a `Session` allocates for training steps composed of fine operations."""
+    spec, batch = plan.spec, plan.batch
+    units = spec.units
+    numbers = batch * units[0] + plan.layout.size + CHUNK + 3 * batch + 2 * batch * max(units[1:])
+    numbers += batch * sum(units[1:]) + batch * sum(units[min(spec.lowest_trainable, spec.layers - 1) + 1 :])
+    numbers += batch * sum(o for o, needed in zip(units[1:], plan.needs_slope, strict=True) if needed)
+    numbers += batch * units[0] if spec.dropout[0] else 0
+    numbers += plan.layout.size if spec.l2 else 0
+    targets = batch * (data.y.itemsize if data.y.ndim == 1 else units[-1] * plan.dtype.itemsize)
+    sources = [(data.x, units[0]), *([(data.y, units[-1])] if data.y.ndim == 2 else [])]
+    converted = sum(batch * width * a.dtype.itemsize for a, width in sources if a.dtype != plan.dtype)
+    return int(numbers * plan.dtype.itemsize + targets + converted)
 
 
 class SessionPool:

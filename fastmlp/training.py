@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.callbacks import Callback
     from fastmlp.model import MLP
+    from fastmlp.optimizers import Optimizer
     from fastmlp.session import Session
 
 CALL_SECONDS = 0.2
@@ -211,11 +212,18 @@ class Training:
             )
         return self.history
 
-    def _plan(self) -> Plan:
+    def check_memory(self, optimizer: Optimizer) -> None:
+        """Raise MemoryError where the run does not fit on the backend, before anything is made for it."""
+        state = self.model._state
+        buffers = 0 if state.optimizer == optimizer else optimizer.moments + (optimizer.ema is not None)
+        more = buffers * state.layout.size * self.model.dtype.itemsize
+        self.model.backend.check_memory(self._plan(optimizer), self._data, more)
+
+    def _plan(self, optimizer: Optimizer | None = None) -> Plan:
         model = self.model
-        assert model._state.optimizer is not None
-        optimizer = model._state.optimizer.without_schedule()
-        return Plan(model.spec, self._progress.batch_size, model.dtype, True, optimizer)
+        optimizer = optimizer or model._state.optimizer
+        assert optimizer is not None
+        return Plan(model.spec, self._progress.batch_size, model.dtype, True, optimizer.without_schedule())
 
     def adopt(self, choices: Mapping[str, Any]) -> dict[str, Any]:
         """Make the choices of the run that goes on, as far as they are left open; return those of this run."""

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from fastmlp.backends.exchange import lies_on_gpu
 from fastmlp.errors import DataError
 from fastmlp.optimizers import StepScalars
-from fastmlp.session import RowViews, Session
+from fastmlp.session import RowViews, Session, training_bytes
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.batching import HostData
     from fastmlp.losses import Loss
     from fastmlp.optimizers import Optimizer
     from fastmlp.plan import Plan
@@ -142,6 +143,40 @@ class Backend(ABC):
     def memory_info(self) -> dict[str, int]:
         """Return what is known of the memory that arrays live in, in bytes; may be empty."""
         return {}
+
+    def memory_estimate(self, plan: Plan, data: HostData) -> dict[str, int]:
+        """Return the bytes that training takes here, by what they are for; nothing is allocated.
+
+        Parameters
+        ----------
+        plan : Plan
+        data : HostData
+            What would be trained on; neither read nor copied.
+        """
+        assert plan.optimizer is not None, "the plan was made for prediction"
+        buffers = 1 + plan.optimizer.moments + (plan.optimizer.ema is not None)
+        return {
+            "parameters": buffers * plan.layout.size * plan.dtype.itemsize,
+            "data": 0,
+            "order": 8 * len(data),
+            "workspace": self.workspace_bytes(plan, data),
+        }
+
+    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+        """Return the bytes that training steps work in."""
+        return training_bytes(plan, data)
+
+    def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
+        """Raise MemoryError, with the figures and what would fit, where training on some data does not fit.
+
+        Parameters
+        ----------
+        plan : Plan
+        data : HostData
+        more : int
+            Bytes of moments and the like that are to be made first.
+        """
+        return
 
     def choices(self) -> dict[str, Any]:
         """Return what the bits of a result depend on besides the numbers put in: this backend, its threads, its BLAS.

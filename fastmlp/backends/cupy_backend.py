@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from fastmlp.backends import Availability
 from fastmlp.backends.base import Rows, StepReport
 from fastmlp.backends.cuda_probe import cuda_availability
+from fastmlp.backends.cuda_products import BlasProducts, OwnProducts, StepProducts
 from fastmlp.backends.cupy_choice import choose_way, make_step
+from fastmlp.backends.cupy_memory import arena_bytes, check_fit, data_bytes
 from fastmlp.backends.cupy_operations import CupyOperations
 from fastmlp.backends.cupy_step import TrainingStep
 from fastmlp.backends.exchange import lies_on_gpu, speaks_dlpack
@@ -21,11 +23,14 @@ from fastmlp.session import Session
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.batching import HostData
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
 
 _UPLOAD = 256 * 2**20
 """Bytes, at most, of an array in host memory that are brought to the device at once, where it can be cut."""
+TF32_FROM = 80
+"""Compute capability from which tensor cores multiply TF32."""
 WAYS = ("auto", "captured", "eager")
 
 
@@ -48,7 +53,7 @@ class CupyBackend(CupyOperations):
     ----------
     tf32 : bool
         Let float32 products of cuBLAS round their factors to 11 bits, on tensor cores: faster, and about three decimal
-        digits are left.
+        digits are left.  It is asked for with each product; no switch of the process is touched.
     way : str
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
         ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two, measured at the
@@ -57,7 +62,7 @@ class CupyBackend(CupyOperations):
     Raises
     ------
     ValueError, TypeError
-        An option is not one of these, or the two contradict each other.
+        An option is not one of these, the two contradict each other, or the GPU cannot do it.
     """
 
     name: ClassVar[str] = "cupy"
@@ -71,6 +76,12 @@ class CupyBackend(CupyOperations):
             raise ValueError("tf32=True is for cuBLAS, which captured steps do not use; choose way='eager' or 'auto'")
         super().__init__(import_cupy(), tf32=tf32)
         cuda = self._cupy.cuda
+        capability = int(cuda.Device().compute_capability)
+        if tf32 and capability < TF32_FROM:
+            raise ValueError(
+                f"tf32=True needs a GPU of compute capability {TF32_FROM / 10} (Ampere, 2020) or newer, whose "
+                f"tensor cores know it; this one has {capability / 10}: leave tf32 out"
+            )
         self.device = int(cuda.Device().id)
         """The number of the GPU that it runs on."""
         self._stream = cuda.Stream(non_blocking=True)
@@ -141,13 +152,39 @@ class CupyBackend(CupyOperations):
         memory = self.memory_info()
         return max(min(_UPLOAD, (memory["free"] + memory["kept"]) // 4) // max(row_bytes, 1), 1)
 
+    # --- memory ---
+
+    def _ways_of(self, plan: Plan) -> list[StepProducts]:
+        """Return the products with which the steps of a plan may run, as far as is known."""
+        way = "eager" if self._tf32 else self._ways.get(plan, self._way)
+        own, blas = OwnProducts(self, self.multiprocessors), BlasProducts(self, self.multiprocessors)
+        ways: dict[str, list[StepProducts]] = {"captured": [own], "eager": [blas], "auto": [own, blas]}
+        return ways[way]
+
+    def memory_info(self) -> dict[str, int]:
+        with self.placed():
+            return super().memory_info()
+
+    def memory_estimate(self, plan: Plan, data: HostData) -> dict[str, int]:
+        # two orders, because the next is made while one is worked through; the step has its own copy
+        return {**super().memory_estimate(plan, data), "data": data_bytes(plan, data), "order": 16 * len(data)}
+
+    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+        if not _compiled(plan):
+            return super().workspace_bytes(plan, data)
+        return max(arena_bytes(plan, products, data) for products in self._ways_of(plan))
+
+    def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
+        if _compiled(plan):
+            check_fit(plan, self._ways_of(plan), data, more, self.memory_info())
+
     def open(self, plan: Plan) -> Session:
         return CupySession(self, plan)
 
     @property
     def multiprocessors(self) -> int:
         """How many multiprocessors the device has."""
-        return int(self._cupy.cuda.Device().attributes["MultiProcessorCount"])
+        return int(self._cupy.cuda.Device(self.device).attributes["MultiProcessorCount"])
 
     def way_of(self, plan: Plan, state: TrainState, data: Rows, resumed: str | None) -> str:
         """Return the way that the steps of a plan run; where it is left open, it is measured once.
@@ -180,8 +217,7 @@ class CupyBackend(CupyOperations):
         totals: NDArray[np.float64],
     ) -> StepReport:
         plan = session.plan
-        assert plan.optimizer is not None, "the session was made for prediction"
-        if not (plan.spec.compiled and plan.optimizer.compiled):
+        if not _compiled(plan):
             return super().train_steps(session, state, data, order, table, first, totals)
         assert isinstance(session, CupySession)
         step = session.training(state, data)
@@ -191,6 +227,12 @@ class CupyBackend(CupyOperations):
         state.step += done
         state.optimizer_step += done
         return StepReport(done, finite)
+
+
+def _compiled(plan: Plan) -> bool:
+    """Return whether all that a plan does is in kernels."""
+    assert plan.optimizer is not None, "the session was made for prediction"
+    return plan.spec.compiled and plan.optimizer.compiled
 
 
 class CupySession(Session):

@@ -260,7 +260,7 @@ def choose_way(backend: CupyBackend, plan: Plan, state: TrainState, data: Rows, 
     except MemoryError as e:
         if wanted == "captured":
             raise
-        _log.info("cupy: steps run eagerly, since %s", e)
+        _log.info("cupy: steps run eagerly, since %s", str(e))  # a record with the error would keep its frames alive
         return "eager"
     if doubt:
         text = (
@@ -282,7 +282,7 @@ def _doubt(backend: CupyBackend, plan: Plan, state: TrainState, data: Rows) -> s
     try:
         doubt = prove(backend, plan, state, data)
     except MemoryError as e:
-        _log.warning("cupy: there is no memory to prove captured steps on this GPU before they train (%s)", e)
+        _log.warning("cupy: there is no memory to prove captured steps on this GPU before they train (%s)", str(e))
         return ""
     if not doubt:
         backend.proven |= kernels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from fastmlp.backends.cuda_products import StepProducts
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.batching import HostData
     from fastmlp.plan import Plan
 
 NORM_BLOCKS = 256
@@ -116,15 +117,79 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
 def check_room(needed: int, plan: Plan, products: StepProducts, x: Array, y: Array, memory: Mapping[str, int]) -> None:
     """Raise MemoryError, with the figures and what would fit, where a step does not fit on the device."""
     free = memory.get("free", needed) + memory.get("kept", 0)
-    if needed <= free:
-        return
+    if needed > free:
+        cure = _largest_batch(plan, products, len(x), y, free)
+        raise MemoryError(
+            f"training in batches of {plan.batch} rows needs {needed:,} bytes on the device beside the data "
+            f"({x.nbytes:,} bytes) and the parameters; {free:,} are free; {cure}"
+        )
+
+
+def _largest_batch(plan: Plan, products: StepProducts, rows: int, y: Array, free: int) -> str:
+    """Say what would fit into so many bytes."""
     low, high = 0, plan.batch  # the largest batch that fits is in low..high - 1
     while high - low > 1:
         middle = (low + high) // 2
-        fits = step_arena(replace(plan, batch=middle), products, len(x), y).nbytes <= free
+        fits = step_arena(replace(plan, batch=middle), products, rows, y).nbytes <= free
         low, high = (middle, high) if fits else (low, middle)
-    cure = f"the largest batch that fits is {low}" if low else "not even a batch of one row fits: use a smaller network"
+    return f"the largest batch that fits is {low}" if low else "not even a batch of one row fits: use a smaller network"
+
+
+def held_types(plan: Plan, x: Array, y: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Return the types in which inputs and targets lie on the device while a step gathers them."""
+    held = x.dtype.name in ("uint8", "float32", "float64")
+    return x.dtype if held else plan.dtype, np.dtype(np.int64) if y.ndim == 1 else plan.dtype
+
+
+def arena_bytes(plan: Plan, products: StepProducts, data: HostData) -> int:
+    """Return the bytes that a training step on some data works in."""
+    return step_arena(plan, products, len(data), _held_targets(plan, data)).nbytes
+
+
+def _held_targets(plan: Plan, data: HostData) -> NDArray[Any]:
+    """Return no rows of what the targets are on the device."""
+    return np.empty((0, *data.y.shape[1:]), held_types(plan, data.x, data.y)[1])
+
+
+def data_bytes(plan: Plan, data: HostData) -> int:
+    """Return the bytes that a data set takes on the device, beside what lies there already."""
+    types = (*held_types(plan, data.x, data.y), plan.dtype)
+    here = (data.x, data.y, data.weights)
+    there = (None if isinstance(data.x, np.ndarray) else data.x, data.y_there, data.weights_there)
+    total = 0
+    for array, own, held in zip(here, there, types, strict=True):
+        if array is not None:
+            total += array.nbytes if own is None else 0
+            total += array.size * held.itemsize if array.dtype != held else 0  # a copy is converted
+    return total
+
+
+def check_fit(plan: Plan, ways: Sequence[StepProducts], data: HostData, more: int, memory: Mapping[str, int]) -> None:
+    """Raise MemoryError, with the figures and what would fit, where a run in any of some ways does not fit.
+
+    Parameters
+    ----------
+    plan : Plan
+    ways : sequence of StepProducts
+    data : HostData
+    more : int
+        Bytes of moments and the like that are to be made first.
+    memory : mapping
+        What `Backend.memory_info` returns.
+    """
+    free, rows = memory["free"] + memory["kept"], len(data)
+    resident = data_bytes(plan, data) + 16 * rows
+    arenas = {products: arena_bytes(plan, products, data) for products in ways}
+    products = min(arenas, key=lambda p: arenas[p])
+    needed = more + resident + arenas[products]
+    if needed <= free:
+        return
+    left = free - more - resident
+    if left > 0:
+        cure = _largest_batch(plan, products, rows, _held_targets(plan, data), left)
+    else:
+        cure = f"of the data, about {max(free - more, 0) * rows // (2 * resident):,} rows would"
     raise MemoryError(
-        f"training in batches of {plan.batch} rows needs {needed:,} bytes on the device beside the data ({x.nbytes:,} "
-        f"bytes) and the parameters; {free:,} are free; {cure}"
+        f"fit needs {needed:,} bytes on the GPU: {resident:,} for {rows:,} rows of data, {arenas[products]:,} for "
+        f"batches of {plan.batch} rows, {more:,} for the optimizer; {free:,} are free; {cure}"
     )

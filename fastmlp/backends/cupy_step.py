@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastmlp.backends import cuda_source
 from fastmlp.backends.cuda_kernels import column_grid, row_grid
 from fastmlp.backends.cuda_products import Masks, StepProducts
-from fastmlp.backends.cupy_memory import NORM_BLOCKS, check_room, chunk_table, slabs_of, step_arena
+from fastmlp.backends.cupy_memory import NORM_BLOCKS, check_room, chunk_table, held_types, slabs_of, step_arena
 from fastmlp.backends.cupy_operations import loss_grid, loss_parameter, moments_by_role, rule_numbers
 from fastmlp.errors import KernelError
 from fastmlp.random_bits import keep_threshold
@@ -404,10 +404,9 @@ def _is(a: object, b: object) -> bool:
 def _held(operations: CupyOperations, data: Rows, plan: Plan) -> tuple[Array, Array, Array | None]:
     """Return inputs, targets and row weights in types that a step gathers: bytes stay bytes, labels int64."""
     x, y, weights = data.x, data.y, data.weights
-    if x.dtype.name not in ("uint8", *cuda_source.REALS):
-        x = x.astype(plan.dtype)
-    wanted = np.dtype(np.int64) if y.ndim == 1 else plan.dtype
-    y = y if y.dtype == wanted else y.astype(wanted)
+    x_type, y_type = held_types(plan, x, y)
+    x = x if x.dtype == x_type else x.astype(x_type)
+    y = y if y.dtype == y_type else y.astype(y_type)
     if weights is not None and weights.dtype != plan.dtype:
         weights = weights.astype(plan.dtype)
     dense = operations._dense
