@@ -192,7 +192,7 @@ class TrainingStep:
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
             kernel = ", ".join(sorted(set(self.kernels())))
             text = f"a training step fails on this GPU ({error}), in one of {kernel}"
-        own = any(part in kernel for part in _ONLY_CAPTURED)
+        own = self._captured or any(part in kernel for part in _ONLY_CAPTURED)
         switch = "fastmlp.get_backend('cupy', way='eager') avoids it" if own else "backend='numba' avoids the GPU"
         if poisoned:
             switch = f"CUDA can do nothing more in this process; in a new one, {switch}"
