@@ -422,6 +422,8 @@ def empty(shape, dtype=float, order="C"):
 
 def _computed(function, *operands):
     """Return a new array: a function of arrays and scalars, element by element or summed."""
+    if any(isinstance(a, np.ndarray) for a in operands):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
     with np.errstate(all="ignore"):
         value = np.asarray(function(*(a._view if isinstance(a, ndarray) else a for a in operands)))
     result = empty(value.shape, value.dtype)
