@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 PREDICT_BYTES = 16 * 2**20
 """Memory that the activations of a chunk of rows may take in prediction."""
 MAX_PREDICT_ROWS = 4096
+SMALL_BYTES = 2**20
+"""Up to which nobody asks whether data fits where the model is."""
 
 
 class MLP:
@@ -562,8 +564,7 @@ class MLP:
 
     def _parts(self, rows: int, row_bytes: int) -> list[slice]:
         """Cut rows in host memory into parts that fit on the backend."""
-        # of little there is no need to ask whether it fits
-        most = self._backend.rows_at_once(row_bytes) if rows * row_bytes > 2**20 else max(rows, 1)
+        most = self._backend.rows_at_once(row_bytes) if rows * row_bytes > SMALL_BYTES else max(rows, 1)
         return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
 
     def _evaluate(self, data: HostData) -> dict[str, float]:

@@ -91,8 +91,8 @@ def train(model, x, y, **changes):
 # --- in and out -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", ["captured", "eager"])
+@pytest.mark.parametrize("kind", ["cupy", "dlpack", pytest.param("interface", marks=pytest.mark.whole_ladder)])
+@pytest.mark.parametrize("way", [pytest.param("captured", marks=pytest.mark.whole_ladder), "eager"])
 def test_arrays_of_the_gpu_give_the_bits_that_the_same_in_host_memory_give(kind, way):
     backend = make(way)
     x, y = rows()
@@ -160,6 +160,12 @@ LOSSES = {
 }
 
 
+OTHER_TYPES = [
+    "uint8",
+    *(pytest.param(t, marks=pytest.mark.whole_ladder) for t in ("int32", "float16", "float64", "bool")),
+]
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_whatever_the_loss_predictions_are_those_of_the_host(loss):
     x, _ = rows()
@@ -172,7 +178,7 @@ def test_whatever_the_loss_predictions_are_those_of_the_host(loss):
         assert_close(found.get(), expected, dtype="f4", k=8)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float64", "bool"])
+@pytest.mark.parametrize("dtype", OTHER_TYPES)
 def test_other_types_and_layouts_of_inputs_are_converted_there(dtype):
     x, y = rows()
     x = (np.abs(x) * 100).astype(dtype)

@@ -247,8 +247,11 @@ def test_a_capture_that_breaks_is_ended_and_says_what_came_first(fails, monkeypa
 # --- what is not finite ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["captured", "eager"])
-@pytest.mark.parametrize("bad", [0, 3, GRAPH_STEPS + 1])
+@pytest.mark.parametrize("way", ["captured", pytest.param("eager", marks=pytest.mark.whole_ladder)])
+@pytest.mark.parametrize(
+    "bad",
+    [pytest.param(0, marks=pytest.mark.whole_ladder), pytest.param(3, marks=pytest.mark.whole_ladder), GRAPH_STEPS + 1],
+)
 def test_the_step_that_is_not_finite_is_replayed_to_name_row_and_layer(way, bad):
     x, y = rows(80)
     model = fastmlp.MLP((5, 7, 3), backend=make(way), seed=0, dropout=0.2)

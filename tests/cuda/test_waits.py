@@ -22,7 +22,7 @@ def on_the_double(monkeypatch):
     monkeypatch.setattr(training.time, "perf_counter", lambda: 1e-6 * next(ticks))  # a step takes next to nothing
 
 
-@pytest.fixture(params=["captured", "eager"])
+@pytest.fixture(params=["captured", pytest.param("eager", marks=pytest.mark.whole_ladder)])
 def model(request):
     backend = cupy_backend.CupyBackend(way=request.param)
     return fastmlp.MLP((4, 5, 3), backend=backend, seed=0, dropout=0.2)
@@ -137,9 +137,9 @@ def test_a_look_waits_for_at_most_50_ms_of_work(model, monkeypatch):
 def test_the_memory_of_steps_and_data_is_free_when_a_run_has_ended(model):
     fit(model)
     used = [model.backend.memory_info()["used"]]
-    x, y = rows(600)
+    x, y = rows(120)
     for _ in range(2):
-        model.fit(x, y, epochs=1, batch_size=200, verbose=0)
+        model.fit(x, y, epochs=1, batch_size=40, verbose=0)
         used.append(model.backend.memory_info()["used"])
     assert used[0] == used[1] == used[2]
     with pytest.raises(fastmlp.NonFiniteLossError):
