@@ -13,7 +13,7 @@ from scenarios import SCENARIOS, Scenario, train
 
 import fastmlp
 from fastmlp.backends import cupy_backend, cupy_choice, cupy_step
-from fastmlp.backends.cuda_products import OwnProducts
+from fastmlp.backends.cuda_products import BlasProducts, OwnProducts
 from fastmlp.optimizers import SGD, Adam
 
 pytestmark = needs_emulator
@@ -187,6 +187,15 @@ def test_a_resumed_run_takes_the_way_of_the_checkpoint_and_goes_on_to_the_same_b
         assert_same_bits(a, b)
 
 
+def test_the_way_of_a_run_in_another_precision_is_not_taken():
+    session = make().open(SMALL.plan("float32"))
+    for other in ({"tf32": True}, {"backend": "numpy"}, {"way": "auto"}, {"way": "sideways"}):
+        session.adopt({"backend": "cupy", "tf32": False, "way": "eager"} | other)
+        assert session.choices()["way"] == "auto"
+    session.adopt({"backend": "cupy", "tf32": False, "way": "eager"})
+    assert session.choices()["way"] == "eager"
+
+
 def test_a_way_asked_for_wins_over_that_of_the_checkpoint_with_a_warning(checkpoint):
     path, _ = checkpoint(make())
     model = fastmlp.load(path, backend=make("eager"))
@@ -225,6 +234,25 @@ def test_right_kernels_are_found_right_whatever_the_network(scenario, dtype):
     assert cupy_choice.prove(backend, scenario.plan(dtype), state, data) == ""
     for a, b in zip(before, (state.params, *state.moments), strict=True):
         assert_same_bits(a, b.get())
+
+
+def test_a_rectifier_at_its_kink_does_not_count_against_the_kernels(monkeypatch):
+    backend = make("captured")
+    scenario = replace(SMALL, network={"activation": "relu", "dropout": 0.2})
+    state, data = scenario.state(backend, "float32"), scenario.device_data(backend, "float32")
+    w, b = state.layout.views(state.params)[0]
+    w[:, 0] = 0
+    b[:1] = 0
+    forward = BlasProducts.forward
+
+    def rounded_up(self, x, w, b, z, slope, *rest):
+        forward(self, x, w, b, z, slope, *rest)
+        z[...] = z + 1e-9
+        if slope is not None:
+            slope[...] = 1
+
+    monkeypatch.setattr(BlasProducts, "forward", rounded_up)
+    assert cupy_choice.prove(backend, scenario.plan("float32"), state, data) == ""
 
 
 def test_data_that_is_not_finite_does_not_count_against_the_kernels():
