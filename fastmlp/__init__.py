@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import BackendUnavailable as BackendUnavailable
     from fastmlp.errors import DataError as DataError
     from fastmlp.errors import FileFormatError as FileFormatError
+    from fastmlp.errors import KernelError as KernelError
     from fastmlp.errors import NonFiniteLossError as NonFiniteLossError
     from fastmlp.errors import ReproducibilityWarning as ReproducibilityWarning
     from fastmlp.errors import TrainingInterrupted as TrainingInterrupted
@@ -77,7 +78,7 @@ _PUBLIC = {
     "backends": "available_backends get_backend register_backend",
     "callbacks": "Callback Checkpoint CSVLog EarlyStopping ProgressBar TimeLimit",
     "differences": "gradcheck",
-    "errors": "BackendUnavailable DataError FileFormatError NonFiniteLossError ReproducibilityWarning "
+    "errors": "BackendUnavailable DataError FileFormatError KernelError NonFiniteLossError ReproducibilityWarning "
     "TrainingInterrupted",
     "history": "History",
     "initializers": "GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Normal Zeros",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.backends.exchange import host_array
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,37 +24,61 @@ FINGERPRINT_ROWS = 256
 
 @dataclass(frozen=True)
 class HostData:
-    """Checked data in NumPy arrays, not copied where that can be.
+    """Checked data, not copied where that can be.
 
     Attributes
     ----------
     x : (n, I) real
+        NumPy's, or of the backend where it came from a GPU.
     y : (n,) int64 labels, or (n, K) floating targets
+        NumPy's.
     weights : (n,) float or None
-        Row weights, class weights included.
+        NumPy's; row weights, class weights included.
+    y_there, weights_there : array or None
+        The same on the backend, where they came from there as they are.
     """
 
-    x: NDArray[Any]
+    x: Array
     y: NDArray[Any]
     weights: NDArray[Any] | None
+    y_there: Array | None = None
+    weights_there: Array | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def on(self, backend: Backend) -> DeviceData:
         """Return the data on a backend."""
-        weights = None if self.weights is None else backend.asarray(self.weights)
-        return DeviceData(backend.asarray(self.x), backend.asarray(self.y), weights)
+        y, weights = (b if there is None else there for b, there in self._pairs())
+        return DeviceData(
+            backend.asarray(self.x), backend.asarray(y), None if weights is None else backend.asarray(weights)
+        )
+
+    def _pairs(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        return (self.y, self.y_there), (self.weights, self.weights_there)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes on a backend."""
+        return sum(a.nbytes for a in (self.x, self.y, self.weights) if a is not None) // max(len(self), 1)
 
     def rows(self, part: slice) -> HostData:
         """Return some of the rows."""
-        return HostData(self.x[part], self.y[part], None if self.weights is None else self.weights[part])
 
-    def fingerprint(self) -> str:
+        def cut(array: Array | None) -> Array | None:
+            return None if array is None else array[part]
+
+        return HostData(self.x[part], self.y[part], cut(self.weights), cut(self.y_there), cut(self.weights_there))
+
+    def fingerprint(self, backend: Backend) -> str:
         """Return a short hash that tells other data apart: shapes, types, targets, and evenly spaced rows of x."""
         digest = hashlib.blake2b(digest_size=16)
         sample = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_ROWS).astype(np.intp))
-        for array in (self.x[sample], self.y, self.weights):
+        if isinstance(self.x, np.ndarray):
+            rows = self.x[sample]
+        else:
+            rows = np.stack([backend.to_numpy(self.x[int(row)]) for row in sample])
+        for array in (rows, self.y, self.weights):
             if array is not None:
                 digest.update(f"{array.shape} {array.dtype.str}".encode())
                 digest.update(np.ascontiguousarray(array).data)
@@ -70,8 +95,10 @@ class DeviceData:
     weights: Array | None
 
 
-def check_inputs(x: ArrayLike, features: int, *, argument: str = "x") -> NDArray[Any]:
+def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str = "x") -> Array:
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
+
+    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.
 
     Raises
     ------
@@ -80,7 +107,8 @@ def check_inputs(x: ArrayLike, features: int, *, argument: str = "x") -> NDArray
     """
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
-    array = np.asarray(x)
+    there = backend.take(x, argument)
+    array = host_array(x) if there is None else there
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{argument} must hold real numbers, got dtype {array.dtype}; convert it, e.g. {argument}.astype('float32')"
@@ -99,6 +127,8 @@ def check_inputs(x: ArrayLike, features: int, *, argument: str = "x") -> NDArray
         raise DataError(
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
+    if there is not None:
+        return there
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return np.require(array, requirements=["C", "A"])
@@ -112,6 +142,7 @@ def check_data(
     sample_weight: ArrayLike | None = None,
     class_weight: Mapping[int, float] | str | None = None,
     *,
+    backend: Backend,
     suffix: str = "",
 ) -> HostData:
     """Return data fit for a network, or raise DataError saying what is wrong with which argument.
@@ -126,30 +157,46 @@ def check_data(
     sample_weight : (n,) array_like, optional
     class_weight : mapping or "balanced", optional
         Factor of the weight of each row by its class; 1 for classes that are not named.
+    backend : Backend
+        Where the model is: arrays that lie there too stay there.
     suffix : str
         Appended to the names of the arguments in messages.
     """
-    inputs = check_inputs(x, spec.units[0], argument=f"x{suffix}")
+    inputs = check_inputs(x, spec.units[0], backend, argument=f"x{suffix}")
     if len(inputs) == 0:
         raise DataError(f"x{suffix} has no rows; at least one is needed")
-    targets = np.asarray(y)
+    given, y_there = _on_host(y, backend, f"y{suffix}")
+    targets = given
     if targets.ndim == 0 or len(targets) != len(inputs):
         count = "a single value" if targets.ndim == 0 else f"{len(targets)}"
         raise DataError(f"x{suffix} has {len(inputs)} rows and y{suffix} {count}; they must have as many")
     targets = spec.loss.prepare_targets(targets, spec.units[-1])
-    weights = _class_weights(spec, targets, class_weight)
+    weights, weights_there = _class_weights(spec, targets, class_weight), None
     if sample_weight is not None:
-        given = _check_weights(sample_weight, len(inputs), f"sample_weight{suffix}")
-        weights = given if weights is None else weights * given
+        values, there = _on_host(sample_weight, backend, f"sample_weight{suffix}")
+        if weights is None and there is not None and there.dtype == dtype:
+            weights_there = there
+        factors = _check_weights(values, len(inputs), f"sample_weight{suffix}")
+        weights = factors if weights is None else weights * factors
     if weights is not None and not weights.any():
         raise DataError(f"sample_weight{suffix}: all weights are 0, so nothing can be learned or measured")
     if targets.ndim == 2 and targets.dtype.kind != "f":
         targets = targets.astype(dtype)
+    if targets.shape != given.shape or targets.dtype != given.dtype or not np.shares_memory(targets, given):
+        y_there = None  # it has been made into something else
     return HostData(
         inputs,
         np.require(targets, requirements=["C", "A"]),
         None if weights is None else weights.astype(dtype),
+        y_there,
+        weights_there,
     )
+
+
+def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any], Array | None]:
+    """Return what can be checked here; and the array itself, where it lies on the backend."""
+    there = backend.take(array, argument)
+    return (host_array(array), None) if there is None else (backend.to_numpy(there), there)
 
 
 def _check_weights(sample_weight: ArrayLike, rows: int, argument: str) -> NDArray[np.float64]:

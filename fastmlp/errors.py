@@ -35,6 +35,20 @@ class NonFiniteLossError(FloatingPointError):
         self.epoch, self.step, self.row, self.where = epoch, step, row, where
 
 
+class KernelError(RuntimeError):
+    """A kernel does not run on a device; the message names it and what avoids it.
+
+    Attributes
+    ----------
+    kernel : str
+        Its name, with its template arguments.
+    """
+
+    def __init__(self, message: str, *, kernel: str) -> None:
+        super().__init__(message)
+        self.kernel = kernel
+
+
 class TrainingInterrupted(UserWarning):
     """Training was stopped by Ctrl-C after a whole step; the model is usable and says where it stands."""
 

@@ -52,7 +52,8 @@ def load(path: str | PathLike[str], backend: str | Backend = "auto") -> MLP:
         prefixes += ["average."] if optimizer.ema is not None else []
     shapes = {name: view.shape for name, view in layout.named(np.empty(layout.size, np.bool_)).items()}
     files.check_arrays(path, tensors, {p + name: shape for p in prefixes for name, shape in shapes.items()})
-    buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in prefixes}
+    with where.working():
+        buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in prefixes}
     state = TrainState(layout, buffers[""], key, step=step)
     model = object.__new__(MLP)
     model._setup(spec, dtype, where, state)

@@ -268,6 +268,9 @@ class SigmoidCrossEntropy(Loss):
         return super().predict((outputs > 0).astype(np.int64))
 
     def probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        if not isinstance(outputs, np.ndarray):  # of a GPU: SciPy's function is for NumPy's arrays
+            elsewhere: Array = 1 / (1 + np.exp(-outputs))
+            return elsewhere
         from scipy.special import expit
 
         result: NDArray[Any] = expit(outputs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from fastmlp.arguments import (
     resolve_backend,
     usable_backend,
 )
+from fastmlp.backends.exchange import host_array
 from fastmlp.batching import HostData, check_data, check_inputs, split_rows
 from fastmlp.errors import DataError, ReproducibilityWarning
 from fastmlp.history import History
@@ -35,6 +37,7 @@ from fastmlp.summary import describe, summary_lines
 from fastmlp.training import Progress, Training
 
 if TYPE_CHECKING:
+    from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
     from fastmlp.callbacks import Callback
     from fastmlp.initializers import Initializer
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 PREDICT_BYTES = 16 * 2**20
 """Memory that the activations of a chunk of rows may take in prediction."""
 MAX_PREDICT_ROWS = 4096
+SMALL_BYTES = 2**20
+"""Up to which nobody asks whether data fits where the model is."""
 
 
 class MLP:
@@ -116,7 +121,8 @@ class MLP:
         )
         kind, key, where = check_dtype(dtype), check_seed(seed), resolve_backend(backend)
         layout = Layout(spec.units, kind.itemsize)
-        params = where.copy(initial_parameters(spec, layout, kind, key))
+        with where.working():
+            params = where.copy(initial_parameters(spec, layout, kind, key))
         self._setup(spec, kind, where, TrainState(layout, params, key))
 
     def _setup(self, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, state: TrainState) -> None:
@@ -215,7 +221,9 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Inputs; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.
+            Inputs; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.  On
+            the ``"cupy"`` backend arrays of its GPU, CuPy's or any that know DLPack or ``__cuda_array_interface__``,
+            are taken without a copy, here as everywhere; of y and of weights a copy is checked on the host.
         y : (n,) or (n, K) array_like
             Labels, or one-hot rows, probabilities or values, as the loss asks for.
         epochs : int
@@ -276,6 +284,7 @@ class MLP:
                 metrics=check_metrics(metrics),
                 callbacks=check_callbacks(callbacks, verbose),
             )
+            run.check_memory(chosen)
             self._checkpoint = None
             before = (
                 self._state.optimizer,
@@ -337,7 +346,7 @@ class MLP:
             )
         data = self._check(x, y, sample_weight, class_weight)
         data, validation = self._validation(data, validation_data, progress.validation_split)
-        if data.fingerprint() != header["data"]:
+        if data.fingerprint(self._backend) != header["data"]:
             raise DataError(f"resume: x, y and the weights are not those that the checkpoint {path} was trained on")
         with self._exclusive():
             run = Training(
@@ -350,8 +359,10 @@ class MLP:
                 callbacks=check_callbacks(callbacks, verbose),
             )
             run.restore_callbacks(path, header, tensors)
+            assert self._state.optimizer is not None
+            run.check_memory(self._state.optimizer)
             self._checkpoint = None
-            here = self._backend.choices()
+            here = run.adopt(header["platform"])
             if here != header["platform"]:
                 changed = [k for k in {**here, **header["platform"]} if here.get(k) != header["platform"].get(k)]
                 was = ", ".join(f"{k} {header['platform'].get(k)!r}, now {here.get(k)!r}" for k in sorted(changed))
@@ -362,8 +373,19 @@ class MLP:
                 )
             return run.run()
 
-    def _exclusive(self) -> _Exclusive:
-        return _Exclusive(self)
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Let only one thread train or move the model; a second one is told so instead of waiting."""
+        if not self._training.acquire(blocking=False):
+            raise RuntimeError(
+                "this model is being trained already (in another thread, or by the fit whose callback this is); "
+                "wait for it, or train a copy.deepcopy of the model"
+            )
+        try:
+            with self._backend.working():
+                yield
+        finally:
+            self._training.release()
 
     def _choose_optimizer(self, optimizer: Optimizer | str | None) -> Optimizer:
         if optimizer is None:
@@ -386,7 +408,9 @@ class MLP:
         class_weight: Mapping[int, float] | str | None = None,
         suffix: str = "",
     ) -> HostData:
-        return check_data(self._spec, self._dtype, x, y, sample_weight, class_weight, suffix=suffix)
+        return check_data(
+            self._spec, self._dtype, x, y, sample_weight, class_weight, backend=self._backend, suffix=suffix
+        )
 
     def _validation(
         self, data: HostData, validation_data: tuple[ArrayLike, ...] | None, split: float
@@ -428,13 +452,13 @@ class MLP:
         data = self._check(x, y, sample_weight)
         return {**self._evaluate(data), **self._metric_values(data, check_metrics(metrics))}
 
-    def predict(self, x: ArrayLike, batch_size: int | None = None) -> NDArray[Any]:
+    def predict(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what the network predicts.
 
         Parameters
         ----------
         x : (n, I) array_like
-            Inputs, as for `fit`.
+            Inputs, as for `fit`; for some on a GPU the result is there too, an array of CuPy.
         batch_size : int, optional
             Rows worked on at once; chosen by size when not given.
 
@@ -444,9 +468,9 @@ class MLP:
             Classes (int64) for losses over classes; 0 or 1 (int64) for sigmoid cross-entropy; rates for Poisson;
             values for the others.  (n,) where there is one output.
         """
-        return self._spec.loss.predict(self._outputs(check_inputs(x, self._spec.units[0]), batch_size))
+        return self._answer(self._spec.loss.predict, x, batch_size)
 
-    def predict_proba(self, x: ArrayLike, batch_size: int | None = None) -> NDArray[Any]:
+    def predict_proba(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return probabilities: (n, classes), or (n, 1) for one sigmoid output; parameters as for `predict`.
 
         Raises
@@ -456,7 +480,12 @@ class MLP:
         """
         loss = self._spec.loss
         loss.probabilities(np.zeros((0, self._spec.units[-1]), self._dtype))  # refuses before the work, not after it
-        return loss.probabilities(self._outputs(check_inputs(x, self._spec.units[0]), batch_size))
+        return self._answer(loss.probabilities, x, batch_size)
+
+    def _answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None) -> Array:
+        outputs = self._outputs(check_inputs(x, self._spec.units[0], self._backend), batch_size)
+        with self._backend.placed():
+            return turn(outputs)
 
     def predictor(self) -> Predictor:
         """Return a function that predicts one example at a time, at the least cost a call.
@@ -468,11 +497,12 @@ class MLP:
         Predictor
             ``predictor(x)`` for x (I,) is ``model.predict(x[None])[0]``; ``predictor.outputs(x)`` the outputs, (K,).
         """
-        return Predictor(self._backend, self._spec, self._dtype, self._state.evaluated)
+        with self._backend.working():
+            return Predictor(self._backend, self._spec, self._dtype, self._state.evaluated)
 
     def loss_and_gradients(
         self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> tuple[float, list[NDArray[Any]]]:
+    ) -> tuple[float, list[Array]]:
         """Return the loss of all rows as one batch, L2 included and dropout left out, and its gradients.
 
         They are those of the weights that train (not of their moving average), frozen layers included.
@@ -480,15 +510,23 @@ class MLP:
         Returns
         -------
         (loss, [dW1, db1, dW2, ...])
-            A float, and arrays shaped like those of `get_weights`.
+            A float, and arrays shaped like those of `get_weights`; on the GPU where x is.
         """
         data = self._check(x, y, sample_weight)
-        spec = self._spec.deterministic()
+        spec, backend = self._spec.deterministic(), self._backend
         total = float(len(data)) if data.weights is None else float(data.weights.sum(dtype=np.float64))
+        there = not isinstance(data.x, np.ndarray)
+        with backend.placed():
+            shapes = [a.shape for pair in self._state.layout.views(self._state.params) for a in pair]
+            results = [backend.empty(shape, self._dtype) for shape in shapes] if there else []
         with self._pool.use(Plan(spec, len(data), self._dtype, True)) as session:
-            loss = self._backend.loss_and_gradients(session, self._state.params, data.on(self._backend), 1 / total)
-            pairs = self._state.layout.views(session.grads)
-            return loss, [self._backend.to_numpy(array).copy() for pair in pairs for array in pair]
+            loss = backend.loss_and_gradients(session, self._state.params, data.on(backend), 1 / total)
+            found = [array for pair in self._state.layout.views(session.grads) for array in pair]
+            if not there:
+                return loss, [backend.to_numpy(array).copy() for array in found]
+            for result, array in zip(results, found, strict=True):
+                result[...] = array
+        return loss, results
 
     def _inference_plan(self, rows: int, batch_size: int | None = None) -> Plan:
         if batch_size is None:
@@ -503,17 +541,40 @@ class MLP:
             last = self._inference = self._spec, Plan(self._spec.deterministic(), batch_size, self._dtype)
         return last[1]
 
-    def _outputs(self, x: NDArray[Any], batch_size: int | None = None) -> NDArray[Any]:
+    def _outputs(self, x: Array, batch_size: int | None = None) -> Array:
+        """Return the outputs for checked inputs, where the inputs are."""
         if batch_size is not None:
             batch_size = check_count("batch_size", batch_size)
-        out = self._backend.empty((len(x), self._spec.units[-1]), self._dtype)
-        with self._pool.use(self._inference_plan(len(x), batch_size)) as session:
-            self._backend.predict(session, self._state.evaluated, self._backend.asarray(x), out)
-        return self._backend.to_numpy(out)
+        plan = self._inference_plan(len(x), batch_size)
+        if not isinstance(x, np.ndarray):
+            return self._outputs_there(plan, x)
+        width = self._spec.units[-1] * self._dtype.itemsize
+        parts = self._parts(len(x), x.nbytes // max(len(x), 1) + width)
+        found = [self._backend.to_numpy(self._outputs_there(plan, x[part])) for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _outputs_there(self, plan: Plan, x: Array) -> Array:
+        """Return the outputs on the backend; their memory is the caller's, so it is for its stream to free."""
+        backend = self._backend
+        with backend.placed():
+            out = backend.empty((len(x), self._spec.units[-1]), self._dtype)
+        with self._pool.use(plan) as session:
+            backend.predict(session, self._state.evaluated, backend.asarray(x), out)
+        return out
+
+    def _parts(self, rows: int, row_bytes: int) -> list[slice]:
+        """Cut rows in host memory into parts that fit on the backend."""
+        most = self._backend.rows_at_once(row_bytes) if rows * row_bytes > SMALL_BYTES else max(rows, 1)
+        return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
 
     def _evaluate(self, data: HostData) -> dict[str, float]:
+        totals = np.zeros(3)
         with self._pool.use(self._inference_plan(len(data))) as session:
-            loss, weight, hits = self._backend.evaluate(session, self._state.evaluated, data.on(self._backend))
+            on_host = isinstance(data.x, np.ndarray)
+            for part in self._parts(len(data), data.row_bytes) if on_host else [slice(None)]:
+                there = data.rows(part).on(self._backend)
+                totals += self._backend.evaluate(session, self._state.evaluated, there)
+        loss, weight, hits = totals.tolist()
         figures = {"loss": loss / weight}
         if self._spec.loss.has_accuracy:
             figures["accuracy"] = hits / weight
@@ -525,14 +586,16 @@ class MLP:
         y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y
         if y.ndim == 2 and self._spec.loss.takes_labels:
             y = y.argmax(axis=1)
-        predicted = self._spec.loss.predict(self._outputs(data.x))
+        outputs = self._outputs(data.x)
+        outputs = outputs if isinstance(outputs, np.ndarray) else self._backend.to_numpy(outputs)
+        predicted = self._spec.loss.predict(outputs)
         return {name: float(metric(y, predicted)) for name, metric in metrics.items()}
 
     # --- weights ---
 
     def get_weights(self) -> list[NDArray[Any]]:
         """Return copies of the weights that predict, the moving average if there is one: [W1 (I, O), b1 (O,), ...]."""
-        flat = self._backend.to_numpy(self._state.evaluated)
+        flat = self._numpy(self._state.evaluated)
         return [array.copy() for pair in self._state.layout.views(flat) for array in pair]
 
     def set_weights(self, weights: Sequence[ArrayLike]) -> None:
@@ -550,7 +613,7 @@ class MLP:
         """
         flat = np.zeros(self._state.layout.size, self._dtype)
         targets = [array for pair in self._state.layout.views(flat) for array in pair]
-        given = [np.asarray(w) for w in weights]
+        given = [self._host(w) for w in weights]
         if [w.shape for w in given] != [t.shape for t in targets]:
             raise ValueError(
                 f"weights must be arrays of the shapes {[t.shape for t in targets]} (W1, b1, W2, ...), "
@@ -560,10 +623,20 @@ class MLP:
             if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
                 raise ValueError(f"weights: {'Wb'[i % 2]}{i // 2 + 1} must hold finite real numbers")
             target[...] = value
-        self._state.params[...] = self._backend.asarray(flat)
-        if self._state.average is not None:
-            self._state.average[...] = self._state.params
+        with self._backend.working():
+            self._state.params[...] = self._backend.asarray(flat)
+            if self._state.average is not None:
+                self._state.average[...] = self._state.params
         self._checkpoint = None
+
+    def _host(self, array: ArrayLike) -> NDArray[Any]:
+        there = self._backend.take(array, "weights")
+        return host_array(array) if there is None else self._backend.to_numpy(there)
+
+    def _numpy(self, array: Array) -> NDArray[Any]:
+        """Return an array of the model's own as NumPy's."""
+        with self._backend.working():
+            return self._backend.to_numpy(array)
 
     def freeze(self, *layers: int) -> None:
         """Let these layers, counted from 0 at the input and from -1 at the output, keep their weights and biases.
@@ -599,7 +672,7 @@ class MLP:
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters, and of their average if there is one, by the names they have in files."""
-        state, numpy = self._state, self._backend.to_numpy
+        state, numpy = self._state, self._numpy
         named = state.layout.named(numpy(state.params))
         if state.average is not None:
             named |= state.layout.named(numpy(state.average), "average.")
@@ -608,9 +681,10 @@ class MLP:
     def restore_snapshot(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set the parameters, and their average if there is one, from a `snapshot`."""
         state = self._state
-        state.params[...] = self._backend.asarray(state.layout.flat(arrays, "", self._dtype))
-        if state.average is not None:
-            state.average[...] = self._backend.asarray(state.layout.flat(arrays, "average.", self._dtype))
+        with self._backend.working():
+            state.params[...] = self._backend.asarray(state.layout.flat(arrays, "", self._dtype))
+            if state.average is not None:
+                state.average[...] = self._backend.asarray(state.layout.flat(arrays, "average.", self._dtype))
 
     # --- files and places ---
 
@@ -625,12 +699,12 @@ class MLP:
             The file cannot be written; one that was there is as it was.
         """
         header, _ = self._contents()
-        arrays = self._state.layout.named(self._backend.to_numpy(self._state.evaluated))
+        arrays = self._state.layout.named(self._numpy(self._state.evaluated))
         files.write(path, {**header, "kind": "model"}, arrays)
 
     def _contents(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return the description of the model and all its numbers, as a checkpoint holds them."""
-        state, numpy = self._state, self._backend.to_numpy
+        state, numpy = self._state, self._numpy
         header = {
             "spec": self._spec.to_json(),
             "dtype": self._dtype.name,
@@ -652,11 +726,44 @@ class MLP:
         with self._exclusive():
             numpy, state = self._backend.to_numpy, self._state
             self._pool.close()
-            state.params = where.copy(numpy(state.params))
-            state.moments = [where.copy(numpy(m)) for m in state.moments]
-            state.average = None if state.average is None else where.copy(numpy(state.average))
+            params, *moments = (numpy(a) for a in (state.params, *state.moments))
+            average = None if state.average is None else numpy(state.average)
+            with where.working():
+                state.params, state.moments = where.copy(params), [where.copy(m) for m in moments]
+                state.average = None if average is None else where.copy(average)
             self._backend, self._pool = where, SessionPool(where)
         return self
+
+    def memory_estimate(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        batch_size: int = 128,
+        optimizer: Optimizer | str | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> dict[str, int]:
+        """Return how many bytes `fit` would take where the model runs, beside what is there already.
+
+        Nothing is allocated.  What prediction and validation take comes on top, and is small: they work in chunks.  The
+        first fit on a GPU uses copies of the parameters too, where there is room.
+
+        Parameters
+        ----------
+        x, y, batch_size, optimizer, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        dict
+            ``parameters``, with the optimizer's moments and an average of the weights; ``data``, the copy on a GPU;
+            ``order``, of the rows of an epoch; ``workspace``, what a training step works in; ``total``.
+        """
+        data = self._check(x, y, sample_weight)
+        rows = min(check_count("batch_size", batch_size), len(data))
+        chosen = self._choose_optimizer(optimizer).without_schedule()
+        found = self._backend.memory_estimate(Plan(self._spec, rows, self._dtype, True, chosen), data)
+        return {**found, "total": sum(found.values())}
 
     def close(self) -> None:
         """Let go of the memory (and, in compiled backends, the threads) that is kept between calls.
@@ -666,7 +773,7 @@ class MLP:
         self._pool.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        numpy, state = self._backend.to_numpy, self._state
+        numpy, state = self._numpy, self._state
         return {
             "spec": self._spec,
             "dtype": self._dtype.name,
@@ -686,9 +793,10 @@ class MLP:
         names = [values["backend"], "auto"]
         backend = next(b for b in map(usable_backend, names) if b is not None)
         state: TrainState = values["state"]
-        state.params = backend.copy(state.params)
-        state.moments = [backend.copy(m) for m in state.moments]
-        state.average = None if state.average is None else backend.copy(state.average)
+        with backend.working():
+            state.params = backend.copy(state.params)
+            state.moments = [backend.copy(m) for m in state.moments]
+            state.average = None if state.average is None else backend.copy(state.average)
         self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)
         self._class_names, self._feature_names = values["class_names"], values["feature_names"]
 
@@ -699,20 +807,3 @@ def _names(argument: str, names: Sequence[str] | None, expected: int) -> tuple[s
     if isinstance(names, str) or len(names) != expected:
         raise ValueError(f"{argument} needs {expected} names, got {names!r}")
     return tuple(str(name) for name in names)
-
-
-class _Exclusive:
-    """Only one thread may train or move a model; a second one is told so instead of waiting."""
-
-    def __init__(self, model: MLP) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        if not self._model._training.acquire(blocking=False):
-            raise RuntimeError(
-                "this model is being trained already (in another thread, or by the fit whose callback this is); "
-                "wait for it, or train a copy.deepcopy of the model"
-            )
-
-    def __exit__(self, *_: object) -> None:
-        self._model._training.release()

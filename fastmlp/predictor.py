@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.backends.exchange import host_array
 from fastmlp.batching import check_inputs
 from fastmlp.errors import DataError
 from fastmlp.plan import Plan
 
 if TYPE_CHECKING:
+    from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
     from fastmlp.spec import NetworkSpec
+
+_ONE = "x must be one example of shape ({},), got {}; several at once are for the model's predict"
 
 
 class Predictor:
@@ -40,7 +44,7 @@ class Predictor:
         self._run = backend.bind_predict(session, self._params, self._x, self._out)
         self._session = session
 
-    def outputs(self, x: ArrayLike) -> NDArray[Any]:
+    def outputs(self, x: ArrayLike) -> Array:
         """Return the outputs of the network for one example (logits where the loss takes logits).
 
         Parameters
@@ -50,21 +54,38 @@ class Predictor:
 
         Returns
         -------
-        (K,) array
+        (K,) array, on the GPU where x is
 
         Raises
         ------
         DataError
             Another shape, or not numbers.
         """
+        backend = self._backend
+        there = None if isinstance(x, np.ndarray) else backend.take(x, "x")
+        if there is not None:
+            return self._outputs_there(there)
         if isinstance(x, np.ndarray) and x.shape == (self._inputs,) and x.dtype == self._dtype:
             row: NDArray[Any] = x
         else:
             row = self._converted(x)
-        self._x[0] = self._backend.asarray(row)
-        self._run()
-        outputs: NDArray[Any] = self._backend.to_numpy(self._out)[0].copy()
+        with backend.working():
+            self._x[0] = backend.asarray(row)
+            self._run()
+            outputs: NDArray[Any] = backend.to_numpy(self._out)[0].copy()
         return outputs
+
+    def _outputs_there(self, x: Array) -> Array:
+        if x.ndim != 1:
+            raise DataError(_ONE.format(self._inputs, x.shape))
+        check_inputs(x[None], self._inputs, self._backend)
+        with self._backend.placed():
+            out = self._backend.empty((self._out.shape[1],), self._dtype)
+        with self._backend.working():
+            self._backend.gather_rows(x[None], slice(0, 1), self._x)
+            self._run()
+            out[...] = self._out[0]
+        return out
 
     def __call__(self, x: ArrayLike) -> Any:
         """Return what the network predicts for one example: ``model.predict(x[None])[0]``.
@@ -79,16 +100,14 @@ class Predictor:
             A class, a value, or several, as `MLP.predict` returns them.
         """
         outputs = self.outputs(x)
-        return self._loss.predict(outputs[None])[0]
+        with self._backend.placed():
+            return self._loss.predict(outputs[None])[0]
 
     def _converted(self, x: ArrayLike) -> NDArray[Any]:
-        array = np.asarray(x)
+        array = host_array(x)
         if array.ndim != 1:
-            raise DataError(
-                f"x must be one example of shape ({self._inputs},), got {array.shape}; "
-                "several at once are for the model's predict"
-            )
-        row = check_inputs(array[None], self._inputs)[0]
+            raise DataError(_ONE.format(self._inputs, array.shape))
+        row = check_inputs(array[None], self._inputs, self._backend)[0]
         if row.dtype == np.uint8:
             row = row / self._dtype.type(255)
         return np.asarray(row, self._dtype)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
+    from fastmlp.batching import HostData
     from fastmlp.plan import Plan
 
 CHUNK = 65536
@@ -58,20 +60,42 @@ class Session:
 
     It outlives a call of `fit` or `predict`, so that a second one allocates nothing.  One thread uses it at a time.
 
+    Attributes
+    ----------
+    call_seconds : float
+        How long a call to `train_steps` should last at most.
+    meanwhile : callable or None
+        What the host may do while a device works; a backend that waits for one calls it before it does.
+
     Parameters
     ----------
     backend : Backend
     plan : Plan
     """
 
+    call_seconds: ClassVar[float] = math.inf
+
     def __init__(self, backend: Backend, plan: Plan) -> None:
         self.backend, self.plan = backend, plan
+        self.meanwhile: Callable[[], object] | None = None
         self.seconds_per_step = 0.0
         """How long a training step took last; the loop chooses by it how many to ask for at once."""
         self._buffers: dict[object, Array] = {}
         self._targets: Array | None = None
         self._rows: dict[int, RowViews] = {}
         self._bound: dict[object, tuple[Array, Any]] = {}
+
+    def choices(self) -> dict[str, Any]:
+        """Return `Backend.choices`, those made for this plan included."""
+        return self.backend.choices()
+
+    def adopt(self, choices: Mapping[str, Any]) -> None:
+        """Make the choices of a run that goes on, as far as they are left open."""
+        return
+
+    def release(self) -> None:
+        """Let go of what is needed only while a run lasts."""
+        return
 
     # The memory of the composed operations, each part allocated when it is first asked for.
 
@@ -185,6 +209,21 @@ class Session:
         self.__dict__.clear()
 
 
+def training_bytes(plan: Plan, data: HostData) -> int:
+    """Return the bytes that a `Session` allocates for training steps composed of fine operations."""
+    spec, batch = plan.spec, plan.batch
+    units = spec.units
+    numbers = batch * units[0] + plan.layout.size + CHUNK + 3 * batch + 2 * batch * max(units[1:])
+    numbers += batch * sum(units[1:]) + batch * sum(units[min(spec.lowest_trainable, spec.layers - 1) + 1 :])
+    numbers += batch * sum(o for o, needed in zip(units[1:], plan.needs_slope, strict=True) if needed)
+    numbers += batch * units[0] if spec.dropout[0] else 0
+    numbers += plan.layout.size if spec.l2 else 0
+    targets = batch * (data.y.itemsize if data.y.ndim == 1 else units[-1] * plan.dtype.itemsize)
+    sources = [(data.x, units[0]), *([(data.y, units[-1])] if data.y.ndim == 2 else [])]
+    converted = sum(batch * width * a.dtype.itemsize for a, width in sources if a.dtype != plan.dtype)
+    return int(numbers * plan.dtype.itemsize + targets + converted)
+
+
 class SessionPool:
     """The sessions of one model on one backend: taken while in use, kept while their plan recurs.
 
@@ -203,12 +242,13 @@ class SessionPool:
             found = next((s for s in self._idle if s.plan == plan), None)
             if found is not None:
                 self._idle.remove(found)
-        session = found or self.backend.open(plan)
         try:
-            yield session
+            with self.backend.working():
+                session = found = found or self.backend.open(plan)
+                yield session
         finally:
             with self._lock:
-                self._idle.append(session)
+                self._idle += [] if found is None else [found]
                 dropped = self._idle[:-_KEPT_SESSIONS]
                 del self._idle[:-_KEPT_SESSIONS]
             for old in dropped:

@@ -130,7 +130,7 @@ def update_parameters(parameters: Mapping[str, Array], grads: Mapping[str, Array
             expect_shape(layer, f"d{name}", g, p.shape, f"{name} is {p.shape}")
             backend = backend_of(p, g)
             new = backend.copy(p.astype(float_type(p), copy=False))
-            flat = g.astype(new.dtype, copy=False).reshape(-1)
+            flat = backend.copy(g.astype(new.dtype, copy=False)).reshape(-1)
             backend.add_scaled(new.reshape(-1), flat, -rate, backend.empty(flat.shape, new.dtype))
             updated[name] = new
     return updated

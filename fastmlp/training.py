@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.callbacks import Callback
     from fastmlp.model import MLP
+    from fastmlp.optimizers import Optimizer
     from fastmlp.session import Session
 
 CALL_SECONDS = 0.2
@@ -81,6 +82,14 @@ class Progress:
         return asdict(self)
 
 
+class _Order(NamedTuple):
+    """The order of the rows in the epoch that begins with a step, on the host and on the backend."""
+
+    begins: int
+    host: NDArray[np.intp]
+    device: Array
+
+
 class Training:
     """One run of training, what callbacks are given.
 
@@ -111,6 +120,9 @@ class Training:
         self._totals = np.array(progress.totals)
         self._interrupted = False
         self._fingerprint = ""
+        self._session: Session | None = None
+        self._order: _Order | None = None
+        self._next_order: _Order | None = None
 
     # --- what callbacks may ask ---
 
@@ -170,17 +182,19 @@ class Training:
         """Train to the end of the run, or until something stops it."""
         self._check_schedule()
         model = self.model
-        backend, pool, state = model.backend, model._pool, model._state
-        assert state.optimizer is not None
-        plan = Plan(model.spec, self._progress.batch_size, model.dtype, True, state.optimizer.without_schedule())
-        data = self._data.on(backend)
+        data = self._data.on(model.backend)
         for callback in self.callbacks:
             callback.on_train_begin(self)
         try:
-            with _CtrlC() as ctrl_c, pool.use(plan) as session:
-                self._prepare(session, ctrl_c)
-                while self.epoch < self.epochs and not self.history.stop_reason:
-                    self._epoch(session, data, ctrl_c)
+            with _CtrlC() as ctrl_c, model._pool.use(self._plan()) as session:
+                self._session, session.meanwhile = session, self._order_ahead
+                try:
+                    self._prepare(session, ctrl_c)
+                    while self.epoch < self.epochs and not self.history.stop_reason:
+                        self._epoch(session, data, ctrl_c)
+                finally:
+                    self._session = session.meanwhile = None
+                    session.release()
             if self._interrupted:
                 for callback in self.callbacks:
                     callback.on_interrupt(self)
@@ -207,6 +221,25 @@ class Training:
             self._interrupted = True
             self.stop("interrupted")
 
+    def check_memory(self, optimizer: Optimizer) -> None:
+        """Raise MemoryError where the run does not fit on the backend, before anything is made for it."""
+        state = self.model._state
+        buffers = 0 if state.optimizer == optimizer else optimizer.moments + (optimizer.ema is not None)
+        more = buffers * state.layout.size * self.model.dtype.itemsize
+        self.model.backend.check_memory(self._plan(optimizer), self._data, more)
+
+    def _plan(self, optimizer: Optimizer | None = None) -> Plan:
+        model = self.model
+        optimizer = optimizer or model._state.optimizer
+        assert optimizer is not None
+        return Plan(model.spec, self._progress.batch_size, model.dtype, True, optimizer.without_schedule())
+
+    def adopt(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the choices of the run that goes on, as far as they are left open; return those of this run."""
+        with self.model._pool.use(self._plan()) as session:
+            session.adopt(choices)
+            return session.choices()
+
     def _check_schedule(self) -> None:
         schedule = self.model._state.optimizer.schedule  # type: ignore[union-attr]
         monitor = getattr(schedule, "monitor", None)
@@ -214,18 +247,14 @@ class Training:
             self.check_monitor(type(schedule).__name__, monitor)
 
     def _epoch(self, session: Session, data: Any, ctrl_c: _CtrlC) -> None:
-        progress, state, backend = self._progress, self.model._state, self.model.backend
+        progress, state = self._progress, self.model._state
         began = time.perf_counter() - progress.seconds
-        if progress.shuffle:
-            order = epoch_order(state.key, state.step - progress.position, progress.rows)
-        else:
-            order = np.arange(progress.rows)
-        device_order = backend.asarray(order)
+        self._order = self._order_of(state.step - progress.position)
         for callback in self.callbacks:
             callback.on_epoch_begin(self)
         rate = math.nan
         while progress.position < self._steps_per_epoch:
-            rate = self._steps(session, data, order, device_order)
+            rate = self._steps(session, data, self._order)
             progress.seconds = time.perf_counter() - began
             for callback in self.callbacks:
                 callback.on_steps(self)
@@ -246,34 +275,50 @@ class Training:
         for callback in self.callbacks:
             callback.on_epoch_end(self, logs)
 
+    def _order_of(self, begins: int) -> _Order:
+        """Return the order of the rows in the epoch that begins with a step; one that was made ahead is taken."""
+        for made in (self._next_order, self._order):
+            if made is not None and (made.begins == begins or not self._progress.shuffle):
+                return made
+        rows = self._progress.rows
+        host = epoch_order(self.model._state.key, begins, rows) if self._progress.shuffle else np.arange(rows)
+        return _Order(begins, host, self.model.backend.asarray(host))
+
+    def _order_ahead(self) -> None:
+        """Make the order of the next epoch, and bring it to the device, while the device works on this one."""
+        assert self._order is not None
+        if self.epoch + 1 < self.epochs:
+            self._next_order = self._order_of(self._order.begins + self._steps_per_epoch)
+
     def _rates(self, optimizer_step: int, count: int) -> NDArray[np.float64]:
         schedule = self.model._state.optimizer.schedule  # type: ignore[union-attr]
         first = optimizer_step - (self._progress.schedule_start if schedule.follows_call else 0)
         horizon = getattr(schedule, "steps", None) or self._progress.horizon
         return schedule.rates(first, count, horizon, self._progress.memory)
 
-    def _steps(self, session: Session, data: Any, order: NDArray[np.intp], device_order: Array) -> float:
+    def _steps(self, session: Session, data: Any, order: _Order) -> float:
         """Carry out as many steps as suit a call; return the learning rate of the last."""
         progress, state = self._progress, self.model._state
         count = self._steps_per_epoch - progress.position
-        count = min(count, int(CALL_SECONDS / session.seconds_per_step) if session.seconds_per_step else 8)
+        seconds = min(CALL_SECONDS, session.call_seconds)
+        count = min(count, int(seconds / session.seconds_per_step) if session.seconds_per_step else 8)
         for callback in self.callbacks:
             due = callback.next_step(self)
             if due is not None:
                 count = min(count, due - self.steps_done)
         count = max(count, 1)
         rates = self._rates(state.optimizer_step, count)
-        inverse = inverse_totals(self._data.weights, order, progress.batch_size, progress.position, count)
+        inverse = inverse_totals(self._data.weights, order.host, progress.batch_size, progress.position, count)
         table = state.optimizer.table(rates, state.optimizer_step, inverse)  # type: ignore[union-attr]
         start = time.perf_counter()
         report = self.model.backend.train_steps(
-            session, state, data, device_order, table, progress.position, self._totals
+            session, state, data, order.device, table, progress.position, self._totals
         )
         session.seconds_per_step = (time.perf_counter() - start) / max(report.done, 1)
         progress.position += report.done
         progress.totals = self._totals.tolist()
         if not report.finite:
-            raise self._non_finite(session, data, device_order)
+            raise self._non_finite(session, data, order.device)
         return float(rates[-1])
 
     def _non_finite(self, session: Session, data: Any, order: Array) -> NonFiniteLossError:
@@ -324,7 +369,7 @@ class Training:
         state = self.model._state
         assert state.optimizer is not None
         if not self._fingerprint:
-            self._fingerprint = self._data.fingerprint()
+            self._fingerprint = self._data.fingerprint(self.model.backend)
         header, tensors = self.model._contents()
         kept: list[dict[str, Any]] = []
         for callback in self.callbacks:
@@ -344,7 +389,7 @@ class Training:
             "figures": self.figure_names(),
             "callbacks": kept,
             "data": self._fingerprint,
-            "platform": self.model.backend.choices(),
+            "platform": self.model.backend.choices() if self._session is None else self._session.choices(),
         }
         files.write(path, header, tensors)
 

@@ -11,22 +11,30 @@ here.  Row weights may be None, which means 1 each.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.exchange import lies_on_gpu
+from fastmlp.errors import DataError
 from fastmlp.optimizers import StepScalars
-from fastmlp.session import RowViews, Session
+from fastmlp.session import RowViews, Session, training_bytes
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.batching import HostData
     from fastmlp.losses import Loss
     from fastmlp.optimizers import Optimizer
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
+
+
+_NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 class Rows(Protocol):
@@ -79,6 +87,43 @@ class Backend(ABC):
     def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return an array of this backend as a NumPy array, without a copy where that can be."""
 
+    def take(self, array: Any, argument: str) -> Array | None:
+        """Return an array that lies on a GPU as one of this backend's, without a copy; None where NumPy can read it.
+
+        Parameters
+        ----------
+        array : array of any library
+        argument : str
+            What it was given as.
+
+        Raises
+        ------
+        DataError
+            It lies where this backend cannot reach it; the message says where, and the cure.
+        """
+        if lies_on_gpu(array):
+            whose = f"{type(array).__module__}.{type(array).__name__}"
+            raise DataError(
+                f"{argument} lies on a GPU, a {whose}, and the model runs on the {self.name} backend; move the model "
+                "there with model.to('cupy'), or pass a copy in host memory"
+            )
+        return None
+
+    def working(self) -> AbstractContextManager[object]:
+        """Return a context for the work of a call: a stream of this backend's own, where there are streams.
+
+        It begins after what the caller has queued, and ends before what the caller queues next.
+        """
+        return _NOTHING
+
+    def placed(self) -> AbstractContextManager[object]:
+        """Return a context in which arrays are made where this backend is, but belong to the caller."""
+        return _NOTHING
+
+    def rows_at_once(self, row_bytes: int) -> int:
+        """Return how many rows of an array in host memory may be brought to the backend at once."""
+        return sys.maxsize
+
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of zeros."""
         array = self.empty(shape, dtype)
@@ -98,6 +143,40 @@ class Backend(ABC):
     def memory_info(self) -> dict[str, int]:
         """Return what is known of the memory that arrays live in, in bytes; may be empty."""
         return {}
+
+    def memory_estimate(self, plan: Plan, data: HostData) -> dict[str, int]:
+        """Return the bytes that training takes here, by what they are for; nothing is allocated.
+
+        Parameters
+        ----------
+        plan : Plan
+        data : HostData
+            What would be trained on; neither read nor copied.
+        """
+        assert plan.optimizer is not None, "the plan was made for prediction"
+        buffers = 1 + plan.optimizer.moments + (plan.optimizer.ema is not None)
+        return {
+            "parameters": buffers * plan.layout.size * plan.dtype.itemsize,
+            "data": 0,
+            "order": 8 * len(data),
+            "workspace": self.workspace_bytes(plan, data),
+        }
+
+    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+        """Return the bytes that training steps work in."""
+        return training_bytes(plan, data)
+
+    def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
+        """Raise MemoryError, with the figures and what would fit, where training on some data does not fit.
+
+        Parameters
+        ----------
+        plan : Plan
+        data : HostData
+        more : int
+            Bytes of moments and the like that are to be made first.
+        """
+        return
 
     def choices(self) -> dict[str, Any]:
         """Return what the bits of a result depend on besides the numbers put in: this backend, its threads, its BLAS.

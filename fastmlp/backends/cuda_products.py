@@ -67,6 +67,9 @@ class StepProducts(Protocol):
     `index` is the number of the step within its graph; `cursor` the device's own count, see `step.cuh`.
     """
 
+    def through(self, operations: CupyOperations) -> StepProducts:
+        """Return the same products, launched through other operations."""
+
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         """Return in how many slabs the gradients of weights and of biases are left."""
 
@@ -98,6 +101,9 @@ class OwnProducts:
 
     def __init__(self, operations: CupyOperations, multiprocessors: int) -> None:
         self._operations, self._multiprocessors = operations, multiprocessors
+
+    def through(self, operations: CupyOperations) -> OwnProducts:
+        return OwnProducts(operations, self._multiprocessors)
 
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         tile = choose_tile(fan_in, fan_out, rows, self._multiprocessors)
@@ -149,6 +155,9 @@ class BlasProducts:
     def __init__(self, operations: CupyOperations, multiprocessors: int) -> None:
         self._operations, self._multiprocessors = operations, multiprocessors
         self._blas = operations._blas
+
+    def through(self, operations: CupyOperations) -> BlasProducts:
+        return BlasProducts(operations, self._multiprocessors)
 
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         return 1, gradient_slabs(rows, fan_out, self._multiprocessors)

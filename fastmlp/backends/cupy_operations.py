@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from fastmlp.backends.cuda_kernels import (
     row_grid,
     tile_grid,
 )
+from fastmlp.errors import KernelError
 from fastmlp.optimizers import SGD, Adam, RMSprop, StepScalars
 from fastmlp.random_bits import keep_threshold
 
@@ -54,11 +56,56 @@ class CupyOperations(Backend):
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
         self._cupy, self._tf32 = cupy, tf32
         self._blas, self._kernels = CuBlas(cupy, tf32=tf32), Kernels(cupy)
+        self.waits = False
+        """Whether the host waits for each kernel."""
+
+    def waiting(self) -> CupyOperations:
+        """Return the same operations, sharing all, that wait after each launch: a fault is then known by its name."""
+        twin = copy(self)
+        twin.waits = True
+        return twin
+
+    def dry(self, launched: Callable[[str], object]) -> CupyOperations:
+        """Return operations that call a function with the name of each kernel, and launch none."""
+        twin = copy(self)
+        twin._launch = lambda file, name, dtype, grid, args: launched(_filled(name, dtype)[0])  # type: ignore
+        twin._blas = _NoBlas(launched)  # type: ignore[assignment]
+        return twin
+
+    @property
+    def cuda_errors(self) -> tuple[type[Exception], ...]:
+        """What CuPy raises where CUDA refuses or fails."""
+        cuda = self._cupy.cuda
+        return cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """The same, and what a launch makes of it."""
+        return KernelError, *self.cuda_errors
+
+    def poisoned(self) -> bool:
+        """Return whether an earlier fault has left CUDA past use in this process; waits for the device."""
+        try:
+            self._cupy.cuda.runtime.deviceSynchronize()
+        except self.cuda_errors:
+            return True
+        return False
 
     def _launch(self, file: str, name: str, dtype: Any, grid: tuple[Any, Any], args: Sequence[Any]) -> None:
-        """Launch kernel `name` of a file, its template arguments filled in for `dtype`."""
-        real = cuda_source.REALS[np.dtype(dtype).name]
-        self._kernels.get(file, name.format(real=real), real)(*grid, tuple(args))
+        """Launch kernel `name` of a file, its template arguments filled in for `dtype`.
+
+        Raises
+        ------
+        KernelError
+            CUDA refuses the launch, or is past use because of an earlier one.
+        """
+        kernel, real = _filled(name, dtype)
+        try:
+            self._kernels.get(file, kernel, real)(*grid, tuple(args))
+            if self.waits:
+                self.synchronize()
+        except self.cuda_errors as e:
+            raise KernelError(f"the kernel {kernel} does not run on this GPU ({e})", kernel=kernel) from e
 
     def _dense(self, array: Array) -> Array:
         """Return the array with its elements side by side, as kernels read it."""
@@ -264,6 +311,19 @@ class CupyOperations(Backend):
     def average(self, mean: Array, p: Array, decay: float, scratch: Array) -> None:
         args = (mean, p, mean.dtype.type(1 - decay), np.int64(mean.size))
         self._launch("flat.cu", "average<{real}>", mean.dtype, flat_grid(mean.size), args)
+
+
+class _NoBlas:
+    """Stands for `CuBlas` where nothing is launched."""
+
+    def __init__(self, launched: Callable[[str], object]) -> None:
+        self.forward = self.input_gradient = self.weight_gradient = lambda *_: launched("cuBLAS")
+
+
+def _filled(name: str, dtype: Any) -> tuple[str, str]:
+    """Return the name of a kernel with its template arguments, and the C++ type computed in."""
+    real = cuda_source.REALS[np.dtype(dtype).name]
+    return name.format(real=real), real
 
 
 def loss_grid(rows: int, outputs: int) -> tuple[tuple[Any, Any], int]:

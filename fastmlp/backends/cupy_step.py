@@ -8,10 +8,9 @@ steps, and reads their report: one synchronisation a call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from copy import copy
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 from fastmlp.backends import cuda_source
 from fastmlp.backends.cuda_kernels import column_grid, row_grid
 from fastmlp.backends.cuda_products import Masks, StepProducts
+from fastmlp.backends.cupy_memory import NORM_BLOCKS, check_room, chunk_table, held_types, slabs_of, step_arena
 from fastmlp.backends.cupy_operations import loss_grid, loss_parameter, moments_by_role, rule_numbers
+from fastmlp.errors import KernelError
 from fastmlp.random_bits import keep_threshold
 
 if TYPE_CHECKING:
@@ -32,120 +33,10 @@ if TYPE_CHECKING:
 
 GRAPH_STEPS = 16
 """Steps of a long graph."""
-NORM_BLOCKS = 256
-_CHUNK, _LARGE_CHUNK, _LARGE = 1024, 8192, 1 << 22
-_ALIGNMENT = 256
+GRAPH = "the graph of a step"
+_ONLY_CAPTURED = ("product_", "advance_cursor", GRAPH)
 _ROW_ARRAYS = ("x", "y", "weights", "row_losses", "row_hits", "z", "dz", "slope")
 """What the arena holds a row of for each row of a batch; z, dz and slope with the number of their layer."""
-
-
-class Arena:
-    """One allocation, cut into arrays.
-
-    Parameters
-    ----------
-    parts : dict
-        name: (shape, dtype).
-    """
-
-    def __init__(self, parts: dict[str, tuple[tuple[int, ...], Any]]) -> None:
-        self._parts, self._starts, self.nbytes = parts, {}, 0
-        for name, (shape, dtype) in parts.items():
-            self._starts[name] = self.nbytes
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
-
-    def allocate(self, cupy: Any) -> dict[str, Array]:
-        """Return the arrays, as views into one new allocation."""
-        memory = cupy.empty((max(self.nbytes, 1),), np.uint8)
-        arrays = {}
-        for name, (shape, dtype) in self._parts.items():
-            start = self._starts[name]
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            arrays[name] = memory[start : start + size].view(np.dtype(dtype)).reshape(shape)
-        return arrays
-
-
-def chunk_table(plan: Plan, slabs: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Return the chunks that an optimizer's blocks take, (count, 4): start, stop, is weight, slabs of the gradient.
-
-    Parameters
-    ----------
-    plan : Plan
-    slabs : list of (int, int)
-        For each layer, in how many slabs the gradients of its weights and of its biases lie.
-    """
-    spec, offsets = plan.spec, plan.layout.offsets
-    length = _LARGE_CHUNK if plan.layout.size > _LARGE else _CHUNK
-    rows = []
-    for is_weight in (1, 0):
-        for layer in range(spec.layers):
-            if spec.frozen[layer]:
-                continue
-            start = offsets[layer][1 - is_weight]
-            stop = start + spec.units[layer + 1] * (spec.units[layer] if is_weight else 1)
-            for at in range(start, stop, length):
-                rows.append((at, min(at + length, stop), is_weight, slabs[layer][1 - is_weight]))
-    return np.array(rows, np.int64).reshape(-1, 4)
-
-
-def slabs_of(plan: Plan, products: StepProducts) -> list[tuple[int, int]]:
-    """Return for each layer in how many slabs the gradients of its weights and of its biases are left."""
-    return [products.slabs(plan.batch, i, o) for i, o in pairwise(plan.spec.units)]
-
-
-def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) -> Arena:
-    """Return all that a training step works in, as sizes; nothing is allocated.
-
-    Parameters
-    ----------
-    plan : Plan
-    products : StepProducts
-    rows : int
-        Rows of the data set.
-    targets : array
-        The targets of the data set, of which shape and type are looked at.
-    """
-    spec, batch, real = plan.spec, plan.batch, plan.dtype
-    steps, slabs = -(-rows // batch), slabs_of(plan, products)
-    parts: dict[str, tuple[tuple[int, ...], Any]] = {
-        "x": ((batch, spec.units[0]), real),
-        "y": ((batch, *targets.shape[1:]), targets.dtype),
-        "weights": ((batch,), real),
-        "row_losses": ((batch,), real),
-        "row_hits": ((batch,), real),
-        "grads": ((max(max(s) for s in slabs) * plan.layout.size,), real),
-        "chunks": (chunk_table(plan, slabs).shape, np.int64),
-        "partials": ((NORM_BLOCKS,), np.float64),
-        "rule": ((7,), np.float64),
-        "order": ((rows,), np.int64),
-        "cursor": ((3,), np.int64),
-        "table": ((steps, 5), np.float64),
-        "report": ((steps, 3), np.float64),
-        "frozen": ((steps + 1,), np.int32),
-    }
-    for layer, o in enumerate(spec.units[1:]):
-        parts[f"z{layer}"] = parts[f"dz{layer}"] = ((batch, o), real)
-        if plan.needs_slope[layer]:
-            parts[f"slope{layer}"] = ((batch, o), real)
-    return Arena(parts)
-
-
-def check_room(needed: int, plan: Plan, products: StepProducts, x: Array, y: Array, memory: Mapping[str, int]) -> None:
-    """Raise MemoryError, with the figures and what would fit, where a step does not fit on the device."""
-    free = memory.get("free", needed) + memory.get("kept", 0)
-    if needed <= free:
-        return
-    low, high = 0, plan.batch  # the largest batch that fits is in low..high - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = step_arena(replace(plan, batch=middle), products, len(x), y).nbytes <= free
-        low, high = (middle, high) if fits else (low, middle)
-    cure = f"the largest batch that fits is {low}" if low else "not even a batch of one row fits: use a smaller network"
-    raise MemoryError(
-        f"training in batches of {plan.batch} rows needs {needed:,} bytes on the device beside the data ({x.nbytes:,} "
-        f"bytes) and the parameters; {free:,} are free; {cure}"
-    )
 
 
 class TrainingStep:
@@ -187,16 +78,16 @@ class TrainingStep:
         self._graphs: dict[tuple[int, int], Any] = {}
         self._order_given: Array | None = None
         self._x, self._y, self._weights = _held(operations, data, plan)
-        self._slabs = slabs_of(plan, products)
-        self._chunks_on_host = chunk_table(plan, self._slabs)
+        self.slabs = slabs_of(plan, products)
+        self._chunks_on_host = chunk_table(plan, self.slabs)
         arena = step_arena(plan, products, len(self._x), self._y)
         check_room(arena.nbytes, plan, products, self._x, self._y, operations.memory_info())
         self.nbytes = arena.nbytes
         """Bytes of device memory beside the model's and the data's own."""
-        self._memory = arena.allocate(self._cupy)
-        self._row_names = [n for n in self._memory if n.rstrip("0123456789") in _ROW_ARRAYS]
-        self._memory["chunks"].set(self._chunks_on_host)
-        self._memory["rule"].set(rule_numbers(self._optimizer, plan.spec.l2))
+        self.memory = arena.allocate(self._cupy)
+        self._row_names = [n for n in self.memory if n.rstrip("0123456789") in _ROW_ARRAYS]
+        self.memory["chunks"].set(self._chunks_on_host)
+        self.memory["rule"].set(rule_numbers(self._optimizer, plan.spec.l2))
 
     def fits(self, state: TrainState, data: Rows) -> bool:
         """Return whether it trains these very buffers on this very data."""
@@ -213,7 +104,12 @@ class TrainingStep:
     # --- running ---
 
     def run(
-        self, order: Array, table: NDArray[np.float64], first: int, step: int
+        self,
+        order: Array,
+        table: NDArray[np.float64],
+        first: int,
+        step: int,
+        meanwhile: Callable[[], object] | None = None,
     ) -> tuple[int, bool, NDArray[np.float64]]:
         """Carry out the steps of a table; return how many, whether all were finite, and their totals (count, 3).
 
@@ -226,30 +122,99 @@ class TrainingStep:
             The number of the first step within the epoch.
         step : int
             The number of that step since the model began.
+        meanwhile : callable, optional
+            Called on the caller's stream when all is queued, before the host waits.
+
+        Raises
+        ------
+        KernelError
+            A kernel fails on the device, or cannot be launched or captured.
         """
-        memory, count = self._memory, len(table)
-        with self._own_stream():
-            if order is not self._order_given:
-                memory["order"][...] = order
-                self._order_given = order
-            self._upload(table, first, step)
-            self._queue(first, count)
-            report = memory["report"][:count].get()
+        count = len(table)
+        try:
+            with self._own_stream() as caller:
+                self._take_order(order)
+                self._upload(table, first, step)
+                self._queue(first, count)
+                if meanwhile is not None:
+                    with caller:
+                        meanwhile()
+                report = self.memory["report"][:count].get()
+        except self._operations.failures as e:
+            raise self._failure(e) from e
         finite = np.isfinite(report[:, 0])
         done = count if finite.all() else int(np.argmin(finite))
         return done, bool(finite.all()), report[:done]
 
+    def halves(self, order: Array, table: NDArray[np.float64], step: int, between: Callable[[], object]) -> None:
+        """Take one step, and call a function on its stream between the forward pass and the rest."""
+        layers, views = self._plan.layout.views(self._params), self._views(self._plan.batch)
+        with self._own_stream():
+            self._take_order(order)
+            self._upload(table, 0, step)
+            self._gather(0, self._plan.batch, views)
+            self._forward(0, views, layers)
+            between()
+            self._loss(0, self._plan.batch, views)
+            self._backward(views, layers)
+            self._update(0, layers)
+
+    def timed(self, order: Array, table: NDArray[np.float64], rounds: int) -> float:
+        """Return the milliseconds that a step takes, by events around so many rounds of all steps of a table."""
+        cuda, count = self._cupy.cuda, len(table)
+        begin, end = cuda.Event(), cuda.Event()
+        with self._own_stream():
+            self._take_order(order)
+            self._upload(table, 0, 0)
+            if self._captured and count >= GRAPH_STEPS:
+                self._graph(GRAPH_STEPS, self._plan.batch)
+            self._queue(0, 1)  # whatever is done once is done before the clock runs
+            begin.record(self._stream)
+            for _ in range(rounds):
+                self.memory["cursor"][...] = 0
+                self._queue(0, count)
+            end.record(self._stream)
+            end.synchronize()
+        return float(cuda.get_elapsed_time(begin, end)) / (rounds * count)
+
+    def _take_order(self, order: Array) -> None:
+        if order is not self._order_given:
+            self.memory["order"][...] = order
+            self._order_given = order
+
+    def _failure(self, error: Exception) -> KernelError:
+        """Return what went wrong with the steps, which kernel it was as far as that is known, and what avoids it."""
+        operations, poisoned = self._operations, self._operations.poisoned()
+        # a fault shows at whatever is called next, so the kernel at hand is to blame only where each was waited for
+        if isinstance(error, KernelError) and (operations.waits or not poisoned):
+            text, kernel = str(error), error.kernel
+        else:
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            kernel = ", ".join(sorted(set(self.kernels())))
+            text = f"a training step fails on this GPU ({error}), in one of {kernel}"
+        own = self._captured or any(part in kernel for part in _ONLY_CAPTURED)
+        switch = "fastmlp.get_backend('cupy', way='eager') avoids it" if own else "backend='numba' avoids the GPU"
+        if poisoned:
+            switch = f"CUDA can do nothing more in this process; in a new one, {switch}"
+        return KernelError(f"{text}; {switch}", kernel=kernel)
+
     @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[None]:
+    def _own_stream(self) -> Iterator[Any]:
         """Work on a stream that may be captured, after what the caller has queued and before what it queues next."""
         caller = self._cupy.cuda.get_current_stream()
         self._stream.wait_event(caller.record())
-        with self._stream:
-            yield
+        try:
+            with self._stream:
+                yield caller
+        except BaseException:
+            # what is queued may still be at work on memory that the caller is about to free
+            with contextlib.suppress(*self._operations.cuda_errors):
+                caller.wait_event(self._stream.record())
+            raise
         caller.wait_event(self._stream.record())
 
     def _upload(self, table: NDArray[np.float64], first: int, step: int) -> None:
-        memory = self._memory
+        memory = self.memory
         memory["table"][: len(table)].set(np.ascontiguousarray(table))
         memory["cursor"].set(np.array([0, first, step], np.int64))
         memory["frozen"][...] = 0
@@ -274,42 +239,66 @@ class TrainingStep:
         found = self._graphs.get((steps, rows))
         if found is None:
             self._warm_up(rows)
-            self._stream.begin_capture()
             try:
-                for index in range(steps):
-                    self._enqueue(index, rows)
-                self._launch("optimizers.cu", "advance_cursor", ((1,), (1,)), (self._memory["cursor"], np.int32(steps)))
-            finally:
-                found = self._stream.end_capture()
-            self._graphs[steps, rows] = found
+                found = self._graphs[steps, rows] = self._captured_steps(steps, rows)
+            except self._operations.cuda_errors as e:
+                raise KernelError(f"{GRAPH} is refused ({e})", kernel=GRAPH) from e
         return found
+
+    def _captured_steps(self, steps: int, rows: int) -> Any:
+        self._stream.begin_capture()
+        try:
+            for index in range(steps):
+                self._enqueue(index, rows)
+            self._advance(steps)
+        except BaseException:
+            with contextlib.suppress(*self._operations.cuda_errors):  # the first error is the one that tells
+                self._stream.end_capture()
+            raise
+        return self._stream.end_capture()
+
+    def _advance(self, steps: int) -> None:
+        self._launch("optimizers.cu", "advance_cursor", ((1,), (1,)), (self.memory["cursor"], np.int32(steps)))
 
     def _warm_up(self, rows: int) -> None:
         """Run a step that changes nothing, so that every kernel is loaded before a capture; nothing may be then."""
-        kept = {name: self._memory[name].get() for name in ("cursor", "table", "frozen", "report")}
-        self._memory["cursor"][...] = 0
-        self._memory["table"][...] = 0  # a batch that weighs nothing
-        self._memory["frozen"][...] = 1
+        kept = {name: self.memory[name].get() for name in ("cursor", "table", "frozen", "report")}
+        self.memory["cursor"][...] = 0
+        self.memory["table"][...] = 0  # a batch that weighs nothing
+        self.memory["frozen"][...] = 1
         self._enqueue(0, rows)
-        self._launch("optimizers.cu", "advance_cursor", ((1,), (1,)), (self._memory["cursor"], np.int32(0)))
+        self._advance(0)
         self._stream.synchronize()
         for name, values in kept.items():
-            self._memory[name].set(values)
+            self.memory[name].set(values)
 
     # --- the launches of a step ---
+
+    def kernels(self) -> list[str]:
+        """Return the names of the kernels of a step, own products included; nothing is launched."""
+        names: list[str] = []
+        listing = copy(self)
+        listing._operations = self._operations.dry(names.append)
+        listing._products = self._products.through(listing._operations)
+        listing._enqueue(0, self._plan.batch)
+        if self._captured:
+            listing._advance(1)
+        return names
 
     def _launch(self, file: str, name: str, grid: tuple[Any, Any], args: tuple[Any, ...]) -> None:
         self._operations._launch(file, name, self._plan.dtype, grid, args)
 
     def _enqueue(self, index: int, n: int) -> None:
         """Queue step `index` of the graph, or of the call, on n rows."""
-        views = {name: self._memory[name][:n] for name in self._row_names}
-        layers = self._plan.layout.views(self._params)
+        views, layers = self._views(n), self._plan.layout.views(self._params)
         self._gather(index, n, views)
         self._forward(index, views, layers)
         self._loss(index, n, views)
         self._backward(views, layers)
         self._update(index, layers)
+
+    def _views(self, n: int) -> dict[str, Array]:
+        return {name: self.memory[name][:n] for name in self._row_names}
 
     def _masks(self, layer: int) -> Masks | None:
         rate = self._plan.spec.dropout[layer] if layer < self._plan.spec.layers else 0.0
@@ -320,7 +309,7 @@ class TrainingStep:
         types = ", ".join((*(cuda_source.CTYPES[a.dtype.name] for a in (self._x, self._y)), real))
         masks = self._masks(0) or Masks(0, 1.0, 0, 0)
         args = (
-            *(self._x, self._y, self._weights, self._memory["order"], self._memory["cursor"], np.int32(index)),
+            *(self._x, self._y, self._weights, self.memory["order"], self.memory["cursor"], np.int32(index)),
             *(np.int64(self._plan.batch), views["x"], views["y"], views["weights"], np.int64(n)),
             *(np.int64(self._x.shape[1]), np.int64(1 if self._y.ndim == 1 else self._y.shape[1])),
             *(np.uint32(masks.threshold), self._plan.dtype.type(masks.scale), np.uint64(masks.key)),
@@ -332,12 +321,12 @@ class TrainingStep:
         for layer, (w, b) in enumerate(layers):
             z = views[f"z{layer}"]
             activation, masks = self._plan.spec.activations[layer], self._masks(layer + 1)
-            cursor = self._memory["cursor"]
+            cursor = self.memory["cursor"]
             self._products.forward(a, w, b, z, views.get(f"slope{layer}"), activation, masks, cursor, index)
             a = z
 
     def _loss(self, index: int, n: int, views: dict[str, Array]) -> None:
-        plan, memory, loss = self._plan, self._memory, self._plan.spec.loss
+        plan, memory, loss = self._plan, self.memory, self._plan.spec.loss
         top = plan.spec.layers - 1
         outputs, real = views[f"z{top}"], cuda_source.REALS[plan.dtype.name]
         grid, warps = loss_grid(*outputs.shape)
@@ -356,14 +345,14 @@ class TrainingStep:
 
     def _backward(self, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
         plan, spec = self._plan, self._plan.spec
-        top, grads = spec.layers - 1, self._memory["grads"]
+        top, grads = spec.layers - 1, self.memory["grads"]
         self._output_slope(views)
         for layer in range(top, spec.lowest_trainable - 1, -1):
             dz = views[f"dz{layer}"]
             below = views[f"z{layer - 1}"] if layer else views["x"]
             if not spec.frozen[layer]:
                 w_at, b_at = plan.layout.offsets[layer]
-                slabs = self._slabs[layer]
+                slabs = self.slabs[layer]
                 self._products.weight_gradient(below, dz, grads[w_at:], grads[b_at:], plan.layout.size, slabs)
             if layer > spec.lowest_trainable:
                 slope, activation = views.get(f"slope{layer - 1}"), spec.activations[layer - 1]
@@ -377,7 +366,7 @@ class TrainingStep:
             self._operations.activation_backward(activation, views[f"z{top}"], slope, d, d)
 
     def _update(self, index: int, layers: list[tuple[Array, Array]]) -> None:
-        plan, memory, spec = self._plan, self._memory, self._plan.spec
+        plan, memory, spec = self._plan, self.memory, self._plan.spec
         count = len(self._chunks_on_host)
         where = (memory["table"], memory["cursor"], np.int32(index))
         if not count:
@@ -415,10 +404,9 @@ def _is(a: object, b: object) -> bool:
 def _held(operations: CupyOperations, data: Rows, plan: Plan) -> tuple[Array, Array, Array | None]:
     """Return inputs, targets and row weights in types that a step gathers: bytes stay bytes, labels int64."""
     x, y, weights = data.x, data.y, data.weights
-    if x.dtype.name not in ("uint8", *cuda_source.REALS):
-        x = x.astype(plan.dtype)
-    wanted = np.dtype(np.int64) if y.ndim == 1 else plan.dtype
-    y = y if y.dtype == wanted else y.astype(wanted)
+    x_type, y_type = held_types(plan, x, y)
+    x = x if x.dtype == x_type else x.astype(x_type)
+    y = y if y.dtype == y_type else y.astype(y_type)
     if weights is not None and weights.dtype != plan.dtype:
         weights = weights.astype(plan.dtype)
     dense = operations._dense

@@ -22,6 +22,7 @@ from fastmlp.batching import DeviceData
 from fastmlp.session import Session
 
 if TYPE_CHECKING:
+    from fastmlp.batching import HostData
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
 
@@ -95,10 +96,16 @@ class NumbaBackend(NumbaOperations):
 
         return {"backend": self.name, "numba": numba.__version__, "blas": blas.version(), "threads": self.threads}
 
-    def open(self, plan: Plan) -> Session:
+    def open(self, plan: Plan) -> NumbaSession:
         weights = sum(i * o for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False))
         tiny = plan.optimizer is not None and 6 * plan.batch * weights < ALONE
         return NumbaSession(self, plan, 1 if tiny else self.threads)
+
+    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+        assert plan.optimizer is not None
+        if not (plan.spec.compiled and plan.optimizer.compiled):
+            return super().workspace_bytes(plan, data)
+        return self.open(plan).training_bytes()
 
     # --- coarse operations ---
 

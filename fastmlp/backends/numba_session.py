@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,20 @@ class NumbaSession(Session):
     def memory(self) -> Any:
         """The memory of a batch in training, shared by all threads, `kernels.cpu.records.Memory`."""
         return self._memory(self.plan.batch, self.threads, training=True)
+
+    def training_bytes(self) -> int:
+        """Return the bytes that training would allocate here; none is."""
+        sizes: list[int] = []
+
+        def note(*shape: int) -> Any:
+            sizes.append(math.prod(shape) * self.plan.dtype.itemsize)
+
+        counting = copy(self)
+        counting._allocate = note  # type: ignore[method-assign]
+        counting._memory(self.plan.batch, self.threads, training=True)
+        clips = self.plan.optimizer is not None and self.plan.optimizer.clip_norm is not None
+        grads = self.plan.layout.size * self.plan.dtype.itemsize if clips else 0
+        return sum(sizes) + 8 * self.plan.batch + grads
 
     @cached_property
     def chunk(self) -> int:

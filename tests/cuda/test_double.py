@@ -220,6 +220,111 @@ def test_products_by_cublas_check_their_leading_dimensions(sizes, lds, message):
         cp.cuda.cublas.gemmEx(1, 0, 0, *sizes, one.ctypes.data, *args)
 
 
+# --- devices, other libraries, time, faults ---------------------------------------------------------------------------
+
+
+@needs_emulator
+def test_arrays_and_streams_of_another_device_are_refused(fill, stream):
+    with cp.cuda.Device(1):
+        a = cp.empty((64,), np.float32)
+        assert a.device == cp.cuda.Device(1) == cp.cuda.Device()
+        with pytest.raises(RuntimeError, match="not created on device 1"), stream:
+            pass
+        fill((1,), (64,), (a, np.float32(1)))
+    with pytest.raises(cp.CudaError, match="array of another device"):
+        fill((1,), (64,), (a, np.float32(1)))
+    with pytest.raises(cp.CudaError, match="invalid device ordinal"), cp.cuda.Device(cp.DEVICES):
+        pass
+
+
+def test_what_is_handed_over_is_the_same_memory_and_ordered(stream):
+    with stream:
+        a = cp.asarray(np.arange(12, dtype=np.float32).reshape(3, 4))
+        interface = types.SimpleNamespace(__cuda_array_interface__=a.T.__cuda_array_interface__)
+        with pytest.raises(TypeError, match="only arrays of a device"):
+            cp.from_dlpack(np.ones(3))
+    cp.counts.clear()
+    b = types.SimpleNamespace(__dlpack__=None, __dlpack_device__=a.__dlpack_device__)
+    b.__dlpack__ = lambda **options: _on(stream, lambda: a.__dlpack__(**options))
+    taken = cp.from_dlpack(b)
+    assert not cp.counts
+    assert taken.data.ptr == a.data.ptr
+    assert taken.get().tolist() == a.get().tolist()
+    turned = cp.asarray(interface)
+    assert cp.counts["synchronisations"] >= 1
+    assert turned.get().tolist() == a.get().T.tolist()
+
+
+def _on(stream, function):
+    with stream:
+        return function()
+
+
+@needs_emulator
+def test_events_tell_the_time_of_what_was_queued_between_them_once_waited_for(fill, stream, monkeypatch):
+    monkeypatch.setattr(cp, "milliseconds", {"launch": 0.25, "replay": 0.125})
+    a = cp.empty((64,), np.float32)
+    begin, end = cp.cuda.Event(), cp.cuda.Event()
+    with stream:
+        fill((1,), (64,), (a, np.float32(1)))
+        stream.begin_capture()
+        fill((1,), (64,), (a, np.float32(1)))
+        graph = stream.end_capture()
+        begin.record()
+        fill((1,), (64,), (a, np.float32(1)))
+        graph.launch()
+        end.record()
+    with pytest.raises(cp.CudaError, match="NotReady"):
+        cp.cuda.get_elapsed_time(begin, end)
+    end.synchronize()
+    assert cp.cuda.get_elapsed_time(begin, end) == 0.375
+    with pytest.raises(cp.CudaError, match="never recorded"):
+        cp.cuda.get_elapsed_time(begin, cp.cuda.Event())
+    untimed = cp.cuda.Event(disable_timing=True)
+    untimed.record()
+    with pytest.raises(cp.CudaError, match="without a time"):
+        cp.cuda.get_elapsed_time(begin, untimed)
+
+
+@needs_emulator
+def test_a_fault_shows_at_whatever_comes_next_and_stays(fill, monkeypatch):
+    monkeypatch.setitem(cp.faults, "fill", None)
+    monkeypatch.setattr(cp, "poison", [])
+    a = cp.empty((64,), np.float32)
+    fill((1,), (64,), (a, np.float32(1)))  # nobody notices yet
+    calls = (cp.Stream.null.synchronize, a.get, cp.cuda.runtime.deviceSynchronize, lambda: a.__setitem__(..., 0))
+    for next_call in calls:
+        with pytest.raises(cp.CudaError, match=r"IllegalAddress.*fill"):
+            next_call()
+
+
+def test_arithmetic_is_that_of_numpy_on_arrays_of_the_device_alone():
+    host = np.arange(6, dtype=np.float32).reshape(2, 3)
+    a = cp.asarray(host)
+    for function in (
+        lambda v: 1 / (1 + np.exp(-v)),
+        lambda v: (v - v.max(axis=1, keepdims=True)).sum(axis=1),
+        lambda v: v.T.argmax(axis=1),
+        lambda v: ((v > 2) == (v * 2 > 3)).mean(),
+        lambda v: (3 - v).astype(np.int64) + v.astype(np.int64),
+    ):
+        found, expected = function(a).get(), function(host)
+        assert found.dtype == expected.dtype
+        assert found.tolist() == expected.tolist()
+    assert np.where(a == 0, 7, a).get().tolist() == np.where(host == 0, 7, host).tolist()
+    a /= 2
+    a *= a
+    assert a.get().tolist() == ((host / 2) ** 2).tolist()
+    for wrong in (
+        lambda: a + host,
+        lambda: np.where(host > 0, a, a),
+        lambda: a.__imul__(host),
+        lambda: np.add.reduce(a),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+
+
 @needs_emulator
 def test_traffic_and_launches_are_counted(fill):
     cp.launches.clear()

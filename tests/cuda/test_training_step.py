@@ -12,9 +12,10 @@ from emulator import needs_emulator
 from scenarios import SCENARIOS, Scenario, train
 
 import fastmlp
-from fastmlp.backends import cupy_backend, cupy_step
+from fastmlp.backends import cupy_backend, cupy_memory
 from fastmlp.backends.cuda_products import OwnProducts
-from fastmlp.backends.cupy_step import GRAPH_STEPS, Arena, TrainingStep
+from fastmlp.backends.cupy_memory import Arena
+from fastmlp.backends.cupy_step import GRAPH_STEPS, TrainingStep
 from fastmlp.optimizers import SGD, Adam
 
 pytestmark = needs_emulator
@@ -202,7 +203,7 @@ def test_products_by_cublas_cannot_be_captured():
     from fastmlp.backends.cuda_products import BlasProducts
 
     step = TrainingStep(own, BlasProducts(own, 4), LONG.plan("float32"), state, data, captured=True)
-    with pytest.raises(cupy_double.CudaError, match=r"cuBLAS while a stream is being captured|Invalidated: cuBLAS"):
+    with pytest.raises(fastmlp.KernelError, match=r"graph of a step is refused .*cuBLAS while"):
         step.run(own.asarray(LONG.order(0)), LONG.table(0, 0, "float32"), 0, 0)
 
 
@@ -294,15 +295,7 @@ def test_an_epoch_waits_for_the_device_once_a_call(monkeypatch):
     assert reads == [(scenario.steps, 3)]
 
 
-# --- the choice of a way --------------------------------------------------------------------------------------------
-
-
-def test_small_steps_are_captured_and_large_ones_are_not():
-    auto = backend("auto")
-    assert auto.runs_captured(Scenario("", (784, 64, 10), {}, SGD(), batch=32).plan("float32"))
-    assert not auto.runs_captured(Scenario("", (784, 1024, 1024, 10), {}, SGD(), batch=1024).plan("float32"))
-    assert not backend("auto", tf32=True).runs_captured(LONG.plan("float32"))
-    assert not backend("eager").runs_captured(LONG.plan("float32"))
+# --- options ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -352,7 +345,7 @@ def test_what_a_step_takes_is_known_before_and_refused_with_what_would_fit(monke
     step = TrainingStep(own, OwnProducts(own, 4), wide.plan("float32"), state, data, captured=True)
     assert own.memory_info()["used"] - before == step.nbytes
     big = replace(wide.plan("float32"), batch=20)
-    small = cupy_step.step_arena(replace(big, batch=7), OwnProducts(own, 4), len(data.x), data.y).nbytes
+    small = cupy_memory.step_arena(replace(big, batch=7), OwnProducts(own, 4), len(data.x), data.y).nbytes
     room = {"free": small - 10, "kept": 10}
     monkeypatch.setattr(type(own), "memory_info", lambda self: room)
     with pytest.raises(
@@ -361,7 +354,7 @@ def test_what_a_step_takes_is_known_before_and_refused_with_what_would_fit(monke
         TrainingStep(own, OwnProducts(own, 4), big, state, data, captured=True)
     largest = int(str(e.value).split()[-1])
     assert largest >= 7
-    assert cupy_step.step_arena(replace(big, batch=largest), OwnProducts(own, 4), len(data.x), data.y).nbytes <= small
+    assert cupy_memory.step_arena(replace(big, batch=largest), OwnProducts(own, 4), len(data.x), data.y).nbytes <= small
     room["free"] = 100
     with pytest.raises(MemoryError, match="not even a batch of one row fits"):
         TrainingStep(own, OwnProducts(own, 4), big, state, data, captured=True)
@@ -408,7 +401,7 @@ def test_functions_of_a_users_own_run_on_the_host_with_the_same_result(caplog):
 def test_chunks_cover_what_trains_and_nothing_else():
     scenario = Scenario("", (50, 60, 3, 2), {}, SGD(), frozen=(False, True, False))
     plan = scenario.plan("float32")
-    table = cupy_step.chunk_table(plan, [(3, 1), (1, 1), (2, 4)])
+    table = cupy_memory.chunk_table(plan, [(3, 1), (1, 1), (2, 4)])
     seen = np.zeros(plan.layout.size, int)
     for start, stop, is_weight, slabs in table.tolist():
         seen[start:stop] += 1

@@ -1,0 +1,257 @@
+"""Device memory is known before it is taken, refused with what would fit, given back, and flat over many calls."""
+
+import gc
+import os
+import re
+from pathlib import Path
+
+import cupy_double as cp
+import numpy as np
+import pytest
+from emulator import needs_emulator
+
+import fastmlp
+from fastmlp import SGD, Adam
+from fastmlp.backends import cupy_backend
+
+pytestmark = needs_emulator
+
+OPTIMIZERS = {"sgd": SGD(), "adam": Adam(ema=0.9, clip_norm=1.0)}
+
+
+@pytest.fixture(autouse=True)
+def on_the_double(monkeypatch):
+    monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cp)
+    kept = cp.capacity[0]
+    gc.collect()  # what earlier tests have left would count
+    yield
+    cp.capacity[0] = kept
+
+
+def make(way="captured"):
+    return cupy_backend.CupyBackend(way=way)
+
+
+def model_on(backend, units=(6, 40, 3), **changes):
+    return fastmlp.MLP(units, **({"activation": "tanh", "dropout": 0.2, "seed": 0, "backend": backend} | changes))
+
+
+def rows(n=60, dtype="f4"):
+    rng = np.random.default_rng(0)
+    return (rng.uniform(size=(n, 6)) * 100).astype(dtype), rng.integers(0, 3, n)
+
+
+def limit(backend, free):
+    """Leave so many bytes of the device free."""
+    cp.capacity[0] = backend.memory_info()["used"] + free
+
+
+class Peak(fastmlp.Callback):
+    """Notes how much memory is in use after each call of steps."""
+
+    def __init__(self, backend):
+        self.backend, self.used = backend, []
+
+    def on_steps(self, run):
+        self.used.append(self.backend.memory_info()["used"])
+
+
+# --- the estimate ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["captured", pytest.param("eager", marks=pytest.mark.whole_ladder)])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.whole_ladder), "adam"])
+@pytest.mark.parametrize(
+    "dtype", ["u1", "i4", *(pytest.param(t, marks=pytest.mark.whole_ladder) for t in ("f4", "f8"))]
+)
+def test_the_estimate_is_what_a_fit_takes(way, optimizer, dtype):
+    backend = make(way)
+    model = model_on(backend, dtype="float64")
+    x, y = rows(dtype=dtype)
+    weights = np.ones(len(x))
+    before = backend.memory_info()["used"] - model._state.params.nbytes
+    options = {"batch_size": 20, "optimizer": OPTIMIZERS[optimizer]}
+    estimate = model.memory_estimate(x, y, sample_weight=weights, **options)
+    assert backend.memory_info()["used"] - model._state.params.nbytes == before  # nothing is allocated
+    assert estimate["total"] == sum(v for k, v in estimate.items() if k != "total")
+    peak = Peak(backend)
+    model.fit(x, y, sample_weight=weights, epochs=3, verbose=0, callbacks=[peak], **options)
+    assert max(peak.used) - before == estimate["total"]
+
+
+def test_what_lies_on_the_gpu_already_is_not_counted():
+    backend = make()
+    model = model_on(backend)
+    x, y = rows()
+    there = model.memory_estimate(cp.asarray(x), cp.asarray(y))
+    here = model.memory_estimate(x, y)
+    assert (there["data"], here["data"]) == (0, x.nbytes + y.nbytes)
+    assert there["workspace"] == here["workspace"]
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+@pytest.mark.parametrize("network", [{}, {"dropout": (0.1, 0.2), "l2": 0.1, "activation": "relu"}])
+def test_on_other_backends_the_estimate_is_what_their_sessions_allocate(name, network, monkeypatch):
+    backend = fastmlp.get_backend(name)
+    model = model_on(backend, **network)
+    for dtype in ("u1", "f4"):
+        x, y = rows(dtype=dtype)
+        estimate = model.memory_estimate(x, y, batch_size=20, optimizer=Adam(clip_norm=1.0))
+        sizes, empty = [], type(backend).empty
+
+        def noting(self, shape, dtype, sizes=sizes, empty=empty):
+            made = empty(self, shape, dtype)
+            sizes.append(made.nbytes)
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(backend), "empty", noting)
+            model.fit(x, y, epochs=1, batch_size=20, optimizer=Adam(clip_norm=1.0), verbose=0)
+        taken = sum(sizes) - 2 * model._state.params.nbytes  # the moments, which are counted apart
+        assert estimate["workspace"] == pytest.approx(taken, rel=0.02)
+        assert (estimate["data"], estimate["order"]) == (0, 8 * len(x))
+        model = model_on(backend, **network)
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["captured", "eager", "auto"])
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(way):
+    backend = make(way)
+    model = model_on(backend)
+    x, y = rows()
+    small = model.memory_estimate(x, y, batch_size=15)
+    limit(backend, small["total"] - model._state.params.nbytes)
+    before = backend.memory_info()["used"]
+    with pytest.raises(MemoryError, match=r"fit needs [\d,]+ bytes on the GPU: .* for 60 rows of data") as e:
+        model.fit(x, y, epochs=1, batch_size=60, verbose=0)
+    assert model._state.optimizer is None  # nothing has changed
+    assert backend.memory_info()["used"] == before
+    largest = int(re.search(r"the largest batch that fits is (\d+)", str(e.value))[1])
+    assert 15 <= largest < 60
+    with pytest.raises(MemoryError, match=r"^fit needs"):
+        model.fit(x, y, epochs=1, batch_size=largest + 1, verbose=0)
+    model.fit(x, y, epochs=1, batch_size=largest, verbose=0)
+
+
+def test_data_that_does_not_fit_is_refused_with_how_many_rows_would():
+    backend = make()
+    model = model_on(backend)
+    x, y = rows(6000)
+    small = model.memory_estimate(x[:2000], y[:2000], batch_size=8)
+    limit(backend, small["total"])
+    with pytest.raises(MemoryError, match=r"of the data, about [\d,]+ rows would") as e:
+        model.fit(x, y, epochs=1, batch_size=8, verbose=0)
+    fitting = int(re.search(r"about ([\d,]+) rows", str(e.value))[1].replace(",", ""))
+    assert 500 < fitting < 6000
+    model.memory_estimate(x[:fitting], y[:fitting], batch_size=8)
+    backend.check_memory(model._pool and _plan(model), model._check(x[:fitting], y[:fitting]), 0)
+
+
+def _plan(model):
+    from fastmlp.plan import Plan
+
+    return Plan(model.spec, 8, model.dtype, True, Adam().without_schedule())
+
+
+@pytest.mark.whole_ladder
+def test_steps_that_fit_one_way_alone_run_that_way(monkeypatch):
+    monkeypatch.setattr(cp, "milliseconds", {"launch": 0.0, "product": 0.0, "replay": 1.0})  # the other is faster
+    x, y = rows(600)
+    needed = {}
+    for way in ("captured", "eager"):
+        needed[way] = model_on(make(way)).memory_estimate(x, y, batch_size=600)["total"]
+    assert needed["captured"] < needed["eager"]  # which sums bias gradients in more slabs
+    backend = make("auto")
+    model = model_on(backend)
+    copies = 3 * model._state.params.nbytes  # that both are measured on
+    limit(backend, needed["captured"] + copies + 8 * len(x))
+    assert needed["captured"] + 16 * len(x) < needed["eager"] + model._state.params.nbytes
+    model.fit(x, y, epochs=1, batch_size=600, verbose=0)
+    assert list(backend._ways.values()) == ["captured"]
+
+
+# --- prediction -----------------------------------------------------------------------------------------------------
+
+
+def test_predictions_and_figures_of_more_rows_than_fit_are_made_in_chunks(monkeypatch):
+    backend = make()
+    model, whole = model_on(backend), model_on("numpy")
+    x, y = rows(3000)
+    monkeypatch.setattr(fastmlp.model, "SMALL_BYTES", 10_000)
+    monkeypatch.setattr(backend, "memory_info", lambda: {"free": 80_000, "kept": 0})
+    uploads, asarray = [], cp.asarray
+    monkeypatch.setattr(cp, "asarray", lambda a, *r, **k: uploads.append(a.nbytes) or asarray(a, *r, **k))
+    found = model.predict_proba(x)
+    assert len(found) == len(x)
+    assert max(uploads) <= 20_000 < x.nbytes
+    np.testing.assert_allclose(found, whole.predict_proba(x), atol=1e-5)
+    uploads.clear()
+    weights = np.linspace(0, 1, len(x)).astype("f4")
+    figures, expected = model.evaluate(x, y, weights), whole.evaluate(x, y, weights)
+    assert max(uploads) <= 20_000
+    assert figures == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_loop_of_fits_and_predictions_keeps_memory_flat(there):
+    backend = make()
+    model = model_on(backend)
+    x, y = rows()
+    if there:
+        x, y = cp.asarray(x), cp.asarray(y)
+    used = []
+    gc.disable()  # nothing waits to be found
+    try:
+        for i in range(12):
+            if i % 4 == 0:
+                model.fit(x, y, epochs=1, batch_size=30, verbose=0)
+            model.predict(x[: (60, 1, 17)[i % 3]])
+            model.evaluate(x, y)
+            used.append(backend.memory_info()["used"])
+    finally:
+        gc.enable()
+    assert len(set(used[3:])) == 1
+    before = used[-1]
+    model.close()
+    assert backend.memory_info()["used"] < before
+
+
+# --- precision ------------------------------------------------------------------------------------------------------
+
+
+def test_tf32_is_refused_with_the_reason_where_the_gpu_cannot_do_it(monkeypatch):
+    monkeypatch.setattr(cp.Device, "compute_capability", "75")
+    with pytest.raises(
+        ValueError, match=r"tf32=True needs .* compute capability 8.0 .* this one has 7.5: leave tf32 out"
+    ):
+        cupy_backend.CupyBackend(tf32=True)
+    cupy_backend.CupyBackend()
+    monkeypatch.setattr(cp.Device, "compute_capability", "80")
+    cupy_backend.CupyBackend(tf32=True)
+
+
+def test_tf32_is_each_calls_own_beside_full_precision(monkeypatch):
+    monkeypatch.setenv("CUPY_TF32", "0")
+    x, _ = rows()
+    exact, rounded = make("eager"), cupy_backend.CupyBackend(tf32=True)
+    first = model_on(exact).predict_proba(x)
+    coarse = model_on(rounded).predict_proba(x)
+    cp.products.clear()
+    again = model_on(exact).predict_proba(x)
+    assert set(cp.products) == {68}  # CUBLAS_COMPUTE_32F
+    assert again.tobytes() == first.tobytes() != coarse.tobytes()
+    np.testing.assert_allclose(coarse, first, atol=0.02)
+    model_on(rounded, dtype="float64").predict(x)
+    assert cp.products[-1] == 70  # of float64 nothing is taken away
+
+    assert os.environ["CUPY_TF32"] == "0"
+
+
+def test_no_switch_of_the_process_is_in_the_code():
+
+    for file in Path(cupy_backend.__file__).parent.glob("cu*.py"):
+        code = file.read_text()
+        for switch in ("setMathMode", "CUPY_TF32", "environ[", "set_allocator", "putenv"):
+            assert switch not in code, f"{file.name}: {switch}"
