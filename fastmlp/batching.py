@@ -54,6 +54,11 @@ class HostData:
             backend.asarray(self.x), backend.asarray(y), None if weights is None else backend.asarray(weights)
         )
 
+    def moved(self, backend: Backend) -> HostData:
+        """Return the same data, with what a backend works on there."""
+        there = self.on(backend)
+        return HostData(there.x, self.y, self.weights, there.y, there.weights)
+
     def _pairs(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         return (self.y, self.y_there), (self.weights, self.weights_there)
 

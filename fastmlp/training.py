@@ -120,6 +120,7 @@ class Training:
         self._totals = np.array(progress.totals)
         self._interrupted = False
         self._fingerprint = ""
+        self._validation_there: HostData | None = None
         self._session: Session | None = None
         self._order: _Order | None = None
         self._next_order: _Order | None = None
@@ -193,7 +194,7 @@ class Training:
                     while self.epoch < self.epochs and not self.history.stop_reason:
                         self._epoch(session, data, ctrl_c)
                 finally:
-                    self._session = session.meanwhile = None
+                    self._session = session.meanwhile = self._validation_there = None
                     session.release()
             if self._interrupted:
                 for callback in self.callbacks:
@@ -345,12 +346,21 @@ class Training:
         if not logs:  # every batch of the epoch had weight 0
             logs = dict.fromkeys(self.figure_names()[: 1 + self.model.spec.loss.has_accuracy], math.nan)
         logs.update(self._metric_values(self._data, ""))
-        if self._validation is not None:
-            figures = self.model._evaluate(self._validation)
+        validation = self._validation_data()
+        if validation is not None:
+            figures = self.model._evaluate(validation)
             logs.update({f"val_{name}": value for name, value in figures.items()})
-            logs.update(self._metric_values(self._validation, "val_"))
+            logs.update(self._metric_values(validation, "val_"))
         logs["learning_rate"] = rate
         return logs
+
+    def _validation_data(self) -> HostData | None:
+        """Return the validation data; brought to the backend once a run, where there is room beside the training."""
+        given, backend = self._validation, self.model.backend
+        if given is not None and self._validation_there is None:
+            fits = backend.rows_at_once(given.row_bytes) >= len(given)
+            self._validation_there = given.moved(backend) if fits else given
+        return self._validation_there
 
     def _metric_values(self, data: HostData, prefix: str) -> dict[str, float]:
         if not self._metrics:

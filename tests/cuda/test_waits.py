@@ -55,7 +55,7 @@ def fit(model, **changes):
     x, y = rows()
     options = {"epochs": 4, "batch_size": 3, "verbose": 0, "callbacks": [counting]} | changes
     options["callbacks"] = [*dict.fromkeys([counting, *options["callbacks"]])]
-    model.fit(x, y, **options)
+    counting.history = model.fit(x, y, **options).history
     return counting
 
 
@@ -67,6 +67,27 @@ def test_an_epoch_waits_for_the_device_once_and_its_order_was_there_before(model
     order = int(shuffle)
     assert [c["uploads"] for c in counting.epochs[1:]] == [2 + order, 2 + order, 2]
     assert [c["synchronisations"] for c in counting.epochs[1:]] == [1, 1, 1]
+
+
+def test_validation_data_is_uploaded_once_a_run(model, monkeypatch):
+    validation = rows(9)
+    figures = {}
+    for room in (2**30, 200):
+        monkeypatch.setattr(model.backend, "rows_at_once", lambda width, room=room: max(room // width, 1))
+        monkeypatch.setattr(fastmlp.model, "SMALL_BYTES", 0)
+        fresh = fastmlp.MLP((4, 5, 3), backend=model.backend, seed=0)
+        metric = {"right": lambda y, p: float((y == p).mean())}
+        counting = fit(fresh, validation_data=validation, metrics=metric, epochs=3)
+        figures[room] = {name: values for name, values in counting.history.items() if name != "epoch_seconds"}
+        uploads = [c["uploads"] for c in counting.epochs[1:]]
+        if room > 200:
+            # the scalars, the position, the next order; the training data for the metric
+            assert uploads == [4, 3]
+        else:
+            assert min(uploads) > 4  # in parts, each epoch
+    assert figures[2**30].keys() >= {"val_loss", "val_accuracy", "val_right"}
+    for name, values in figures[2**30].items():
+        assert values == pytest.approx(figures[200][name], rel=1e-6), name
 
 
 def test_the_order_of_the_next_epoch_is_uploaded_while_the_device_works(model, monkeypatch):
