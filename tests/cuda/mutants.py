@@ -139,6 +139,7 @@ def _tracked() -> list[Path]:
 def reasons() -> dict[str, str]:
     """Return the reason of each known survivor: a line with its name, and the reason in indented lines below."""
     found: dict[str, str] = {}
+    name = ""
     for line in (Path(__file__).parent / "survivors.txt").read_text().splitlines():
         if line.startswith("  "):
             found[name] += line.strip() + " "

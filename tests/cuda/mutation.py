@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ _SMALLER = {"int64": "int32", "uint64": "uint32", "float64": "float32", "int32":
 
 
 class Mutant(NamedTuple):
-    """The kind of change, its file, the line it begins in (from 1), its span in the text, and what stands there then."""
+    """The kind of change, its file, the line it begins in (from 1), its span in the text, and what replaces it."""
 
     kind: str
     file: Path
@@ -186,7 +187,7 @@ def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
         case ast.Slice(upper=ast.AST() as upper):
             yield "a part becomes the whole", upper, "None"
         case ast.Tuple(elts=parts) | ast.Call(args=parts) if not isinstance(getattr(node, "ctx", None), ast.Store):
-            for a, b in zip(parts, parts[1:], strict=False):
+            for a, b in itertools.pairwise(parts):
                 if type(a) is type(b) and isinstance(a, (ast.Name, ast.Attribute, ast.Call)) and source(a) != source(b):
                     both = ast.Tuple([a, b], lineno=a.lineno, col_offset=a.col_offset)
                     both.end_lineno, both.end_col_offset = b.end_lineno, b.end_col_offset
