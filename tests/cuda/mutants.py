@@ -7,8 +7,8 @@
 `mutation.py` applies every kind of change at every place where it fits; of all these mutants a sample is drawn by a
 fixed seed, and the tests that look at the changed file are run on each, in a copy of the tree, until one fails.  Which
 were caught is written down, and they are not tried again (tests are only ever added; `--afresh` forgets); survivors
-are.  Each survivor stands in `survivors.txt` with the reason why no test tells it from the original, or a test is
-missing.  Not part of the tests.
+are, once anything has changed.  Each survivor stands in `survivors.txt` with the reason why no test tells it from the
+original, or a test is missing.  Not part of the tests.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Laboratory:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(text)
         self._green = self.root / f"green-{digest.hexdigest()[:16]}"
+        self.survived = self.root / f"survived-{digest.hexdigest()[:16]}"
 
     @staticmethod
     def _place(source: Path) -> Path:
@@ -174,10 +175,14 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
     began, laboratory, known = time.monotonic(), Laboratory(), reasons()
     record = laboratory.root / "caught.json"
     caught = set() if afresh or not record.exists() else set(json.loads(record.read_text()))
+    alive = set(laboratory.survived.read_text().split("\n")) if laboratory.survived.exists() and not afresh else set()
     survivors, left = [], 0
     for number, mutant in enumerate(drawn, start=1):
         key = f"{mutant.line} {mutant.name}"
         if key in caught:
+            continue
+        if key in alive:
+            survivors.append(mutant)
             continue
         if time.monotonic() - began > 60 * minutes:
             left += 1
@@ -188,6 +193,8 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
             return 1
         if laboratory.passes(tests, mutant):
             survivors.append(mutant)
+            alive.add(key)
+            laboratory.survived.write_text("\n".join(sorted(alive)))
         else:
             caught.add(key)
             record.write_text(json.dumps(sorted(caught)))
