@@ -44,7 +44,10 @@ def test_kernels_compile_without_spilling(architecture, real, file):
     for name, usage in found.items():
         assert usage.spilled == 0, f"{name} on sm_{architecture}: {usage}"
         assert usage.shared <= SHARED_MEMORY, f"{name} on sm_{architecture}: {usage}"
-        budget = PRODUCT_REGISTERS if file == "products.cu" else REGISTERS
+        budget = REGISTERS
+        if file == "products.cu":  # two blocks of a configuration fit into the 64 KiB that the smallest device has
+            budget = PRODUCT_REGISTERS
+            assert usage.shared <= 32 * 1024, f"{name} on sm_{architecture}: {usage}"
         assert usage.registers <= budget[real], f"{name} on sm_{architecture}: {usage}"
 
 

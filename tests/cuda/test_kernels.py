@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from compare import DTYPES, assert_close, assert_same_bits, loss_records, normal, on, pair, targets_for, unset
 from emulator import needs_emulator
+from scenarios import Scenario, train
 
 from fastmlp.activations import activation_names
 from fastmlp.backends import cuda_kernels, cuda_source, cupy_backend, get_backend
@@ -146,6 +147,18 @@ def test_loops_go_round_where_there_is_more_work_than_blocks(cupy, dtype, monkey
         found.append([*(where.to_numpy(a) for a in (z, slope, *flat)), norm])
     for own, other in zip(*found, strict=True):
         assert_close(own, other, dtype=dtype, k=4, scale=np.abs(other) + 1)
+
+
+@dtypes
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_rows_longer_than_a_warp_are_gathered_whole(cupy, dtype, way):
+    """Inputs under dropout go by fours, 128 at a time; targets that are values 32 at a time."""
+    network = {"activation": "tanh", "loss": "mean_squared_error", "dropout": (0.25, 0.0)}
+    scenario = Scenario("", (300, 6, 70), network, SGD(0.5), rows=9, batch=4, epochs=1)
+    found, sums, _ = train(scenario, cupy_backend.CupyBackend(way=way), dtype)
+    expected, expected_sums, _ = train(scenario, get_backend("numpy"), dtype)
+    assert_close(found.params.get(), expected.params, k=300 * 3, scale=1 + np.abs(expected.params), c=16)
+    assert_close(sums, expected_sums, dtype=dtype, k=300 * 3, scale=1 + np.abs(expected_sums), c=16)
 
 
 @dtypes

@@ -213,6 +213,20 @@ def test_every_size_has_a_configuration_that_fits_cudas_grids(multiprocessors):
                 assert 1 <= weight_slabs(m, n, k, tile, multiprocessors) <= min(SLABS, max(1, k // 256))
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_every_side_from_1_to_4096_has_a_configuration(place):
+    for side in range(1, 4097):
+        for others in ((1, 1), (33, 784), (4096, 4096)):
+            m, n, k = (*others[:place], side, *others[place:])
+            tile = choose_tile(m, n, k, 132)
+            assert tile in TILES
+            if m * n <= 16 * 16 * 132:  # one tile of the smallest kind for each multiprocessor, or fewer
+                assert tile == 16
+            elif min(m, n) >= 2048:
+                assert tile == 64
+            assert 1 <= weight_slabs(m, n, k, tile, 132) <= SLABS
+
+
 @pytest.mark.parametrize("multiprocessors", [46, 132])
 def test_small_products_take_small_tiles_and_large_ones_large(multiprocessors):
     assert choose_tile(32, 64, 784, multiprocessors) == 16
