@@ -79,7 +79,9 @@ def test_captured_steps_that_differ_from_the_same_kernels_are_told(cupy, monkeyp
             whole(self, index, layers)
 
     monkeypatch.setattr(cupy_step.TrainingStep, "_update", missing_in_captures)
-    with pytest.raises(selftest.SelfTestError, match="the same kernels uncaptured in float32 differ in their bits"):
+    # found by the stage, or before by the look at the first captured step
+    expected = "the same kernels uncaptured in float32 differ in their bits|captured steps cannot be used"
+    with pytest.raises((selftest.SelfTestError, RuntimeWarning), match=expected):
         selftest.compare_bits(cupy)
 
 
