@@ -1,6 +1,7 @@
 """``fastmlp selftest``: every stage passes where a backend is right, and says what is wrong where it is not."""
 
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -55,6 +56,29 @@ def test_every_stage_is_tested_on_cupy():
     assert {getattr(case, "values", case)[0] for case in tested} == set(STAGES)
     assert set(selftest.stages_of("cupy")) == set(selftest.STAGES)
     assert selftest.stages_of("numba") == ("against NumPy", "memory", "race")
+
+
+DRAWN_BY_CUDA = """digraph dot {
+subgraph cluster_1 {
+label="graph_1" graph[style="dashed"];
+"graph_1_node_0"[style="solid" style="solid" shape="record" label="{MEMSET
+| {{ID | node handle | dptr} | {0 (topoId: 20) | 0x000000000A00B680 | 0x00007FC45DC00000}}}"];
+
+"graph_1_node_1"[style="bold" shape="octagon" label="1
+ampere_sgemm_128x64_tn
+"];
+
+"graph_1_node_0" -> "graph_1_node_1";
+}
+}
+"""
+
+
+def test_nodes_are_counted_in_cudas_own_picture_of_a_graph():
+    graph = types.SimpleNamespace(debug_dot_str=lambda: DRAWN_BY_CUDA)
+    assert selftest.nodes_of(graph) == 2
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
+    assert "flags=0" in cupy.cuda.Graph.debug_dot_str.__doc__
 
 
 def test_graphs_with_other_nodes_than_launches_are_told(cupy, monkeypatch):

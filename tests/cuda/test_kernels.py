@@ -9,7 +9,7 @@ from scenarios import Scenario, train
 
 from fastmlp.activations import activation_names
 from fastmlp.backends import cuda_kernels, cuda_source, cupy_backend, get_backend
-from fastmlp.backends.cuda_kernels import column_grid, is_wide
+from fastmlp.backends.cuda_kernels import column_grid, flat_grid, is_wide, row_grid, tile_grid
 from fastmlp.backends.cuda_products import BlasProducts, Masks, OwnProducts, activation_code
 from fastmlp.losses import SoftmaxCrossEntropy
 from fastmlp.optimizers import SGD, StepScalars
@@ -125,6 +125,27 @@ def test_norms_of_more_chunks_than_blocks_and_of_slabs(cupy, dtype, clip_norm):
     assert_close(np.sqrt(partials.get().sum()), norm, dtype=dtype, k=8)
     expected -= 0.5 * gradient * min(1, clip_norm / norm)
     assert_close(own.get(), expected, scale=1 + np.abs(gradient))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (flat_grid(0), ((1,), (256,))),
+        (flat_grid(256), ((1,), (256,))),
+        (flat_grid(257), ((2,), (256,))),
+        (flat_grid(10**9), ((1024,), (256,))),
+        (row_grid(1), ((1,), (256,))),
+        (row_grid(8), ((1,), (256,))),
+        (row_grid(65), ((9,), (256,))),
+        (tile_grid(1, 1), ((1, 1), (32, 8))),
+        (tile_grid(17, 129), ((3, 2), (32, 8))),
+        (tile_grid(10**6, 256), ((4096, 2), (32, 8))),
+        (column_grid(32), ((1, 1), (32, 8))),
+        (column_grid(33, 5), ((2, 5), (32, 8))),
+    ],
+)
+def test_grids_have_a_place_for_everything_and_no_more_blocks_than_that(found, expected):
+    assert found == expected
 
 
 @dtypes

@@ -251,3 +251,7 @@ def test_slabs_keep_the_device_busy_and_long_enough_to_be_worth_it():
     assert gradient_slabs(63, 10, 132) == 1
     assert gradient_slabs(8192, 10, 132) == 8
     assert gradient_slabs(8192, 8192, 46) == 1
+    assert gradient_slabs(8192, 1024, 46) == 3  # 92 blocks wanted, 32 columns of them a slab
+    assert gradient_slabs(320, 10, 132) == 5  # of 64 rows at least
+    assert weight_slabs(512, 512, 8192, 64, 46) == 2
+    assert weight_slabs(64, 10, 1023, 16, 132) == 3
