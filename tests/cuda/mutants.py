@@ -181,7 +181,7 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
         key = f"{mutant.line} {mutant.name}"
         if key in caught:
             continue
-        if key in alive:
+        if key in alive or mutant.name in known:  # those with a reason count as survivors without being tried
             survivors.append(mutant)
             continue
         if time.monotonic() - began > 60 * minutes:

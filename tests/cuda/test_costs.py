@@ -14,6 +14,8 @@ from emulator import Traffic, needs_emulator
 from scenarios import Scenario
 
 from fastmlp.backends import cupy_backend
+from fastmlp.backends.cuda_products import OwnProducts
+from fastmlp.backends.cupy_step import TrainingStep
 from fastmlp.optimizers import SGD, Adam
 
 pytestmark = needs_emulator
@@ -161,3 +163,26 @@ def test_a_number_too_many_is_noticed(more):
     found[4] = name, Traffic(traffic.read + more.read, traffic.written + more.written)
     with pytest.raises(AssertionError, match=r"loss_rows (reads|writes)"):
         hold_within(found, expected)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [3, 8, 19])
+def test_the_batch_that_is_said_to_fit_is_the_largest_that_does(monkeypatch, batch):
+    own, scenario = cupy_backend.CupyBackend(way="captured"), Scenario("", (5, 400, 3), {}, SGD(), rows=41, batch=2)
+    state, data, plan = scenario.state(own, "float32"), scenario.device_data(own, "float32"), scenario.plan("float32")
+
+    def step(rows):
+        return TrainingStep(own, OwnProducts(own, 4), replace(plan, batch=rows), state, data, captured=True)
+
+    room = {"free": step(batch).nbytes, "kept": 0}
+    monkeypatch.setattr(type(own), "memory_info", lambda self: room)
+    with pytest.raises(MemoryError) as e:
+        step(33)
+    assert f"({data.x.nbytes:,} bytes)" in str(e.value)
+    largest = int(str(e.value).split()[-1])
+    assert largest >= batch
+    step(largest)
+    with pytest.raises(MemoryError):
+        step(largest + 1)

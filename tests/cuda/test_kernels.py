@@ -9,10 +9,10 @@ from scenarios import Scenario, train
 
 from fastmlp.activations import activation_names
 from fastmlp.backends import cuda_kernels, cuda_source, cupy_backend, get_backend
-from fastmlp.backends.cuda_kernels import column_grid, flat_grid, is_wide, row_grid, tile_grid
+from fastmlp.backends.cuda_kernels import column_grid, flat_grid, gradient_slabs, is_wide, row_grid, tile_grid
 from fastmlp.backends.cuda_products import BlasProducts, Masks, OwnProducts, activation_code
 from fastmlp.losses import SoftmaxCrossEntropy
-from fastmlp.optimizers import SGD, StepScalars
+from fastmlp.optimizers import SGD, Adam, StepScalars
 from fastmlp.random_bits import keep_threshold
 
 pytestmark = needs_emulator
@@ -180,6 +180,15 @@ def test_rows_longer_than_a_warp_are_gathered_whole(cupy, dtype, way):
     expected, expected_sums, _ = train(scenario, get_backend("numpy"), dtype)
     assert_close(found.params.get(), expected.params, k=300 * 3, scale=1 + np.abs(expected.params), c=16)
     assert_close(sums, expected_sums, dtype=dtype, k=300 * 3, scale=1 + np.abs(expected_sums), c=16)
+
+
+@dtypes
+def test_eager_steps_have_room_for_every_slab_of_the_bias_gradients(cupy, dtype):
+    scenario = Scenario("", (5, 4, 3), {"activation": "tanh"}, Adam(epsilon=0.1), rows=200, batch=200, epochs=2)
+    assert gradient_slabs(200, 4, cupy.multiprocessors) == 3
+    found, _, _ = train(scenario, cupy_backend.CupyBackend(way="eager"), dtype)
+    expected, _, _ = train(scenario, get_backend("numpy"), dtype)
+    assert_close(found.params.get(), expected.params, k=400, scale=1 + np.abs(expected.params), c=16)
 
 
 @dtypes

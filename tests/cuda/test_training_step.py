@@ -1,6 +1,7 @@
 """Training steps on the double of CuPy: graphs, what they own, what a step costs, and the way back to the host."""
 
 import gc
+import types
 from dataclasses import replace
 
 import cupy_double
@@ -132,6 +133,20 @@ def test_a_captured_step_keeps_all_that_it_touches_alive():
     gc.collect()
     done, finite, _ = step.run(cupy_double.asarray(LONG.order(1)), table, 0, LONG.steps)
     assert (done, finite) == (LONG.steps, True)
+
+
+@pytest.mark.parametrize("name", ["x", "y", "weights"])
+def test_each_array_of_the_data_is_part_of_what_a_step_was_made_for(name):
+    own, scenario = backend(), replace(LONG, weighted=True)
+    session, state = own.open(scenario.plan("float32")), scenario.state(own, "float32")
+    data = scenario.device_data(own, "float32")
+    step = session.training(state, data)
+    assert step.fits(state, data)
+    kept = getattr(data, name)
+    other = own.empty(kept.shape, kept.dtype)
+    other[...] = kept
+    parts = {part: getattr(data, part) for part in ("x", "y", "weights")} | {name: other}
+    assert not step.fits(state, types.SimpleNamespace(**parts))
 
 
 # --- losses that are not finite -------------------------------------------------------------------------------------
