@@ -30,24 +30,24 @@ from mutation import ROOT, Mutant, mutants, sample
 
 OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
 STEP = "tests/cuda/test_training_step.py"
-LINT, PRODUCTS, KERNELS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels"))
+LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels", "costs"))
 SHARED = "tests/test_composition.py"
 FITS = ("tests/test_model.py", "tests/test_training.py", "tests/test_predictor.py")
 
 # file: the tests that look at it, those that fail first in front
 TESTS = {
-    "gather.cu": (LINT, OPERATIONS[0], STEP, SHARED),
-    "layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED),
-    "losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED),
-    "optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED),
-    "flat.cu": (LINT, OPERATIONS[1], SHARED),
-    "products.cu": (LINT, PRODUCTS, STEP),
+    "gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS),
+    "layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS),
+    "losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS),
+    "optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS),
+    "flat.cu": (LINT, OPERATIONS[1], KERNELS, SHARED),
+    "products.cu": (LINT, PRODUCTS, STEP, COSTS),
     "philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "step.cuh": (LINT, STEP, SHARED),
     "common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
-    "cupy_step.py": (STEP, SHARED),
-    "cuda_products.py": (PRODUCTS, STEP, SHARED),
+    "cupy_step.py": (STEP, KERNELS, COSTS, SHARED),
+    "cuda_products.py": (STEP, KERNELS, PRODUCTS, COSTS, SHARED),
     "cuda_blas.py": (OPERATIONS[0], STEP, SHARED),
     "cuda_kernels.py": (PRODUCTS, KERNELS, *OPERATIONS, STEP, SHARED),
     "cuda_source.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
