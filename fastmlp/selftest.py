@@ -2,18 +2,22 @@
 
 Each stage runs in a process of its own, because a fault on a GPU poisons the process that it happens in: the stages
 after it would fail too, and hide which one it was.  A stage holds the backend against NumPy, or against itself run
-another way.
+another way; of CuPy the graphs that it captures are looked at as well.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +77,9 @@ def _trained(
     model = MLP(units, backend=backend, dtype=dtype, seed=0, **({"activation": "tanh"} | network))
     takes_labels = model.spec.loss.takes_labels
     targets = y if takes_labels else np.abs(np.sin(np.outer(y + 1, np.arange(1, units[-1] + 1))))
-    history = model.fit(x, targets, epochs=1, batch_size=batch, optimizer=optimizer or Adam(epsilon=0.1), verbose=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "captured steps cannot be used")  # training would go on in another way
+        history = model.fit(x, targets, epochs=1, batch_size=batch, optimizer=optimizer or Adam(epsilon=0.1), verbose=0)
     outputs = model.predict_proba(x) if model.spec.loss.name == "softmax_cross_entropy" else model.predict(x)
     return [*model.get_weights(), outputs, np.array(history.history["loss"])]
 
@@ -120,20 +126,94 @@ def compare_with_numpy(backend: str) -> str:
     return f"{count:.0f} networks agree with NumPy; at worst {worst:.2f} of what rounding allows"
 
 
-def compare_ways(backend: str) -> str:
-    """Hold captured steps of the CuPy backend against eager ones, and against themselves."""
-    if backend != "cupy":
-        return "there is only one way"
-    worst = 0.0
-    case: dict[str, Any] = {"optimizer": Adam(clip_norm=0.5, epsilon=0.1), "dropout": 0.2}
+_STAGES_OF_A_STEP: dict[str, Any] = {"optimizer": Adam(clip_norm=0.5, epsilon=0.1, ema=0.9), "dropout": 0.2, "l2": 1e-3}
+LAUNCHES_OF_A_STEP = 12
+"""At most, of three dense layers with Adam; and one more a graph."""
+
+
+@contextlib.contextmanager
+def _launched_one_by_one() -> Iterator[None]:
+    """Let captured steps be launched kernel by kernel instead."""
+    from fastmlp.backends import cupy_backend, cupy_step
+
+    def uncaptured(*args: Any, **options: Any) -> cupy_step.TrainingStep:
+        return cupy_step.TrainingStep(*args, **{**options, "captured": False})
+
+    with mock.patch.object(cupy_backend, "TrainingStep", uncaptured):
+        yield
+
+
+def compare_bits(backend: str) -> str:
+    """Hold captured steps of the CuPy backend against the same kernels launched one by one, and against themselves."""
     for dtype in ("float32", "float64"):
-        captured = _trained(get_backend(backend, way="captured"), dtype, **case)
-        again = _trained(get_backend(backend, way="captured"), dtype, **case)
-        if any(a.tobytes() != b.tobytes() for a, b in zip(captured, again, strict=True)):
-            raise SelfTestError(f"two captured runs in {dtype} differ in their bits")
-        eager = _trained(get_backend(backend, way="eager"), dtype, **case)
+        captured = _trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
+        again = _trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
+        with _launched_one_by_one():
+            single = _trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
+        for others, what in ((again, "two captured runs"), (single, "captured steps and the same kernels uncaptured")):
+            if any(a.tobytes() != b.tobytes() for a, b in zip(captured, others, strict=True)):
+                raise SelfTestError(f"{what} in {dtype} differ in their bits")
+    return "captured steps give the same bits twice, and those of the same kernels launched one by one"
+
+
+def compare_ways(backend: str) -> str:
+    """Hold captured steps of the CuPy backend against eager ones, whose products are cuBLAS's."""
+    worst = 0.0
+    for dtype in ("float32", "float64"):
+        captured = _trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
+        eager = _trained(get_backend(backend, way="eager"), dtype, **_STAGES_OF_A_STEP)
         worst = max(worst, _compare(captured, eager, dtype, "captured steps against eager ones"))
-    return f"captured steps give the same bits twice, and eager ones within {worst:.2f} of what rounding allows"
+    return f"captured steps are within {worst:.2f} of what rounding allows of eager ones, with products by cuBLAS"
+
+
+def count_nodes(backend: str) -> str:
+    """Count the nodes of the graphs that are captured: each launch is one, and there are no others."""
+    from fastmlp.backends import cupy_step
+
+    graphs: dict[tuple[int, int], tuple[Any, int]] = {}
+    launches: list[tuple[str, bool]] = []
+    steps_of: list[Any] = []
+    where: Any = get_backend(backend, way="captured")
+    capture, launched = cupy_step.TrainingStep._graph, where._launch
+
+    def counted(file: str, name: str, *rest: Any) -> None:
+        launches.append((name, where._cupy.cuda.get_current_stream().is_capturing()))
+        launched(file, name, *rest)
+
+    def kept(self: Any, steps: int, rows: int) -> Any:
+        before = len(launches)
+        graph = capture(self, steps, rows)
+        captured = sum(capturing for _, capturing in launches[before:])
+        graphs.setdefault((steps, rows), (graph, captured))
+        steps_of.append(self)
+        return graph
+
+    x, y = _data(10, rows=2 * 32 + 5, features=50)
+    with mock.patch.object(where, "_launch", counted), mock.patch.object(cupy_step.TrainingStep, "_graph", kept):
+        MLP((50, 32, 16, 10), backend=where, seed=0).fit(x, y, epochs=1, batch_size=32, optimizer=Adam(), verbose=0)
+        if not graphs:
+            raise SelfTestError("no graph was captured")
+        with steps_of[0]._own_stream():
+            steps_of[0]._graph(cupy_step.GRAPH_STEPS, 32)  # which a fit as short as this may not have needed
+        found = []
+        for (steps, rows), (graph, captured) in graphs.items():
+            nodes = nodes_of(graph)
+            if nodes != captured or nodes > LAUNCHES_OF_A_STEP * steps + 1:
+                raise SelfTestError(
+                    f"the graph of {steps} steps of {rows} rows has {nodes} nodes; {captured} kernels were launched "
+                    f"while it was captured, and at most {LAUNCHES_OF_A_STEP * steps + 1} are expected"
+                )
+            found.append(f"{nodes} for {steps} steps of {rows} rows")
+    return "nodes of a graph: " + ", ".join(found)
+
+
+def nodes_of(graph: Any) -> int:
+    """Return how many nodes a captured graph has.
+
+    CuPy has no call for it, but CUDA's own picture of a graph (`cupy.cuda.Graph.debug_dot_str`, in the language of
+    Graphviz) has a line ``"graph_1_node_7"[...`` for each.
+    """
+    return len(set(re.findall(r'^\s*"(graph_\d+_node_\d+)"\s*\[', graph.debug_dot_str(), re.MULTILINE)))
 
 
 def leave_memory_alone(backend: str) -> str:
@@ -176,10 +256,18 @@ def race(backend: str) -> str:
 
 STAGES: dict[str, Callable[[str], str]] = {
     "against NumPy": compare_with_numpy,
-    "captured and eager": compare_ways,
+    "captured, bit for bit": compare_bits,
+    "captured, and cuBLAS": compare_ways,
+    "nodes of graphs": count_nodes,
     "memory": leave_memory_alone,
     "race": race,
 }
+_OF_CUPY_ALONE = (compare_bits, compare_ways, count_nodes)
+
+
+def stages_of(backend: str) -> tuple[str, ...]:
+    """Return the names of the stages that a backend has."""
+    return tuple(name for name, stage in STAGES.items() if backend == "cupy" or stage not in _OF_CUPY_ALONE)
 
 
 def run_stage(stage: str, backend: str) -> Outcome:
@@ -206,7 +294,7 @@ def run_all(backend: str) -> Iterator[Outcome]:
         The backend cannot run here.
     """
     get_backend(backend)
-    for stage in STAGES:
+    for stage in stages_of(backend):
         yield run_stage(stage, backend)
 
 

@@ -125,7 +125,8 @@ class OwnProducts:
         (n, i), o = x.shape, w.shape[1]
         masks = masks or Masks(0, 1.0, 0, 0)
         args = (
-            *(x, w, b, z, slope, np.int64(n), np.int64(i), np.int64(o), activation_code(activation)),
+            *(x, w, b, z, slope, np.int64(n), np.int64(i), np.int64(o), is_wide(i, (x,)), is_wide(o, (w,))),
+            activation_code(activation),
             *(np.uint32(masks.threshold), z.dtype.type(masks.scale), np.uint64(masks.key)),
             *(cursor, np.int32(index), np.int32(masks.layer)),
         )
@@ -135,12 +136,14 @@ class OwnProducts:
         self, dz: Array, w: Array, dx: Array, activation: str, a: Array | None, slope: Array | None
     ) -> None:
         (n, o), i = dz.shape, w.shape[0]
-        args = (dz, w, dx, np.int64(n), np.int64(i), np.int64(o), activation_code(activation), a, slope)
+        sizes = np.int64(n), np.int64(i), np.int64(o), is_wide(o, (dz,)), is_wide(o, (w,))
+        args = (dz, w, dx, *sizes, activation_code(activation), a, slope)
         self._launch("product_input_gradient", dx.dtype, (n, i, o), 1, args)
 
     def weight_gradient(self, x: Array, dz: Array, dw: Array, db: Array, stride: int, slabs: tuple[int, int]) -> None:
         (n, i), o = x.shape, dz.shape[1]
-        args = (x, dz, dw, db, np.int64(stride), np.int64(n), np.int64(i), np.int64(o))
+        sizes = np.int64(n), np.int64(i), np.int64(o), is_wide(i, (x,)), is_wide(o, (dz,))
+        args = (x, dz, dw, db, np.int64(stride), *sizes)
         self._launch("product_weight_gradient", dw.dtype, (i, o, n), slabs[0], args)
 
     def _launch(self, name: str, dtype: Any, sizes: tuple[int, int, int], slabs: int, args: tuple[Any, ...]) -> None:

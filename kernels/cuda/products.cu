@@ -29,41 +29,77 @@ template <> struct Shape<32> { static constexpr int SLICES = 4, ROWS = 4, COLUMN
 template <> struct Shape<64> { static constexpr int SLICES = 1, ROWS = 4, COLUMNS = 4; };
 
 // A round's part of an operand: STEPS steps along K of TILE rows of A (or columns of B), held as [k][row].  Each thread
-// carries EACH of its numbers, so that neighbouring threads read neighbouring addresses: the contiguous one of k and row
-// is the same for all of a thread's numbers, the other goes up by STRIDE from each to the next.
+// carries EACH of its numbers from memory into registers, and from there to shared memory.  ALONG_K: neighbours in
+// memory are neighbours along K, else neighbouring rows.
+//
+// Wide, where the host has found pointer and stride aligned to 16 bytes: a thread carries 16 bytes at a time, of rows
+// whose length is then a multiple of that, so that such a vector is all within the matrix or all beyond.  Along K four
+// neighbouring threads read one row, so that their stores to shared memory meet in few banks.
+// Else: one number at a time, neighbouring threads at neighbouring addresses.
 template <typename T, int TILE, bool ALONG_K> struct Panel {
   static constexpr int STEPS = Shape<TILE>::SLICES * DEPTH<T>, EACH = STEPS * TILE / THREADS;
-  static constexpr int CONTIGUOUS = ALONG_K ? STEPS : TILE, STRIDE = THREADS / CONTIGUOUS;
   static constexpr int WIDTH = TILE + 4;  // neighbours along K lie in other banks of shared memory
+  static constexpr int VECTOR = 16 / int(sizeof(T)), VECTORS = EACH / VECTOR, TOGETHER = 4;
+  static constexpr int CONTIGUOUS = ALONG_K ? STEPS : TILE;
 
-  int contiguous = int(threadIdx.x) % CONTIGUOUS, other = int(threadIdx.x) / CONTIGUOUS;
+  // from each of a wide thread's vectors to the next, along K; and of a narrow one's numbers, along what is not contiguous
+  static constexpr int STEP = VECTOR * THREADS / TILE, STRIDE = THREADS / CONTIGUOUS;
+
+  bool wide;
+  int along, across;  // where the first number that this thread carries lies: along K, and in which row
+
+  __device__ __forceinline__ explicit Panel(bool is_wide) : wide(is_wide) {
+    int t = threadIdx.x;
+    if (wide) {
+      along = ALONG_K ? VECTOR * (t % TOGETHER + TOGETHER * (t / (TOGETHER * TILE))) : t / (TILE / VECTOR);
+      across = ALONG_K ? t / TOGETHER % TILE : VECTOR * (t % (TILE / VECTOR));
+    } else {
+      along = ALONG_K ? t % CONTIGUOUS : t / CONTIGUOUS;
+      across = ALONG_K ? t / CONTIGUOUS : t % CONTIGUOUS;
+    }
+  }
 
   // Read into registers, from where the panel begins in the matrix; beyond `rows_left` and `k_left` there are zeros,
   // which add nothing.
   __device__ __forceinline__ void read(T (&held)[EACH], const T* __restrict__ start, long long stride, int rows_left,
                                        int k_left) const {
-    const T* p = start + other * stride + contiguous;
-    int others_left = (ALONG_K ? rows_left : k_left) - other;
-    bool inside = contiguous < (ALONG_K ? k_left : rows_left);
+    const T* p = start + (ALONG_K ? across * stride + along : along * stride + across);
+    if (wide) {
 #pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-      held[j] = inside && j * STRIDE < others_left ? *p : T(0);
-      p += STRIDE * stride;
+      for (int j = 0; j < VECTORS; ++j) {
+        Wide vector{};
+        if (across < rows_left && along + j * STEP < k_left) vector = *reinterpret_cast<const Wide*>(p);
+        *reinterpret_cast<Wide*>(held + j * VECTOR) = vector;
+        p += ALONG_K ? STEP : STEP * stride;
+      }
+    } else {
+      int others_left = ALONG_K ? rows_left - across : k_left - along;
+      bool inside = ALONG_K ? along < k_left : across < rows_left;
+#pragma unroll
+      for (int j = 0; j < EACH; ++j) {
+        held[j] = inside && j * STRIDE < others_left ? *p : T(0);
+        p += STRIDE * stride;
+      }
     }
   }
 
   __device__ __forceinline__ void write(const T (&held)[EACH], T (&panel)[STEPS][WIDTH]) const {
+    if (wide && ALONG_K) {
 #pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-      if (ALONG_K)
-        panel[contiguous][other + j * STRIDE] = held[j];
-      else
-        panel[other + j * STRIDE][contiguous] = held[j];
+      for (int j = 0; j < EACH; ++j) panel[along + j / VECTOR * STEP + j % VECTOR][across] = held[j];
+    } else if (wide) {
+#pragma unroll
+      for (int j = 0; j < VECTORS; ++j)
+        *reinterpret_cast<Wide*>(&panel[along + j * STEP][across]) = *reinterpret_cast<const Wide*>(held + j * VECTOR);
+    } else {
+#pragma unroll
+      for (int j = 0; j < EACH; ++j)
+        panel[along + (ALONG_K ? 0 : j * STRIDE)][across + (ALONG_K ? j * STRIDE : 0)] = held[j];
     }
   }
 };
 
-template <typename T, int TILE> union Shared {
+template <typename T, int TILE> union __align__(16) Shared {
   struct {
     T a[Panel<T, TILE, true>::STEPS][TILE + 4], b[Panel<T, TILE, true>::STEPS][TILE + 4];
   } panels;
@@ -72,12 +108,13 @@ template <typename T, int TILE> union Shared {
 
 // C's tile at (row0, column0), its sums over K from k_begin to k_end; `finish(row, column, value)` is called once for
 // each of its elements, within the matrix or not.  A_ALONG_K: rows of A are contiguous along K, else its columns are;
-// B_ALONG_K likewise.  a_stride and b_stride lead from one such run to the next.  column_sums (null where not wanted)
-// gets the sums over K of B's columns, from the block of the first rows.
+// B_ALONG_K likewise.  a_stride and b_stride lead from one such run to the next; a_wide and b_wide: see Panel.
+// column_sums (null where not wanted) gets the sums over K of B's columns, from the block of the first rows.
 template <typename T, int TILE, bool A_ALONG_K, bool B_ALONG_K, typename Finish>
-__device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_stride, const T* __restrict__ b,
-                                         long long b_stride, long long m, long long n, long long k_begin,
-                                         long long k_end, T* column_sums, Finish finish) {
+__device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_stride, bool a_wide,
+                                         const T* __restrict__ b, long long b_stride, bool b_wide, long long m,
+                                         long long n, long long k_begin, long long k_end, T* column_sums,
+                                         Finish finish) {
   using S = Shape<TILE>;
   using A = Panel<T, TILE, A_ALONG_K>;
   using B = Panel<T, TILE, B_ALONG_K>;
@@ -92,11 +129,12 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
   bool sums_columns = column_sums != nullptr && blockIdx.x == 0 && threadIdx.x < TILE;
 
   int rows_left = int(m - row0 < TILE ? m - row0 : TILE), columns_left = int(n - column0 < TILE ? n - column0 : TILE);
-  const A of_a;
-  const B of_b;
+  const A of_a(a_wide);
+  const B of_b(b_wide);
   const T* a_at = a + (A_ALONG_K ? row0 * a_stride + k_begin : k_begin * a_stride + row0);
   const T* b_at = b + (B_ALONG_K ? column0 * b_stride + k_begin : k_begin * b_stride + column0);
-  T c[S::ROWS][S::COLUMNS] = {}, next_a[A::EACH], next_b[B::EACH], column_sum = 0;
+  __align__(16) T next_a[A::EACH], next_b[B::EACH];
+  T c[S::ROWS][S::COLUMNS] = {}, column_sum = 0;
   int k_left = int(k_end - k_begin);
   of_a.read(next_a, a_at, a_stride, rows_left, k_left);
   of_b.read(next_b, b_at, b_stride, columns_left, k_left);
@@ -146,26 +184,27 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
 template <typename T, int TILE>
 __global__ void __launch_bounds__(THREADS, 1)
 product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T* __restrict__ b_o, T* __restrict__ z_no,
-                T* __restrict__ slope_no, long long n, long long i, long long o, int activation, unsigned int threshold,
-                T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer) {
+                T* __restrict__ slope_no, long long n, long long i, long long o, bool x_wide, bool w_wide, int activation,
+                unsigned int threshold, T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer) {
   Dropout<T> dropout{threshold, scale, key, threshold == 0 ? 0 : step_number(cursor, index), (unsigned int)layer};
-  multiply<T, TILE, true, false>(x_ni, i, w_io, o, n, o, 0, i, (T*)nullptr, [&](long long row, long long column, T z) {
+  auto finish = [&](long long row, long long column, T z) {
     if (row >= n || column >= o) return;
     T slope, factor = 1;
     z = activate(activation, z + b_o[column], slope);
     if (threshold != 0) factor = dropout.factors(row, column / 4).v[column % 4];
     z_no[row * o + column] = z * factor;
     if (slope_no != nullptr) slope_no[row * o + column] = slope * factor;
-  });
+  };
+  multiply<T, TILE, true, false>(x_ni, i, x_wide, w_io, o, w_wide, n, o, 0, i, (T*)nullptr, finish);
 }
 
 // dx = (dz w') times the slope below, which its activation tells where slope_ni is null.
 template <typename T, int TILE>
 __global__ void __launch_bounds__(THREADS, 1)
 product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, T* __restrict__ dx_ni, long long n,
-                       long long i, long long o, int activation, const T* __restrict__ a_ni,
+                       long long i, long long o, bool dz_wide, bool w_wide, int activation, const T* __restrict__ a_ni,
                        const T* __restrict__ slope_ni) {
-  multiply<T, TILE, true, true>(dz_no, o, w_io, o, n, i, 0, o, (T*)nullptr, [&](long long row, long long column, T d) {
+  auto finish = [&](long long row, long long column, T d) {
     if (row >= n || column >= i) return;
     long long at = row * i + column;
     if (slope_ni != nullptr)
@@ -173,18 +212,21 @@ product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, 
     else if (activation != IDENTITY)
       d *= slope_from_output(activation, a_ni[at]);
     dx_ni[at] = d;
-  });
+  };
+  multiply<T, TILE, true, true>(dz_no, o, dz_wide, w_io, o, w_wide, n, i, 0, o, (T*)nullptr, finish);
 }
 
 // dw = x' dz and db = the sums of dz over rows, of the rows of slab blockIdx.z, into that slab of the gradients.
 template <typename T, int TILE>
 __global__ void __launch_bounds__(THREADS, 1)
 product_weight_gradient(const T* __restrict__ x_ni, const T* __restrict__ dz_no, T* __restrict__ dw_sio,
-                        T* __restrict__ db_so, long long slab_stride, long long n, long long i, long long o) {
+                        T* __restrict__ db_so, long long slab_stride, long long n, long long i, long long o, bool x_wide,
+                        bool dz_wide) {
   long long first = n * blockIdx.z / gridDim.z, last = n * (blockIdx.z + 1) / gridDim.z;
   T* dw_io = dw_sio + blockIdx.z * slab_stride;
   T* db_o = db_so + blockIdx.z * slab_stride;
-  multiply<T, TILE, false, false>(x_ni, i, dz_no, o, i, o, first, last, db_o, [&](long long row, long long column, T d) {
+  auto finish = [&](long long row, long long column, T d) {
     if (row < i && column < o) dw_io[row * o + column] = d;
-  });
+  };
+  multiply<T, TILE, false, false>(x_ni, i, x_wide, dz_no, o, dz_wide, i, o, first, last, db_o, finish);
 }

@@ -1,172 +1,212 @@
 """Break the CUDA code on purpose, one small change at a time, and see that a test goes red.
 
-    python tests/cuda/mutants.py [--sample 200] [--seed 0]
+    python tests/cuda/mutants.py --sample 200                       all at once: a quarter of an hour
+    python tests/cuda/mutants.py --sample 200 --minutes 3           go on until time is up; say it again to go on
+    python tests/cuda/mutants.py --sample 200 --only products.cu    of one file
 
-Every operator below is applied at every place that it fits; of all these mutants a sample is drawn by a fixed seed,
-and the tests that look at the changed file are run on each, in a copy of the package.  Survivors are printed: each must
-have a reason, in `EQUIVALENT`, or is a test that is missing.  Not part of the tests: it takes many minutes.
+`mutation.py` applies every kind of change at every place where it fits; of all these mutants a sample is drawn by a
+fixed seed, and the tests that look at the changed file are run on each, in a copy of the tree, until one fails.  Which
+were caught is written down, and they are not tried again (tests are only ever added; `--afresh` forgets); survivors
+are, once anything has changed.  Each survivor stands in `survivors.txt` with the reason why no test tells it from the
+original, or a test is missing.  Not part of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import json
 import os
-import random
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent.parent
-
-# kind: (pattern, replacement), for kernels
-CUDA = {
-    "a barrier dropped": (r"__syncthreads\(\);", ""),
-    "a bound one too large": (r"(?<=[\w)]) < (?=\w)(?!\w+ \?)", " <= "),  # min(a, b) is the same either way
-    "a comparison the other way": (r" > (?=\w)", " < "),
-    "at least becomes more than": (r" >= ", " > "),
-    "a sum started anew": (r" \+= ", " = "),
-    "minus becomes plus": (r"(?<=[\w)\]]) - (?=[\w(])", " + "),
-    "plus becomes minus": (r"(?<=[\w)\]]) \+ (?=[\w(])", " - "),
-    "times becomes plus": (r"(?<=[\w)\]]) \* (?=[\w(])", " + "),
-    "strides swapped": (r"(?<=row \* )o\b", "n"),
-    "wide whatever the rows": (r"\bwide, count\)", "true, count)"),
-    "and becomes or": (r" && ", " || "),
-    "zero becomes one": (r"T\(0\)", "T(1)"),
-    "thread axes swapped": (r"threadIdx\.x\b", "threadIdx.y"),
-    "a way out dropped": (r"if \([^;{}]*\) return;", ";"),
-    "block axes swapped": (r"blockIdx\.x\b", "blockIdx.y"),
-    "a 32-bit product": (r"\(long long\)blockIdx", "blockIdx"),
-    "a null pointer not looked for": (r"\w+ != nullptr", "true"),
-    "a step of another row": (r"\+ index\b", "+ index + 1"),
-}
-
-# for the host
-HOST = {
-    "an assignment dropped": (r"^(\s+)(?:self\.[\w.]+|\w+)(?:\[[^\]]*\])? (?:\+|&)?= (?!=).*[^(\[{,]$", r"\1pass"),
-    "a call dropped": (r"^(\s+)(?:self|caller|memory)[\w.\[\]\"]*\([^()]*(?:\([^()]*\))?[^()]*\)$", r"\1pass"),
-    "a part of the key left out": (r" and \w+ is \w+\.\w+", ""),
-    "another size of integer": (r"np\.int64\(", "np.int32("),
-    "another size of number": (r"np\.float64\(", "np.float32("),
-    "one off": (r"(?<=[\w)]) - 1\b", ""),
-    "a bound one too large": (r"(?<=[\w)]) < (?=\w)", " <= "),
-    "rounded down": (r"-\(-(\w[\w()]*) // (\w+)\)", r"(\1 // \2)"),
-    "rounded down, too": (r"-(?=-\w[\w()]* // )", ""),
-    "another slab": (r"slabs\[1 - is_weight\]|slabs\[layer\]\[1 - is_weight\]", "slabs[layer][is_weight]"),
-    "a condition turned round": (r"\bif (?!not\b)(\w[\w.]*)(?= else|:)", r"if not \1"),
-}
+from mutation import ROOT, Mutant, mutants, sample
 
 OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
-STEPS = ("tests/cuda/test_kernels.py", "tests/cuda/test_training_step.py", "tests/test_composition.py")
-# file: (tests to run, which of them), quickest first
+STEP = "tests/cuda/test_training_step.py"
+LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels", "costs"))
+SHARED = "tests/test_composition.py"
+FITS = ("tests/test_model.py", "tests/test_training.py", "tests/test_predictor.py")
+
+# file: the tests that look at it, those that fail first in front
 TESTS = {
-    "gather.cu": (("tests/test_operations.py", *STEPS), "cupy or cuda"),
-    "layers.cu": ((*STEPS, "tests/test_operations.py"), "cupy or cuda"),
-    "losses.cu": ((OPERATIONS[1], *STEPS), "cupy or cuda"),
-    "optimizers.cu": ((*STEPS, OPERATIONS[1]), "cupy or cuda"),
-    "flat.cu": ((OPERATIONS[1], *STEPS), "cupy or cuda"),
-    "products.cu": (("tests/cuda/test_products.py", *STEPS), "cupy or cuda"),
-    "philox.cuh": (("tests/cuda/test_products.py", *STEPS), "cupy or cuda"),
-    "activations.cuh": (("tests/test_operations.py", *STEPS), "cupy or cuda"),
-    "step.cuh": (STEPS, "cupy or cuda"),
-    "common.cuh": ((*STEPS, *OPERATIONS), "cupy or cuda"),
-    "cupy_step.py": (STEPS, "cupy or cuda"),
-    "cuda_products.py": (("tests/cuda/test_products.py", *STEPS), "cupy or cuda"),
-    "cuda_blas.py": (("tests/test_operations.py", *STEPS), "cupy or cuda"),
-    "cuda_kernels.py": (("tests/cuda/test_products.py", *STEPS, *OPERATIONS), "cupy or cuda"),
-    "cupy_operations.py": ((*OPERATIONS, *STEPS), "cupy or cuda"),
+    "gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS),
+    "layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS),
+    "losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS),
+    "optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS),
+    "flat.cu": (LINT, OPERATIONS[1], KERNELS, SHARED),
+    "products.cu": (LINT, PRODUCTS, STEP, COSTS),
+    "philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
+    "activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
+    "step.cuh": (LINT, STEP, SHARED),
+    "common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
+    "cupy_step.py": (STEP, KERNELS, COSTS, SHARED),
+    "cuda_products.py": (STEP, KERNELS, PRODUCTS, COSTS, SHARED),
+    "cuda_blas.py": (OPERATIONS[0], STEP, SHARED),
+    "cuda_kernels.py": (PRODUCTS, KERNELS, *OPERATIONS, STEP, SHARED),
+    "cuda_source.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
+    "cuda_probe.py": ("tests/cuda/test_probe.py",),
+    "cupy_backend.py": (STEP, SHARED, *FITS),
+    "cupy_operations.py": (*OPERATIONS, STEP, SHARED, *FITS),
 }
 
-EQUIVALENT: dict[str, str] = {}
-"""``file:line: kind`` of survivors that no test can catch, each with the reason."""
+SECONDS = 240
+"""What the tests of one mutant may take; a kernel that never ends is noticed too."""
 
 
-class Mutant(NamedTuple):
-    """A file, the number of a line (from 1), the kind of change, and the line as changed."""
+class Laboratory:
+    """A copy of the tree in which one file at a time is changed, with compiled files kept from run to run."""
 
-    file: Path
-    line: int
-    kind: str
-    text: str
+    def __init__(self) -> None:
+        self.root = Path(tempfile.gettempdir()) / f"fastmlp-mutants-{os.getuid()}"
+        self.tree = self.root / "tree"
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        for source in _tracked():
+            copy, text = self.tree / self._place(source), source.read_bytes()
+            digest.update(text)
+            if not copy.exists() or copy.read_bytes() != text:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(text)
+        self._green = self.root / f"green-{digest.hexdigest()[:16]}"
+        self.survived = self.root / f"survived-{digest.hexdigest()[:16]}"
 
-    def __str__(self) -> str:
-        return f"{self.file.name}:{self.line}: {self.kind}: {self.text.strip()}"
+    @staticmethod
+    def _place(source: Path) -> Path:
+        """Return where a file of the working tree is put: kernels where an installed package has them."""
+        relative = source.relative_to(ROOT)
+        return Path("fastmlp") / relative if relative.parts[0] == "kernels" else relative
+
+    def check(self, tests: Iterable[str]) -> bool:
+        """Return whether tests pass as things are: else nothing can be learned from their failing."""
+        known = set(self._green.read_text().split()) if self._green.exists() else set()
+        if not known.issuperset(tests) and not self.passes(tests):
+            return False
+        self._green.write_text("\n".join(known.union(tests)))
+        return True
+
+    def passes(self, tests: Iterable[str], mutant: Mutant | None = None) -> bool:
+        """Return whether all tests pass with the change in it, or as it is."""
+        environment = {**os.environ, "PYTHONPATH": str(self.tree), "TMPDIR": str(self.root / "tmp")}
+        if mutant is not None:  # else Python's compiled files are written, and serve all that follows
+            environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += ["-o", "timeout=40", "-o", "timeout_method=thread", *tests, "-k", "cupy or cuda"]
+        with self._changed(mutant):
+            options = {"cwd": self.tree, "env": environment, "capture_output": True, "text": True}
+            try:
+                done = subprocess.run(command, timeout=SECONDS, check=False, **options)
+            except subprocess.TimeoutExpired:
+                return False
+        if mutant is None and done.returncode:
+            print(done.stdout[-3000:], done.stderr[-2000:])
+        return done.returncode == 0
+
+    @contextlib.contextmanager
+    def _changed(self, mutant: Mutant | None) -> Iterator[None]:
+        if mutant is None:
+            yield
+            return
+        file = self.tree / self._place(mutant.file)
+        kept, before = file.read_text(), file.stat()
+        compiled = list(file.parent.glob(f"__pycache__/{file.stem}.*"))
+        bytecode = {p: p.read_bytes() for p in compiled}
+        for p in compiled:
+            p.unlink()
+        file.write_text(mutant.applied())
+        try:
+            yield
+        finally:
+            file.write_text(kept)
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # compiled files are told by it
+            for p, content in bytecode.items():
+                p.write_bytes(content)
 
 
-def mutants() -> list[Mutant]:
-    """Return all of them."""
-    found = []
-    for name in TESTS:
-        folder = ROOT / ("fastmlp/backends" if name.endswith(".py") else "kernels/cuda")
-        quoted = False
-        for number, line in enumerate((folder / name).read_text().splitlines(), start=1):
-            inside = quoted
-            quoted ^= line.count('"""') % 2 == 1
-            if inside or quoted or re.match(r"\s*(//|#|\"\"\"|import|from|template|static_assert)", line):
-                continue
-            code = line.split("  # ")[0].split("  //")[0]
-            for kind, (pattern, replacement) in (HOST if name.endswith(".py") else CUDA).items():
-                for place in re.finditer(pattern, code):
-                    changed = code[: place.start()] + place.expand(replacement) + code[place.end() :]
-                    found.append(Mutant(folder / name, number, kind, changed))
+def _tracked() -> list[Path]:
+    """Return the files that the tests need, in order."""
+    found = [ROOT / "pyproject.toml"]
+    for folder in ("fastmlp", "kernels", "tests"):
+        found += (p for p in sorted((ROOT / folder).rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
     return found
 
 
-def survives(mutant: Mutant, seconds: int) -> bool:
-    """Return whether all tests pass on a copy of the package with the change in it."""
-    with tempfile.TemporaryDirectory() as work:
-        copy = Path(work) / "fastmlp"
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "fastmlp", copy, ignore=ignored)
-        shutil.copytree(ROOT / "kernels", copy / "kernels", ignore=ignored)
-        relative = mutant.file.relative_to(ROOT)
-        changed = copy.parent / (relative if relative.parts[0] == "fastmlp" else Path("fastmlp") / relative)
-        lines = changed.read_text().splitlines()
-        lines[mutant.line - 1] = mutant.text
-        changed.write_text("\n".join(lines) + "\n")
-        files, which = TESTS[mutant.file.name]
-        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files, "-k", which]
-        lint = [*command[:8], "tests/cuda/test_compile.py", "-k", "forbidden"]
-        environment = {**os.environ, "PYTHONPATH": work, "PYTHONDONTWRITEBYTECODE": "1"}
-        for run in (lint, command):
-            try:
-                done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, timeout=seconds, check=False)
-            except subprocess.TimeoutExpired:
-                return False  # a kernel that never ends is noticed too
-            if done.returncode:
-                return False
-    return True
+def reasons() -> dict[str, str]:
+    """Return the reason of each known survivor: a line with its name, and the reason in indented lines below."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in (Path(__file__).parent / "survivors.txt").read_text().splitlines():
+        if line.startswith("  "):
+            found[name] += line.strip() + " "
+        elif line and not line.startswith("#"):
+            name = line
+            found[name] = ""
+    return found
 
 
 def main() -> int:
-    """Run a sample; return 1 where less than 95 % are caught."""
+    """Run a sample; return 1 where less than 95 % are caught, or a survivor has no reason."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many of the sample")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop then, and go on at the next call")
+    parser.add_argument("--only", default="", help="mutants of files whose name ends so")
+    parser.add_argument("--afresh", action="store_true", help="forget what was caught before")
+    parser.add_argument("--list", action="store_true", help="print the sample, run nothing")
     arguments = parser.parse_args()
-    everything = mutants()
-    kinds = Counter(m.kind for m in everything)
-    print(f"{len(everything)} mutants of {len(kinds)} kinds: " + ", ".join(f"{k} {n}" for k, n in kinds.items()))
-    sample = random.Random(arguments.seed).sample(everything, min(arguments.sample, len(everything)))[arguments.skip :]
-    caught = counted = 0
-    for mutant in sample:
-        where = f"{mutant.file.name}:{mutant.line}: {mutant.kind}"
-        if where in EQUIVALENT:
+    kinds = Counter(m.kind for m in mutants())
+    print(f"{kinds.total()} mutants of {len(kinds)} kinds: " + ", ".join(f"{n} {k}" for k, n in kinds.most_common()))
+    drawn = [m for m in sample(arguments.sample, arguments.seed) if m.file.name.endswith(arguments.only)]
+    drawn.sort(key=lambda m: (m.file.suffix == ".py", m.file, m.start))
+    if arguments.list:
+        print(*(m.name for m in drawn), sep="\n")
+        return 0
+    return try_all(drawn, arguments.minutes, arguments.afresh)
+
+
+def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
+    """Run the tests on mutants not yet caught, until all are done or time is up; print what was found."""
+    began, laboratory, known = time.monotonic(), Laboratory(), reasons()
+    record = laboratory.root / "caught.json"
+    caught = set() if afresh or not record.exists() else set(json.loads(record.read_text()))
+    alive = set(laboratory.survived.read_text().split("\n")) if laboratory.survived.exists() and not afresh else set()
+    survivors, left = [], 0
+    for number, mutant in enumerate(drawn, start=1):
+        key = f"{mutant.line} {mutant.name}"
+        if key in caught:
             continue
-        counted += 1
-        alive = survives(mutant, 150)
-        caught += not alive
-        if alive:
-            print(f"SURVIVES {mutant}", flush=True)
-        if counted % 10 == 0:
-            print(f"{caught} of {counted} caught so far", flush=True)
-    print(f"{caught} of {counted} caught")
-    return int(caught < 0.95 * counted)
+        if key in alive or mutant.name in known:  # those with a reason count as survivors without being tried
+            survivors.append(mutant)
+            continue
+        if time.monotonic() - began > 60 * minutes:
+            left += 1
+            continue
+        tests = TESTS[mutant.file.name]
+        if not laboratory.check(tests):
+            print(f"the tests of {mutant.file.name} fail as things are")
+            return 1
+        if laboratory.passes(tests, mutant):
+            survivors.append(mutant)
+            alive.add(key)
+            laboratory.survived.write_text("\n".join(sorted(alive)))
+        else:
+            caught.add(key)
+            record.write_text(json.dumps(sorted(caught)))
+        where = f"{mutant.file.name}:{mutant.line}: {mutant.kind}"
+        fate = ("SURVIVES" if mutant in survivors else "caught").ljust(8)
+        print(f"{time.monotonic() - began:5.0f} s  {number:3} of {len(drawn)}  {fate}  {where}", flush=True)
+    for mutant in survivors:
+        print(f"\nsurvives: {mutant.name}\n  line {mutant.line}; {known.get(mutant.name, 'NO REASON GIVEN')}")
+    done = len(drawn) - left
+    share = (done - len(survivors)) / max(done, 1)
+    print(f"\n{done - len(survivors)} of {done} caught, {share:.1%}; {left} left to try")
+    return int(left > 0 or share < 0.95 or any(m.name not in known for m in survivors))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from fastmlp.optimizers import OPTIMIZERS
 
 REGISTERS = {"float": 80, "double": 128}
 """A thread, at most.  Blocks have 256 threads and a multiprocessor 65,536 registers: three and two blocks fit."""
-PRODUCT_REGISTERS = {"float": 104, "double": 144}
+PRODUCT_REGISTERS = {"float": 120, "double": 152}
 """Of products, which hold what they multiply in registers: two blocks fit, and one."""
 
 # the oldest, which has the fewest instructions, in every run; all of them with --whole-ladder
@@ -44,7 +44,10 @@ def test_kernels_compile_without_spilling(architecture, real, file):
     for name, usage in found.items():
         assert usage.spilled == 0, f"{name} on sm_{architecture}: {usage}"
         assert usage.shared <= SHARED_MEMORY, f"{name} on sm_{architecture}: {usage}"
-        budget = PRODUCT_REGISTERS if file == "products.cu" else REGISTERS
+        budget = REGISTERS
+        if file == "products.cu":  # two blocks of a configuration fit into the 64 KiB that the smallest device has
+            budget = PRODUCT_REGISTERS
+            assert usage.shared <= 32 * 1024, f"{name} on sm_{architecture}: {usage}"
         assert usage.registers <= budget[real], f"{name} on sm_{architecture}: {usage}"
 
 
@@ -86,32 +89,3 @@ def test_codes_in_the_source_are_those_of_fastmlp():
     assert set(cuda_source.codes("optimizers.cu", "Optimizer")) == set(OPTIMIZERS.names())
     with pytest.raises(LookupError, match=r"losses\.cu has no enum Nothing"):
         cuda_source.codes("losses.cu", "Nothing")
-
-
-# --- what reads like a mistake --------------------------------------------------------------------------------------
-
-FORBIDDEN = {
-    r"\bvolatile\b|__threadfence|cooperative_groups|\batomic\w*\(": "blocks and warps do not talk to each other",
-    r"mma\.h|\bwmma\b|cp\.async|__pipeline": "no header or instruction that a user's CuPy may not have",
-    r"\b__(?:expf|logf|sinf|cosf|powf|fdividef)\(": "no approximate functions",
-    r"\bint (?:n|i|o|k|c|rows|columns|stride|ld\w*|row|column|at)\b(?=[,)])": "sizes are long long",
-    r"blockIdx\.x \* (?:blockDim|THREADS|ROWS|QUADS|WARP)": "a 32-bit product: write (long long)blockIdx.x first",
-}
-
-
-@pytest.mark.parametrize("pattern", FORBIDDEN, ids=list(FORBIDDEN.values()))
-@pytest.mark.parametrize(
-    "file", sorted(p.name for p in resources.files("fastmlp.kernels.cuda").iterdir() if ".cu" in p.name)
-)
-def test_sources_hold_nothing_that_is_forbidden(file, pattern):
-    for number, line in enumerate(cuda_source.read(file).splitlines(), start=1):
-        code = re.sub(r"\(long long\)blockIdx\.x", "", line.split("//")[0])
-        assert not re.search(pattern, code), f"{file}:{number}: {line.strip()}; {FORBIDDEN[pattern]}"
-
-
-def test_kernels_say_how_many_threads_they_are_launched_with():
-    for file in files():
-        for bounds, name in re.findall(
-            r"__global__\s+void\s+(__launch_bounds__\([^)]*\))?\s*(\w+)\(", cuda_source.read(file)
-        ):
-            assert bounds or name == "advance_cursor", f"{file}: {name}"

@@ -11,9 +11,9 @@ pytestmark = needs_emulator
 REVERSE = """
 __global__ void reverse(float* a) {
   __shared__ float held[64];
-  held[threadIdx.x] = a[64 * blockIdx.x + threadIdx.x];
+  held[threadIdx.x] = a[64LL * blockIdx.x + threadIdx.x];
   __syncthreads();
-  a[64 * blockIdx.x + threadIdx.x] = held[63 - threadIdx.x];
+  a[64LL * blockIdx.x + threadIdx.x] = held[63 - threadIdx.x];
 }
 """
 
@@ -44,11 +44,11 @@ PLANTED = {
     ),
     "an index too large": (
         "held[63 - threadIdx.x]",
-        "a[64 * blockIdx.x + threadIdx.x + 64]",
+        "a[64LL * blockIdx.x + threadIdx.x + 64]",
         "read outside the arrays",
     ),
     "all blocks write one place": (
-        "a[64 * blockIdx.x + threadIdx.x] = held",
+        "a[64LL * blockIdx.x + threadIdx.x] = held",
         "a[threadIdx.x] = held",
         "race on global",
     ),
@@ -121,6 +121,21 @@ def test_wide_accesses_must_be_aligned_where_a_cpu_would_not_care():
     assert launch(source, whole[start : start + 4], to, name="copy", grid=(1,), block=(1,)) == (16, 16)
     with pytest.raises(EmulatorError, match="misaligned 16-byte read"):
         launch(source, whole[start + 1 : start + 5], to, name="copy", grid=(1,), block=(1,))
+
+
+def test_wide_accesses_stay_one_access_on_their_way_through_a_variable():
+    source = """
+    struct __align__(16) Wide { unsigned int words[4]; };
+    __global__ void copy(const float* from, float* to, int count) {
+      Wide held{};
+      if (count > 3) held = *reinterpret_cast<const Wide*>(from);
+      for (int i = 0; i < 4; ++i) to[i] = reinterpret_cast<float*>(&held)[i];
+    }
+    """
+    whole, to = np.arange(8, dtype=np.float32), np.zeros(4, np.float32)
+    start = -whole.ctypes.data % 16 // 4
+    with pytest.raises(EmulatorError, match="misaligned 16-byte read"):
+        launch(source, whole[start + 1 : start + 5], to, np.int32(4), name="copy", grid=(1,), block=(1,))
 
 
 def test_sums_over_a_warp_are_seen_as_on_a_gpu():

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from compare import DTYPES, assert_close, assert_same_bits, loss_records, normal, on, pair, targets_for, unset
 from emulator import needs_emulator
+from scenarios import Scenario, train
 
 from fastmlp.activations import activation_names
-from fastmlp.backends import cuda_source, cupy_backend, get_backend
-from fastmlp.backends.cuda_kernels import column_grid, is_wide
-from fastmlp.backends.cuda_products import activation_code
+from fastmlp.backends import cuda_kernels, cuda_source, cupy_backend, get_backend
+from fastmlp.backends.cuda_kernels import column_grid, flat_grid, gradient_slabs, is_wide, row_grid, tile_grid
+from fastmlp.backends.cuda_products import BlasProducts, Masks, OwnProducts, activation_code
 from fastmlp.losses import SoftmaxCrossEntropy
+from fastmlp.optimizers import SGD, Adam, StepScalars
+from fastmlp.random_bits import keep_threshold
 
 pytestmark = needs_emulator
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -122,6 +125,88 @@ def test_norms_of_more_chunks_than_blocks_and_of_slabs(cupy, dtype, clip_norm):
     assert_close(np.sqrt(partials.get().sum()), norm, dtype=dtype, k=8)
     expected -= 0.5 * gradient * min(1, clip_norm / norm)
     assert_close(own.get(), expected, scale=1 + np.abs(gradient))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (flat_grid(0), ((1,), (256,))),
+        (flat_grid(256), ((1,), (256,))),
+        (flat_grid(257), ((2,), (256,))),
+        (flat_grid(10**9), ((1024,), (256,))),
+        (row_grid(1), ((1,), (256,))),
+        (row_grid(8), ((1,), (256,))),
+        (row_grid(65), ((9,), (256,))),
+        (tile_grid(1, 1), ((1, 1), (32, 8))),
+        (tile_grid(17, 129), ((3, 2), (32, 8))),
+        (tile_grid(10**6, 256), ((4096, 2), (32, 8))),
+        (column_grid(32), ((1, 1), (32, 8))),
+        (column_grid(33, 5), ((2, 5), (32, 8))),
+    ],
+)
+def test_grids_have_a_place_for_everything_and_no_more_blocks_than_that(found, expected):
+    assert found == expected
+
+
+@dtypes
+def test_loops_go_round_where_there_is_more_work_than_blocks(cupy, dtype, monkeypatch):
+    monkeypatch.setattr(cuda_kernels, "_ROW_BLOCKS", 2)  # 16 rows at once
+    monkeypatch.setattr(cuda_kernels, "_FLAT_BLOCKS", 2)  # 512 numbers
+    plain, rows, columns, size = get_backend("numpy"), 50, 7, 1300
+    found = []
+    for where in (cupy, plain):
+        z, slope = on(where, normal((rows, columns), dtype, 1)), unset(where, (rows, columns), dtype)
+        where.activate("tanh", z, slope, pair(where, z))
+        where.dropout(z, slope, 0.3, 12345, 6, 1, unset(where, (rows, columns), dtype))
+        flat = [on(where, normal((size,), dtype, seed)) for seed in range(4)]
+        scratch = unset(where, (size,), dtype)
+        where.add_scaled(flat[0], flat[1], 0.5, scratch)
+        where.scale(flat[1], 3.0)
+        where.average(flat[2], flat[1], 0.75, scratch)
+        where.update(SGD(0.1, momentum=0.5), flat[1], flat[2], flat[3:], 0.1, StepScalars(0.1, 1, 1, 0, 1), scratch)
+        norm = np.array([where.squared_norm(flat[0])])
+        found.append([*(where.to_numpy(a) for a in (z, slope, *flat)), norm])
+    for own, other in zip(*found, strict=True):
+        assert_close(own, other, dtype=dtype, k=4, scale=np.abs(other) + 1)
+
+
+@dtypes
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_rows_longer_than_a_warp_are_gathered_whole(cupy, dtype, way):
+    """Inputs under dropout go by fours, 128 at a time; targets that are values 32 at a time."""
+    network = {"activation": "tanh", "loss": "mean_squared_error", "dropout": (0.25, 0.0)}
+    scenario = Scenario("", (300, 6, 70), network, SGD(0.5), rows=9, batch=4, epochs=1)
+    found, sums, _ = train(scenario, cupy_backend.CupyBackend(way=way), dtype)
+    expected, expected_sums, _ = train(scenario, get_backend("numpy"), dtype)
+    assert_close(found.params.get(), expected.params, k=300 * 3, scale=1 + np.abs(expected.params), c=16)
+    assert_close(sums, expected_sums, dtype=dtype, k=300 * 3, scale=1 + np.abs(expected_sums), c=16)
+
+
+@dtypes
+def test_eager_steps_have_room_for_every_slab_of_the_bias_gradients(cupy, dtype):
+    scenario = Scenario("", (5, 4, 3), {"activation": "tanh"}, Adam(epsilon=0.1), rows=200, batch=200, epochs=2)
+    assert gradient_slabs(200, 4, cupy.multiprocessors) == 3
+    found, _, _ = train(scenario, cupy_backend.CupyBackend(way="eager"), dtype)
+    expected, _, _ = train(scenario, get_backend("numpy"), dtype)
+    assert_close(found.params.get(), expected.params, k=400, scale=1 + np.abs(expected.params), c=16)
+
+
+@dtypes
+def test_bias_activation_and_dropout_go_round_too(cupy, dtype, monkeypatch):
+    monkeypatch.setattr("fastmlp.backends.cuda_products.tile_grid", lambda n, o: ((1, 1), (32, 8)))
+    rows, columns, found = 37, 12, []
+    for products in (BlasProducts(cupy, 4), OwnProducts(cupy, 4)):
+        x, w, b = (on(cupy, normal(s, dtype, 1)) for s in ((rows, 1), (1, columns), (columns,)))
+        z, slope, cursor = (
+            unset(cupy, (rows, columns), dtype),
+            unset(cupy, (rows, columns), dtype),
+            on(cupy, np.zeros(3, np.int64)),
+        )
+        products.forward(x, w, b, z, slope, "tanh", Masks(keep_threshold(0.3), 1 / 0.7, 99, 1), cursor, 2)
+        found.append((z.get(), slope.get()))
+    for own, other in zip(*found, strict=True):
+        assert_close(own, other, k=2, scale=2)
+    assert not np.isnan(found[0][0]).any()
 
 
 def test_every_activation_of_the_source_is_one_of_fastmlps():

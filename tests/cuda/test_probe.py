@@ -5,7 +5,9 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
+from emulator import Module, needs_emulator
 
 from fastmlp.backends import cuda_probe
 from fastmlp.errors import BackendUnavailable
@@ -83,6 +85,38 @@ def test_what_is_missing_is_told_with_its_cure(what):
     assert not found.available
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(found.reason)
+
+
+def test_of_several_things_that_are_missing_the_first_to_mend_is_told(monkeypatch, tmp_path):
+    missing = {
+        "driver": (0, "no NVIDIA driver"),
+        "nvrtc": (ImportError("libnvrtc"), "NVRTC is not found"),
+        "folder": (None, "cannot be written"),
+        "cublas": (ImportError("libcublas"), "cuBLAS is not found"),
+        "kernel": (RuntimeError("boom"), "a small kernel and product fail"),
+    }
+    (tmp_path / "file").write_text("")
+    for first in range(len(missing)):
+        left = dict(list(missing.items())[first:])
+        folder = tmp_path / ("file" if "folder" in left else "fine") / "cache"
+        monkeypatch.setenv("CUPY_CACHE_DIR", str(folder))
+        changes = {name: answer for name, (answer, _) in left.items() if name != "folder"}
+        assert next(iter(left.values()))[1] in cuda_probe.look(good(**changes)).reason
+
+
+@needs_emulator
+def test_the_small_kernel_of_the_look_adds_one_to_each_number():
+    a, given = np.ones((2, 2), np.float32), []
+    machine = good()
+    machine.ones = lambda *_, **__: a
+
+    def raw_kernel(source, name):
+        given.append(Module(source, [name]))
+        return lambda grid, block, args: given[0].launch(name, grid, block, args)
+
+    machine.RawKernel = raw_kernel
+    assert cuda_probe.look(machine).available
+    assert a.tolist() == [[2, 2], [2, 2]]
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):

@@ -1,8 +1,8 @@
 """Training steps on the double of CuPy: graphs, what they own, what a step costs, and the way back to the host."""
 
 import gc
+import types
 from dataclasses import replace
-from itertools import pairwise
 
 import cupy_double
 import numpy as np
@@ -136,6 +136,20 @@ def test_a_captured_step_keeps_all_that_it_touches_alive():
     assert (done, finite) == (LONG.steps, True)
 
 
+@pytest.mark.parametrize("name", ["x", "y", "weights"])
+def test_each_array_of_the_data_is_part_of_what_a_step_was_made_for(name):
+    own, scenario = backend(), replace(LONG, weighted=True)
+    session, state = own.open(scenario.plan("float32")), scenario.state(own, "float32")
+    data = scenario.device_data(own, "float32")
+    step = session.training(state, data)
+    assert step.fits(state, data)
+    kept = getattr(data, name)
+    other = own.empty(kept.shape, kept.dtype)
+    other[...] = kept
+    parts = {part: getattr(data, part) for part in ("x", "y", "weights")} | {name: other}
+    assert not step.fits(state, types.SimpleNamespace(**parts))
+
+
 # --- losses that are not finite -------------------------------------------------------------------------------------
 
 
@@ -207,77 +221,7 @@ def test_products_by_cublas_cannot_be_captured():
         step.run(own.asarray(LONG.order(0)), LONG.table(0, 0, "float32"), 0, 0)
 
 
-# --- costs ----------------------------------------------------------------------------------------------------------
-
-THREE_LAYERS = Scenario("three layers", (784, 32, 16, 10), {"activation": "relu"}, Adam(), rows=32, batch=32, epochs=1)
-
-
-def counted(scenario, way):
-    """Return the launches and the traffic of a single step."""
-    own = backend(way)
-    session, state = own.open(scenario.plan("float32")), scenario.state(own, "float32")
-    data, order = scenario.device_data(own, "float32"), own.asarray(scenario.order(0))
-    table = scenario.table(0, 0, "float32")
-    own.train_steps(session, state, data, order, table, 0, np.zeros(3))
-    cupy_double.launches.clear()
-    own.train_steps(session, state, data, order, table, 0, np.zeros(3))
-    return list(cupy_double.launches)
-
-
-def test_a_captured_step_of_three_layers_is_twelve_launches():
-    names = [name.split("<")[0] for name, _ in counted(THREE_LAYERS, "captured")]
-    assert names == [
-        "gather_batch",
-        *["product_forward"] * 3,
-        "loss_rows",
-        "finish_batch",
-        *["product_weight_gradient", "product_input_gradient"] * 2,
-        "product_weight_gradient",
-        "update_parameters",
-        "advance_cursor",  # once a graph, of up to 16 steps
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "more"),
-    [
-        ({"optimizer": Adam(clip_norm=1.0)}, ["gradient_norm"]),
-        ({"optimizer": Adam(ema=0.9)}, []),
-        ({"network": {"max_norm": 1.0}}, ["max_norm"] * 3),
-        ({"network": {"max_norm": 1.0}, "optimizer": Adam(ema=0.9)}, ["average_parameters"] + ["max_norm"] * 3),
-        ({"network": {"l2": 0.1, "dropout": (0.1, 0.2, 0.3)}}, []),
-    ],
-)
-def test_what_clipping_max_norm_and_average_add(changes, more):
-    plain = [name.split("<")[0] for name, _ in counted(THREE_LAYERS, "captured")]
-    found = [name.split("<")[0] for name, _ in counted(replace(THREE_LAYERS, **changes), "captured")]
-    assert sorted(found) == sorted(plain + more)
-
-
-def test_distinct_bytes_of_a_step_are_those_that_it_must_touch():
-    n, units, size = 32, (784, 32, 16, 10), 4
-    traffic = {}
-    for name, bytes_ in counted(THREE_LAYERS, "captured"):
-        traffic.setdefault(name.split("<")[0], []).append(bytes_)
-    weights = [i * o for i, o in pairwise(units)]
-    for layer, t in enumerate(traffic["product_forward"]):
-        i, o = units[layer : layer + 2]
-        assert t == ((n * i + i * o + o) * size, n * o * size)
-    for layer, t in zip((2, 1, 0), traffic["product_weight_gradient"], strict=True):
-        i, o = units[layer : layer + 2]
-        assert t == (n * (i + o) * size, (i * o + o) * size)
-    for layer, t in zip((2, 1), traffic["product_input_gradient"], strict=True):
-        i, o = units[layer : layer + 2]
-        assert t == ((n * o + i * o + n * i) * size, n * i * size)
-    (gather,) = traffic["gather_batch"]
-    # rows, labels, order, cursor
-    assert gather == (n * 784 * size + n * 8 + n * 8 + 16, n * 784 * size + n * 8)
-    (update,) = traffic["update_parameters"]
-    parameters = sum(weights) + sum(units[1:])
-    assert update.written == 3 * parameters * size
-    chunks = sum(-(-w // 1024) for w in weights) + 3
-    small = 7 * 8 + 5 * 8 + 8 + 4  # rule, scalars, cursor, flag
-    assert 4 * parameters * size <= update.read <= 4 * parameters * size + chunks * 32 + small
+# --- waiting --------------------------------------------------------------------------------------------------------
 
 
 def test_an_epoch_waits_for_the_device_once_a_call(monkeypatch):

@@ -20,7 +20,10 @@ import pytest
 from fastmlp.backends import cuda_source
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", "-fno-gnu-unique", f"-I{HERE}")
+FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", f"-I{HERE}")
+KERNEL_FLAGS = ("-fsanitize=thread", "-Werror=conversion", "-fno-tree-sra", "-fno-ipa-sra")
+"""Every access is seen; a number that loses bits without a word of it is an error; what is read as 16 bytes stays one
+access, whose alignment can be looked at."""
 
 
 _one_at_a_time = threading.Lock()  # blocks, fibers and the memory checker are one each in a process
@@ -102,7 +105,7 @@ class Module:
         )
         kernels += f"\nconst emulator::Entry emulator_kernels[] = {{\n{entries}\n}};\n"
         parts = [
-            _compiled(label, kernels, ("-c", "-fsanitize=thread")),
+            _compiled(label, kernels, ("-c", *KERNEL_FLAGS)),
             *(_compiled(n, (HERE / f"{n}.cpp").read_text(), ("-c", "-O2")) for n in ("runtime", "memory_checker")),
         ]
         self._library = ctypes.CDLL(str(_compiled(label, "", ("-shared",), parts)))

@@ -6,6 +6,9 @@
 // memory_checker.cpp, because kernels are compiled with g++'s thread sanitizer switched on and our functions in place
 // of its library.
 //
+// Code that narrows a number without saying so does not compile either (-Werror=conversion): an index of a large array
+// stays 64 bits wide.
+//
 // Not modelled: half precision, atomics, fences, dynamic shared memory, and the ordering of memory within a warp.
 // fastmlp's kernels use none of these; a kernel that does will not compile here.  Nor is an index noticed that runs from
 // one array in shared memory into another of the same file: it is one region to the checker.
@@ -29,8 +32,21 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static thread_local  // so the thread-local memory of the compiled file is a block's shared memory
 
+// A thread's or block's number, or how many there are: 32 bits, as in CUDA.  A product with another 32-bit number, which
+// may overflow where there are many rows and columns, does not compile here: `(long long)blockIdx.x * THREADS` does.
+struct Index {
+  unsigned int value;
+  __attribute__((always_inline)) operator unsigned int() const { return value; }
+};
+template <class T> __attribute__((always_inline)) inline T operator*(Index a, T b) {
+  static_assert(sizeof(T) == 8, "a 32-bit product of an index: make one factor a long long first");
+  return T(a.value) * b;
+}
+template <class T> __attribute__((always_inline)) inline T operator*(T a, Index b) { return b * a; }
+int operator*(Index, Index) = delete;
+
 struct Dim3 {
-  unsigned int x, y, z;
+  Index x, y, z;
 };
 extern "C" Dim3 threadIdx, blockIdx, blockDim, gridDim;
 

@@ -84,8 +84,8 @@ void stop(const char* complaint) {
 
 static void fail(const char* what, int line) {
   char text[400];
-  snprintf(text, sizeof text, "%s (line %d, block %u,%u,%u thread %u,%u,%u)", what, line, blockIdx.x, blockIdx.y,
-           blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  snprintf(text, sizeof text, "%s (line %d, block %u,%u,%u thread %u,%u,%u)", what, line, blockIdx.x.value,
+           blockIdx.y.value, blockIdx.z.value, threadIdx.x.value, threadIdx.y.value, threadIdx.z.value);
   stop(text);
 }
 
@@ -171,7 +171,8 @@ static int find_thread_locals(dl_phdr_info* module, size_t, void* result) {
 
 static void start_fiber(Fiber& fiber, unsigned int number) {
   fiber.number = int(number);
-  fiber.thread = {number % blockDim.x, number / blockDim.x % blockDim.y, number / (blockDim.x * blockDim.y)};
+  unsigned int x = blockDim.x, y = blockDim.y;
+  fiber.thread = {number % x, number / x % y, number / (x * y)};
   fiber.state = READY;
   void** top = (void**)((uintptr_t)(fiber.stack + STACK) & ~uintptr_t(15));
   *--top = nullptr;           // where run_fiber would return to
@@ -218,7 +219,7 @@ static void run_block(uint64_t number, const Memory& shared, bool shuffled) {
       }
       char text[300];
       snprintf(text, sizeof text, "deadlock in block %u,%u,%u: %d threads at __syncthreads (line %d), %d in a warp "
-               "collective (line %d), %d have ended", blockIdx.x, blockIdx.y, blockIdx.z, at_barrier, lines[0],
+               "collective (line %d), %d have ended", blockIdx.x.value, blockIdx.y.value, blockIdx.z.value, at_barrier, lines[0],
                in_collective, lines[1], int(threads) - live);
       error = text;
       return;
@@ -235,8 +236,8 @@ static void on_fault(int, siginfo_t* what, void*) {
     return;
   }
   char text[200];
-  snprintf(text, sizeof text, "illegal memory access at %p (block %u,%u,%u thread %u,%u,%u)", what->si_addr, blockIdx.x,
-           blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  snprintf(text, sizeof text, "illegal memory access at %p (block %u,%u,%u thread %u,%u,%u)", what->si_addr, blockIdx.x.value,
+           blockIdx.y.value, blockIdx.z.value, threadIdx.x.value, threadIdx.y.value, threadIdx.z.value);
   error = text;
   siglongjmp(after_fault, 1);
 }

@@ -1,0 +1,312 @@
+"""Train one network on a GPU in fastmlp, PyTorch and JAX in turn, and print medians and spreads.
+
+    python benchmarks/gpu_race.py                                  # five workloads, whoever is installed
+    python benchmarks/gpu_race.py --workloads viblo,w8192 --rounds 7
+    python benchmarks/gpu_race.py --floor w8192    # a step beside its products and the optimizer's bytes
+
+The race is even: the data set lies on the device before the clock starts, every contender gathers each batch there by a
+new order of rows, in float32 without TF32, with Adam.  PyTorch runs step by step, and as a CUDA graph with
+``Adam(fused=True, capturable=True)`` whose steps find their rows by a counter on the device, one step a graph and
+sixteen; JAX compiles an epoch as one scan.  Each contender of each round is a process of its own; a figure is the
+median of some epochs after two of warm-up, in microseconds a step, and the table gives the median of the rounds, the
+least and the largest.
+
+Where there is no GPU it says so, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from race import FIRST, MOST_STEPS, WORKLOADS, Workload, data, with_jax
+
+GPU_WORKLOADS = {**WORKLOADS, "w8192": Workload((784, 8192, 8192, 10), 1024)}
+RATE = 1e-3
+GRAPH_STEPS = 16
+
+Epoch = Callable[[], Any]
+
+
+def with_fastmlp(way: str) -> Callable[..., Epoch]:
+    """Return the contender that is fastmlp, its steps run in one way."""
+
+    def contender(workload: Workload, x: Any, y: Any, device: str) -> Epoch:
+        import cupy
+
+        import fastmlp
+
+        model = fastmlp.MLP(
+            workload.units, activation=workload.activation, backend=fastmlp.get_backend("cupy", way=way), seed=0
+        )
+        x, y = cupy.asarray(x), cupy.asarray(y)
+        options = {"epochs": 1, "batch_size": workload.batch, "optimizer": fastmlp.Adam(RATE), "verbose": 0}
+        return lambda: model.fit(x, y, **options)
+
+    return contender
+
+
+def torch_step(workload: Workload, x: Any, y: Any, device: str) -> tuple[Callable[[], None], dict[str, Any]]:
+    """Return a step of PyTorch that finds its rows by a counter on the device, and all that it works on.
+
+    The same on a CPU, where nothing is captured: there `capturable` is not taken.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    own = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}[workload.activation]
+    layers: list[Any] = []
+    for i, o in itertools.pairwise(workload.units):
+        layers += [torch.nn.Linear(i, o), own()]
+    net, loss_of = torch.nn.Sequential(*layers[:-1]).to(device), torch.nn.CrossEntropyLoss()
+    rule = torch.optim.Adam(net.parameters(), lr=RATE, fused=True, capturable=device == "cuda")
+    inputs, labels = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+    order, cursor = torch.randperm(len(inputs), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    within = torch.arange(workload.batch, device=device)
+    value = torch.zeros((), device=device)
+
+    def step() -> None:
+        rows = order[cursor + within]
+        rule.zero_grad(set_to_none=True)
+        loss = loss_of(net(inputs[rows]), labels[rows])
+        loss.backward()
+        rule.step()
+        value.copy_(loss.detach())
+        cursor.add_(workload.batch)
+
+    return step, {"net": net, "inputs": inputs, "order": order, "cursor": cursor, "loss": value}
+
+
+def new_epoch(made: dict[str, Any]) -> None:
+    """Draw a new order of rows, into the memory that a graph reads."""
+    import torch
+
+    made["cursor"].zero_()
+    torch.randperm(len(made["order"]), out=made["order"])
+
+
+def with_torch(workload: Workload, x: Any, y: Any, device: str) -> Epoch:
+    """PyTorch, kernel by kernel."""
+    step, made = torch_step(workload, x, y, device)
+    steps = len(x) // workload.batch
+
+    def epoch() -> float:
+        new_epoch(made)
+        for _ in range(steps):
+            step()
+        return float(made["loss"])  # waits for the device
+
+    return epoch
+
+
+def with_torch_graph(steps_a_graph: int) -> Callable[..., Epoch]:
+    """Return the contender that is PyTorch with so many steps captured into a CUDA graph."""
+
+    def contender(workload: Workload, x: Any, y: Any, device: str) -> Epoch:
+        import torch
+
+        step, made = torch_step(workload, x, y, device)
+        steps = len(x) // workload.batch
+
+        def captured(count: int) -> Any:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for _ in range(count):
+                    step()
+            return graph
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # PyTorch asks for some steps on another stream before a capture
+            for _ in range(3):
+                new_epoch(made)
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graphs = {count: captured(count) for count in {steps_a_graph, 1}}
+
+        def epoch() -> float:
+            new_epoch(made)
+            for _ in range(steps // steps_a_graph):
+                graphs[steps_a_graph].replay()
+            for _ in range(steps % steps_a_graph):
+                graphs[1].replay()
+            return float(made["loss"])
+
+        return epoch
+
+    return contender
+
+
+def with_jax_on(workload: Workload, x: Any, y: Any, device: str) -> Epoch:
+    """JAX, an epoch one compiled scan, as in `race.py`; products in full float32."""
+    import jax
+
+    if device == "cuda" and jax.default_backend() != "gpu":
+        raise RuntimeError("this JAX sees no GPU: pip install 'jax[cuda13]'")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    return with_jax(workload, "adam", x, y)[0]
+
+
+CONTENDERS: dict[str, tuple[str, Callable[..., Epoch]]] = {
+    "torch": ("torch", with_torch),
+    "torch-graph": ("torch", with_torch_graph(1)),
+    "torch-graph-16": ("torch", with_torch_graph(GRAPH_STEPS)),
+    "jax": ("jax", with_jax_on),
+    "fastmlp-captured": ("fastmlp", with_fastmlp("captured")),
+    "fastmlp-eager": ("fastmlp", with_fastmlp("eager")),
+    "fastmlp": ("fastmlp", with_fastmlp("auto")),
+}
+
+
+def whole_batches(workload: Workload) -> tuple[Any, Any, int]:
+    """Return the rows of whole batches alone, which every contender trains alike, and how many batches they are."""
+    x, y = data(workload)
+    steps = min(len(x) // workload.batch, MOST_STEPS)
+    return x[: steps * workload.batch], y[: steps * workload.batch], steps
+
+
+def measure(workload: str, contender: str, repeats: int, device: str = "cuda") -> float:
+    """Return the median seconds of a step, in this process."""
+    chosen = GPU_WORKLOADS[workload]
+    x, y, steps = whole_batches(chosen)
+    epoch = CONTENDERS[contender][1](chosen, x, y, device)
+    for _ in range(2):
+        epoch()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        epoch()  # comes back when the device is done
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) / steps
+
+
+def floor(workload: str, repeats: int) -> str:
+    """Return what a step takes, beside its products alone by cuBLAS and the optimizer's bytes at copy bandwidth."""
+    import cupy
+
+    from fastmlp.backends.cuda_blas import CuBlas
+
+    chosen = GPU_WORKLOADS[workload]
+    batch, blas = chosen.batch, CuBlas(cupy)
+
+    def seconds(work: Callable[[], Any], count: int) -> float:
+        work()
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        found = []
+        for _ in range(repeats):
+            begin.record()
+            for _ in range(count):
+                work()
+            end.record()
+            end.synchronize()
+            found.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3 / count)
+        return statistics.median(found)
+
+    sizes = list(itertools.pairwise(chosen.units))
+    arrays = [
+        (cupy.ones((batch, i), "f4"), cupy.ones((i, o), "f4"), cupy.ones((batch, o), "f4"), k)
+        for k, (i, o) in enumerate(sizes)
+    ]
+    gradients = [cupy.empty((i, o), "f4") for i, o in sizes]
+
+    def products() -> None:
+        for x, w, dz, layer in arrays:
+            blas.forward(x, w, dz)
+            blas.weight_gradient(x, dz, gradients[layer])
+            if layer:
+                blas.input_gradient(dz, w, x)
+
+    a, b = cupy.ones(1 << 28, "u1"), cupy.empty(1 << 28, "u1")
+    bandwidth = 2 * a.nbytes / seconds(lambda: b.__setitem__(Ellipsis, a), 5)
+    parameters = sum(i * o + o for i, o in sizes)
+    alone, update = seconds(products, 5), 28 * parameters / bandwidth  # Adam reads p, g, m, v and writes p, m, v
+    step = measure(workload, "fastmlp-eager", repeats)
+    return (
+        f"{workload}: a step {step * 1e6:.0f} us; its products alone by cuBLAS {alone * 1e6:.0f} us, the optimizer's "
+        f"{28 * parameters:,} bytes at {bandwidth / 1e9:.0f} GB/s {update * 1e6:.0f} us: "
+        f"{step / (alone + update):.2f} times their sum"
+    )
+
+
+def in_process(**arguments: Any) -> float | None:
+    """Return what `measure` measures in a fresh process, or None where it fails, with the reason on stderr."""
+    command = [sys.executable, "-P", __file__, "--child", json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
+        return None
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Race, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default=",".join(FIRST))
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="epochs of a process that are timed")
+    parser.add_argument("--floor", metavar="WORKLOAD", help="a step beside its products and the optimizer's bytes")
+    parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
+    parser.add_argument("--child")
+    options = parser.parse_args()
+    if options.child:
+        print(measure(**json.loads(options.child)))
+        return
+    import fastmlp
+
+    found = fastmlp.available_backends()["cupy"]
+    if not found.available:
+        print(f"No GPU race here: {found.reason}")
+        return
+    if options.floor:
+        print(f"{found.reason}\n{floor(options.floor, options.repeats)}")
+        return
+    text = race(options.workloads.split(","), options.contenders.split(","), options.rounds, options.repeats)
+    print(f"{found.reason}\n\n{text}")
+    if options.write:
+        from results import write_section
+
+        write_section("GPU race: training with Adam", f"{found.reason}; {options.rounds} rounds.\n\n{text}")
+
+
+def race(workloads: list[str], contenders: list[str], rounds: int, repeats: int) -> str:
+    """Return the table of medians and spreads, each contender of each round in a process of its own."""
+    from results import table
+
+    names = [c for c in contenders if importlib.util.find_spec(CONTENDERS[c][0])]
+    found: dict[str, dict[str, list[float]]] = {w: {c: [] for c in names} for w in workloads}
+    for _ in range(rounds):
+        for workload, name in itertools.product(workloads, names):
+            seconds = in_process(workload=workload, contender=name, repeats=repeats)
+            found[workload][name] += [] if seconds is None else [seconds]
+    rows = []
+    for workload, by in found.items():
+        medians = {c: statistics.median(s) for c, s in by.items() if s}
+        for name, median in medians.items():
+            ratios = [f"{medians[peer] / median:.2f}" if peer in medians else "" for peer in ("torch", "torch-graph")]
+            network = "-".join(map(str, GPU_WORKLOADS[workload].units))
+            times = [f"{s * 1e6:.1f}" for s in (median, min(by[name]), max(by[name]))]
+            rows.append([workload, f"{network}, {GPU_WORKLOADS[workload].batch}", name, *times, *ratios])
+    head = [
+        "workload",
+        "units, batch",
+        "contender",
+        "median, us a step",
+        "least",
+        "largest",
+        "x torch",
+        "x torch-graph",
+    ]
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
