@@ -109,7 +109,7 @@ class NumbaBackend(NumbaOperations):
 
     # --- coarse operations ---
 
-    def prepare(self, session: Session, check: Callable[[], None] = lambda: None) -> None:
+    def prepare(self, session: Session, check: Callable[[], None]) -> None:
         plan = session.plan
         assert isinstance(session, NumbaSession) and plan.optimizer is not None
         if session.compiled or not (_compiles(plan) and plan.optimizer.compiled):
@@ -144,7 +144,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.train import train_thread
 
         assert isinstance(session, NumbaSession)
-        self.prepare(session)
+        self.prepare(session, _go_on)
         threads = session.threads
         done = np.zeros(1, np.int64)
         memory = session.memory
@@ -219,6 +219,10 @@ def _say_composed(names: tuple[str, ...]) -> None:
         "%s: a function of your own cannot be compiled, so training and prediction run step by step, as on NumPy",
         ", ".join(names),
     )
+
+
+def _go_on() -> None:
+    """Let what is prepared be prepared to its end."""
 
 
 @contextlib.contextmanager
