@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import mutation
 from mutation import ROOT, Mutant, mutants, sample
 
 OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
@@ -60,6 +61,8 @@ TESTS = {
     "cupy_backend.py": (ARRAYS, FIRST_FIT, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
     "cupy_operations.py": (*OPERATIONS, STEP, ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
 }
+
+SURVIVORS = Path(__file__).parent / "survivors.txt"
 
 SECONDS = 240
 """What the tests of one mutant may take; a kernel that never ends is noticed too."""
@@ -141,14 +144,15 @@ def _tracked() -> list[Path]:
     found = [ROOT / "pyproject.toml"]
     for folder in ("fastmlp", "kernels", "tests"):
         found += (p for p in sorted((ROOT / folder).rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
-    return found
+    own = (__file__, mutation.__file__, SURVIVORS)
+    return [p for p in found if p not in map(Path, own)]
 
 
 def reasons() -> dict[str, str]:
     """Return the reason of each known survivor: a line with its name, and the reason in indented lines below."""
     found: dict[str, str] = {}
     name = ""
-    for line in (Path(__file__).parent / "survivors.txt").read_text().splitlines():
+    for line in SURVIVORS.read_text().splitlines():
         if line.startswith("  "):
             found[name] += line.strip() + " "
         elif line and not line.startswith("#"):

@@ -73,7 +73,7 @@ class Mutant(NamedTuple):
 
 
 def files() -> list[Path]:
-    """Return all that may be changed: every kernel, and all of the host's CUDA code, and of arrays that come from elsewhere."""
+    """Return all that may be changed: every kernel, and all that the host does for a GPU and with arrays on one."""
     kernels = [p for p in sorted((ROOT / "kernels/cuda").iterdir()) if p.suffix in (".cu", ".cuh")]
     host = ROOT / "fastmlp/backends"
     return kernels + sorted([*host.glob("cu*.py"), host / "exchange.py"])
