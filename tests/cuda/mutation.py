@@ -73,9 +73,10 @@ class Mutant(NamedTuple):
 
 
 def files() -> list[Path]:
-    """Return all that may be changed: every kernel, and all of the host's CUDA code."""
+    """Return all that may be changed: every kernel, and all that the host does for a GPU and with arrays on one."""
     kernels = [p for p in sorted((ROOT / "kernels/cuda").iterdir()) if p.suffix in (".cu", ".cuh")]
-    return kernels + sorted((ROOT / "fastmlp/backends").glob("cu*.py"))
+    host = ROOT / "fastmlp/backends"
+    return kernels + sorted([*host.glob("cu*.py"), host / "exchange.py"])
 
 
 def mutants() -> list[Mutant]:
@@ -149,8 +150,8 @@ def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
             yield "an event dropped", node, "pass"
         case ast.Expr(value=ast.Call()):
             yield "a call dropped", node, "pass"
-        case ast.Assign(targets=[ast.Subscript(value=ast.Attribute(attr="_graphs"))]):
-            freed = "self._memory = {n: self._cupy.empty(a.shape, a.dtype) for n, a in self._memory.items()}"
+        case ast.Assign(targets=[*_, ast.Subscript(value=ast.Attribute(attr="_graphs"))]):
+            freed = "self.memory = {n: self._cupy.empty(a.shape, a.dtype) for n, a in self.memory.items()}"
             yield "arrays freed after capture", node, f"{source(node)}; {freed}"
             yield "an assignment dropped", node, "pass"
         case ast.Assign(targets=[ast.Subscript()]) | ast.AugAssign():

@@ -200,6 +200,7 @@ def test_the_step_before_a_capture_changes_nothing(monkeypatch):
         step.memory[name].set(
             np.arange(step.memory[name].size).reshape(step.memory[name].shape).astype(step.memory[name].dtype)
         )
+    step.memory["cursor"].set(np.full(3, 10**6))  # far beyond the order of the rows
     before = [a.get() for a in (state.params, *state.moments, state.average, *(step.memory[n] for n in names))]
     with step._own_stream():
         step._take_order(own.asarray(scenario.order(0)))
@@ -207,6 +208,15 @@ def test_the_step_before_a_capture_changes_nothing(monkeypatch):
     after = [a.get() for a in (state.params, *state.moments, state.average, *(step.memory[n] for n in names))]
     for a, b in zip(after, before, strict=True):
         assert_same_bits(a, b)
+
+
+def test_what_is_called_between_the_halves_of_a_step_is_on_its_stream():
+    own = make("eager")
+    plan, state, data = SMALL.plan("float32"), SMALL.state(own, "float32"), SMALL.device_data(own, "float32")
+    step, streams = cupy_choice.make_step(own, plan, state, data, captured=False), []
+    order, table = own.asarray(SMALL.order(0)), SMALL.table(0, 0, "float32")[:1]
+    step.halves(order, table, 0, lambda: streams.append(cp.cuda.get_current_stream()))
+    assert streams == [step._stream]
 
 
 @pytest.mark.parametrize("fails", ["a launch", "the end of the capture"])

@@ -1,6 +1,7 @@
 """The first fit on a device: both ways measured, own kernels proven, and what follows where they are not right."""
 
 import logging
+import re
 import warnings
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from scenarios import SCENARIOS, Scenario, train
 import fastmlp
 from fastmlp.backends import cupy_backend, cupy_choice, cupy_step
 from fastmlp.backends.cuda_products import BlasProducts, OwnProducts
+from fastmlp.backends.cupy_step import GRAPH_STEPS
 from fastmlp.optimizers import SGD, Adam
 
 pytestmark = needs_emulator
@@ -110,6 +112,9 @@ def test_at_least_twenty_steps_of_each_way_are_measured(monkeypatch):
         fit(model_on(make()), batch_size=batch)
     assert [captured for captured, _ in counted] == [True, False] * 2
     assert min(steps for _, steps in counted) >= 20
+    counted.clear()
+    model_on(make()).fit(*rows(70), epochs=1, batch_size=2, verbose=0)
+    assert counted == [(True, 2 * GRAPH_STEPS), (False, 2 * GRAPH_STEPS)]  # of a long epoch, long graphs alone
 
 
 def test_measuring_changes_neither_the_model_nor_what_it_learns():
@@ -306,6 +311,26 @@ def test_a_kernel_that_computes_wrong_numbers_is_named_and_training_goes_on_eage
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is said once
         fit(model_on(backend))
+
+
+def test_gradients_are_compared_one_by_one():
+    def spoil(arrays):
+        arrays[2].reshape(-1)[:2] += (1, -1)  # their sum stays what it was
+
+    cupy_double.faults["product_weight_gradient"] = spoil
+    with pytest.warns(RuntimeWarning, match="product_weight_gradient computes the gradients of the weights of layer 2"):
+        fit(model_on(make("captured")))
+
+
+def test_how_far_a_kernel_is_off_is_told_in_units_of_the_right_numbers():
+    def spoil(arrays):
+        arrays[2].reshape(-1)[0] += 1e6
+
+    cupy_double.faults["product_input_gradient"] = spoil
+    with pytest.warns(RuntimeWarning, match="off by") as found:
+        fit(model_on(make("captured")))
+    off = float(re.search("off by (.*) times", str(found[0].message))[1])
+    assert off > 1e8  # against what it computed itself it would be 1 / tolerance, less than 1e5
 
 
 def test_a_kernel_that_goes_wrong_only_in_a_graph_is_named(monkeypatch):

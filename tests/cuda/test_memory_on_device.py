@@ -13,6 +13,7 @@ from emulator import needs_emulator
 import fastmlp
 from fastmlp import SGD, Adam
 from fastmlp.backends import cupy_backend
+from fastmlp.backends.cupy_memory import Arena
 
 pytestmark = needs_emulator
 
@@ -77,6 +78,13 @@ def test_the_estimate_is_what_a_fit_takes(way, optimizer, dtype):
     peak = Peak(backend)
     model.fit(x, y, sample_weight=weights, epochs=3, verbose=0, callbacks=[peak], **options)
     assert max(peak.used) - before == estimate["total"]
+
+
+def test_arrays_of_more_than_2_gib_are_counted_and_cut():
+    arena = Arena({"large": ((50_000, 50_000), np.uint8), "small": ((3,), np.int64)})
+    assert arena.nbytes == 50_000**2 + 256
+    arrays = arena.allocate(np)  # of which nothing is written
+    assert {name: a.shape for name, a in arrays.items()} == {"large": (50_000, 50_000), "small": (3,)}
 
 
 def test_what_lies_on_the_gpu_already_is_not_counted():
