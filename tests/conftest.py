@@ -12,16 +12,19 @@ from fastmlp.losses import LOSSES
 
 def pytest_addoption(parser):
     parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
+    parser.addoption("--cuda-host", action="store_true", help="run the tests of the host code around CUDA steps too")
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
 
 
 def pytest_collection_modifyitems(config, items):
     reasons = {
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",
+        "cuda_host": "the host code around CUDA steps; pytest --cuda-host or --whole-ladder runs it",
         "planted_bugs": "takes minutes; pytest --planted-bugs runs it",
     }
     for marker, reason in reasons.items():
-        if not config.getoption(f"--{marker.replace('_', '-')}"):
+        whole = marker == "cuda_host" and config.getoption("--whole-ladder")
+        if not (whole or config.getoption(f"--{marker.replace('_', '-')}")):
             for item in items:
                 if marker in item.keywords:
                     item.add_marker(pytest.mark.skip(reason=reason))

@@ -18,7 +18,7 @@ from fastmlp.optimizers import SGD, Adam, RMSprop
 from fastmlp.plan import Plan
 from fastmlp.random_bits import epoch_order
 
-pytestmark = needs_emulator
+pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
 SMALL = Scenario("small", (5, 7, 3), {"activation": "tanh", "dropout": 0.2}, Adam(clip_norm=0.5), rows=41, batch=2)
 

@@ -18,7 +18,7 @@ from fastmlp.backends.cuda_products import BlasProducts, OwnProducts
 from fastmlp.backends.cupy_step import GRAPH_STEPS
 from fastmlp.optimizers import SGD, Adam
 
-pytestmark = needs_emulator
+pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
 SMALL = Scenario("small", (6, 7, 5, 3), {"activation": "tanh", "dropout": 0.2}, Adam(), rows=21, batch=4)
 

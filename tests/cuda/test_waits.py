@@ -12,7 +12,7 @@ import fastmlp
 from fastmlp import training
 from fastmlp.backends import cupy_backend, cupy_step
 
-pytestmark = needs_emulator
+pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
 
 @pytest.fixture(autouse=True)
