@@ -27,6 +27,7 @@ from fastmlp.backends.exchange import host_array
 from fastmlp.batching import HostData, check_data, check_inputs, split_rows
 from fastmlp.errors import DataError, ReproducibilityWarning
 from fastmlp.history import History
+from fastmlp.inference import Inference
 from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer
 from fastmlp.plan import Plan
 from fastmlp.predictor import Predictor
@@ -43,12 +44,6 @@ if TYPE_CHECKING:
     from fastmlp.initializers import Initializer
     from fastmlp.losses import Loss
     from fastmlp.training import Metric
-
-PREDICT_BYTES = 16 * 2**20
-"""Memory that the activations of a chunk of rows may take in prediction."""
-MAX_PREDICT_ROWS = 4096
-SMALL_BYTES = 2**20
-"""Up to which nobody asks whether data fits where the model is."""
 
 
 class MLP:
@@ -126,14 +121,17 @@ class MLP:
         self._setup(spec, kind, where, TrainState(layout, params, key))
 
     def _setup(self, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, state: TrainState) -> None:
-        self._spec, self._dtype, self._backend, self._state = spec, dtype, backend, state
-        self._pool = SessionPool(backend)
-        self._predict_rows = 1
-        self._inference: tuple[NetworkSpec, Plan] | None = None
+        self._spec, self._dtype, self._state = spec, dtype, state
+        self._settle(backend)
         self._training = threading.Lock()
         self._class_names: tuple[str, ...] | None = None
         self._feature_names: tuple[str, ...] | None = None
         self._checkpoint: tuple[str, dict[str, Any], dict[str, NDArray[Any]]] | None = None
+
+    def _settle(self, backend: Backend) -> None:
+        """Work on this backend from now on."""
+        self._backend, self._pool = backend, SessionPool(backend)
+        self._inference = Inference(self._pool, self._dtype)
 
     # --- what it is ---
 
@@ -286,19 +284,13 @@ class MLP:
             )
             run.check_memory(chosen)
             self._checkpoint = None
-            before = (
-                self._state.optimizer,
-                self._state.optimizer_step,
-                self._state.moments,
-                self._state.average,
-            )
-            self._set_optimizer(chosen)
+            before = replace(self._state)
+            self._state.begin(chosen, self._backend)
             try:
                 return run.run()
             except BaseException:
                 if run.steps_done == 0:
-                    state = self._state
-                    state.optimizer, state.optimizer_step, state.moments, state.average = before
+                    self._state = before
                 raise
 
     def resume(
@@ -392,14 +384,6 @@ class MLP:
             return self._state.optimizer or Adam()
         return OPTIMIZERS.record(optimizer)
 
-    def _set_optimizer(self, optimizer: Optimizer) -> None:
-        state = self._state
-        if state.optimizer == optimizer:
-            return
-        state.moments = [self._backend.zeros(state.params.shape, self._dtype) for _ in range(optimizer.moments)]
-        state.average = None if optimizer.ema is None else self._backend.copy(state.params)
-        state.optimizer, state.optimizer_step = optimizer, 0
-
     def _check(
         self,
         x: ArrayLike,
@@ -449,8 +433,7 @@ class MLP:
             ``loss`` (weighted mean over the rows, without dropout and without L2), ``accuracy`` where the loss has
             one, and the metrics.
         """
-        data = self._check(x, y, sample_weight)
-        return {**self._evaluate(data), **self._metric_values(data, check_metrics(metrics))}
+        return self._figures(self._check(x, y, sample_weight), check_metrics(metrics))
 
     def predict(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what the network predicts.
@@ -483,7 +466,10 @@ class MLP:
         return self._answer(loss.probabilities, x, batch_size)
 
     def _answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None) -> Array:
-        outputs = self._outputs(check_inputs(x, self._spec.units[0], self._backend), batch_size)
+        rows = check_inputs(x, self._spec.units[0], self._backend)
+        if batch_size is not None:
+            batch_size = check_count("batch_size", batch_size)
+        outputs = self._inference.outputs(self._spec, self._state.evaluated, rows, batch_size)
         with self._backend.placed():
             return turn(outputs)
 
@@ -512,84 +498,15 @@ class MLP:
         (loss, [dW1, db1, dW2, ...])
             A float, and arrays shaped like those of `get_weights`; on the GPU where x is.
         """
-        data = self._check(x, y, sample_weight)
-        spec, backend = self._spec.deterministic(), self._backend
-        total = float(len(data)) if data.weights is None else float(data.weights.sum(dtype=np.float64))
-        there = not isinstance(data.x, np.ndarray)
-        with backend.placed():
-            shapes = [a.shape for pair in self._state.layout.views(self._state.params) for a in pair]
-            results = [backend.empty(shape, self._dtype) for shape in shapes] if there else []
-        with self._pool.use(Plan(spec, len(data), self._dtype, True)) as session:
-            loss = backend.loss_and_gradients(session, self._state.params, data.on(backend), 1 / total)
-            found = [array for pair in self._state.layout.views(session.grads) for array in pair]
-            if not there:
-                return loss, [backend.to_numpy(array).copy() for array in found]
-            for result, array in zip(results, found, strict=True):
-                result[...] = array
-        return loss, results
+        return self._inference.loss_and_gradients(self._spec, self._state.params, self._check(x, y, sample_weight))
 
-    def _inference_plan(self, rows: int, batch_size: int | None = None) -> Plan:
-        if batch_size is None:
-            width = self._dtype.itemsize * (self._spec.units[0] + 5 * max(self._spec.units[1:]))
-            most = max(min(PREDICT_BYTES // width, MAX_PREDICT_ROWS), 16)
-            # grows by doubling, so that calls with more and more rows do not each need memory of their own
-            while self._predict_rows < min(rows, most):
-                self._predict_rows = min(2 * self._predict_rows, most)
-            batch_size = self._predict_rows
-        last = self._inference
-        if last is None or last[0] is not self._spec or last[1].batch != batch_size:
-            last = self._inference = self._spec, Plan(self._spec.deterministic(), batch_size, self._dtype)
-        return last[1]
-
-    def _outputs(self, x: Array, batch_size: int | None = None) -> Array:
-        """Return the outputs for checked inputs, where the inputs are."""
-        if batch_size is not None:
-            batch_size = check_count("batch_size", batch_size)
-        plan = self._inference_plan(len(x), batch_size)
-        if not isinstance(x, np.ndarray):
-            return self._outputs_there(plan, x)
-        width = self._spec.units[-1] * self._dtype.itemsize
-        parts = self._parts(len(x), x.nbytes // max(len(x), 1) + width)
-        found = [self._backend.to_numpy(self._outputs_there(plan, x[part])) for part in parts]
-        return found[0] if len(found) == 1 else np.concatenate(found)
-
-    def _outputs_there(self, plan: Plan, x: Array) -> Array:
-        """Return the outputs on the backend; their memory is the caller's, so it is for its stream to free."""
-        backend = self._backend
-        with backend.placed():
-            out = backend.empty((len(x), self._spec.units[-1]), self._dtype)
-        with self._pool.use(plan) as session:
-            backend.predict(session, self._state.evaluated, backend.asarray(x), out)
-        return out
-
-    def _parts(self, rows: int, row_bytes: int) -> list[slice]:
-        """Cut rows in host memory into parts that fit on the backend."""
-        most = self._backend.rows_at_once(row_bytes) if rows * row_bytes > SMALL_BYTES else max(rows, 1)
-        return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
-
-    def _evaluate(self, data: HostData) -> dict[str, float]:
-        totals = np.zeros(3)
-        with self._pool.use(self._inference_plan(len(data))) as session:
-            on_host = isinstance(data.x, np.ndarray)
-            for part in self._parts(len(data), data.row_bytes) if on_host else [slice(None)]:
-                there = data.rows(part).on(self._backend)
-                totals += self._backend.evaluate(session, self._state.evaluated, there)
-        loss, weight, hits = totals.tolist()
-        figures = {"loss": loss / weight}
-        if self._spec.loss.has_accuracy:
-            figures["accuracy"] = hits / weight
-        return figures
+    def _figures(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
+        """Return loss, accuracy where there is one, and metrics, of checked data."""
+        figures = self._inference.evaluate(self._spec, self._state.evaluated, data)
+        return {**figures, **self._metric_values(data, metrics)}
 
     def _metric_values(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
-        if not metrics:
-            return {}
-        y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y
-        if y.ndim == 2 and self._spec.loss.takes_labels:
-            y = y.argmax(axis=1)
-        outputs = self._outputs(data.x)
-        outputs = outputs if isinstance(outputs, np.ndarray) else self._backend.to_numpy(outputs)
-        predicted = self._spec.loss.predict(outputs)
-        return {name: float(metric(y, predicted)) for name, metric in metrics.items()}
+        return self._inference.metric_values(self._spec, self._state.evaluated, data, metrics)
 
     # --- weights ---
 
@@ -672,10 +589,7 @@ class MLP:
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters, and of their average if there is one, by the names they have in files."""
-        state, numpy = self._state, self._numpy
-        named = state.layout.named(numpy(state.params))
-        if state.average is not None:
-            named |= state.layout.named(numpy(state.average), "average.")
+        named = self._state.named(self._numpy)
         return {name: array.copy() for name, array in named.items()}
 
     def restore_snapshot(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -704,34 +618,25 @@ class MLP:
 
     def _contents(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return the description of the model and all its numbers, as a checkpoint holds them."""
-        state, numpy = self._state, self._numpy
         header = {
             "spec": self._spec.to_json(),
             "dtype": self._dtype.name,
             "class_names": self._class_names,
             "feature_names": self._feature_names,
-            "key": state.key,
-            "step": state.step,
+            "key": self._state.key,
+            "step": self._state.step,
         }
-        arrays = state.layout.named(numpy(state.params))
-        for i, moment in enumerate(state.moments):
-            arrays |= state.layout.named(numpy(moment), f"moment{i}.")
-        if state.average is not None:
-            arrays |= state.layout.named(numpy(state.average), "average.")
-        return header, arrays
+        return header, self._state.named(self._numpy, moments=True)
 
     def to(self, backend: str | Backend) -> MLP:
         """Move the model, moments and all, to another backend; returns the model."""
         where = resolve_backend(backend)
         with self._exclusive():
-            numpy, state = self._backend.to_numpy, self._state
             self._pool.close()
-            params, *moments = (numpy(a) for a in (state.params, *state.moments))
-            average = None if state.average is None else numpy(state.average)
+            there = self._state.copied(self._backend.to_numpy)
             with where.working():
-                state.params, state.moments = where.copy(params), [where.copy(m) for m in moments]
-                state.average = None if average is None else where.copy(average)
-            self._backend, self._pool = where, SessionPool(where)
+                self._state = there.copied(where.copy)
+            self._settle(where)
         return self
 
     def memory_estimate(
@@ -773,30 +678,21 @@ class MLP:
         self._pool.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        numpy, state = self._numpy, self._state
         return {
             "spec": self._spec,
             "dtype": self._dtype.name,
             "backend": self._backend.name,
             "class_names": self._class_names,
             "feature_names": self._feature_names,
-            "state": replace(
-                state,
-                params=numpy(state.params),
-                moments=[numpy(m) for m in state.moments],
-                average=None if state.average is None else numpy(state.average),
-            ),
+            "state": self._state.copied(self._numpy),
         }
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         # a model pickled where there was a GPU opens where there is none
         names = [values["backend"], "auto"]
         backend = next(b for b in map(usable_backend, names) if b is not None)
-        state: TrainState = values["state"]
         with backend.working():
-            state.params = backend.copy(state.params)
-            state.moments = [backend.copy(m) for m in state.moments]
-            state.average = None if state.average is None else backend.copy(state.average)
+            state = values["state"].copied(backend.copy)
         self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)
         self._class_names, self._feature_names = values["class_names"], values["feature_names"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from fastmlp.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.backends.base import Backend
     from fastmlp.optimizers import Optimizer
 
 ALIGNMENT = 128
@@ -155,6 +156,32 @@ class TrainState:
     def evaluated(self) -> Array:
         """The flat parameters that predict: the average where there is one."""
         return self.params if self.average is None else self.average
+
+    def begin(self, optimizer: Optimizer, backend: Backend) -> None:
+        """Begin with an optimizer: moments of zeros, unless the last one was equal to it."""
+        if self.optimizer == optimizer:
+            return
+        self.moments = [backend.zeros(self.params.shape, self.params.dtype) for _ in range(optimizer.moments)]
+        self.average = None if optimizer.ema is None else backend.copy(self.params)
+        self.optimizer, self.optimizer_step = optimizer, 0
+
+    def copied(self, copy: Callable[[Array], Array]) -> TrainState:
+        """Return the state with every array replaced by what `copy` makes of it."""
+        return replace(
+            self,
+            params=copy(self.params),
+            moments=[copy(moment) for moment in self.moments],
+            average=None if self.average is None else copy(self.average),
+        )
+
+    def named(self, numpy: Callable[[Array], NDArray[Any]], *, moments: bool = False) -> dict[str, NDArray[Any]]:
+        """Return the parameters and their average, and the moments if asked, by their names in files."""
+        arrays = self.layout.named(numpy(self.params))
+        for i, moment in enumerate(self.moments if moments else []):
+            arrays |= self.layout.named(numpy(moment), f"moment{i}.")
+        if self.average is not None:
+            arrays |= self.layout.named(numpy(self.average), "average.")
+        return arrays
 
 
 def initial_parameters(spec: NetworkSpec, layout: Layout, dtype: np.dtype[Any], key: int) -> NDArray[Any]:

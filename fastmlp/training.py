@@ -216,8 +216,11 @@ class Training:
 
     def _prepare(self, session: Session, ctrl_c: _CtrlC) -> None:
         """Let the backend compile; Ctrl-C ends that before it is done, since no step is at hand."""
+        model = self.model
         try:
-            self.model.backend.prepare(session, ctrl_c.check)
+            model.backend.prepare(session, ctrl_c.check)
+            if self._validation is not None:
+                model._inference.prepare(model.spec, len(self._validation), ctrl_c.check)
         except KeyboardInterrupt:
             self._interrupted = True
             self.stop("interrupted")
@@ -345,12 +348,12 @@ class Training:
         logs = self.running_figures()
         if not logs:  # every batch of the epoch had weight 0
             logs = dict.fromkeys(self.figure_names()[: 1 + self.model.spec.loss.has_accuracy], math.nan)
-        logs.update(self._metric_values(self._data, ""))
+        if self._metrics:
+            logs.update(self.model._metric_values(self._data, self._metrics))
         validation = self._validation_data()
         if validation is not None:
-            figures = self.model._evaluate(validation)
+            figures = self.model._figures(validation, self._metrics)
             logs.update({f"val_{name}": value for name, value in figures.items()})
-            logs.update(self._metric_values(validation, "val_"))
         logs["learning_rate"] = rate
         return logs
 
@@ -361,11 +364,6 @@ class Training:
             fits = backend.rows_at_once(given.row_bytes) >= len(given)
             self._validation_there = given.moved(backend) if fits else given
         return self._validation_there
-
-    def _metric_values(self, data: HostData, prefix: str) -> dict[str, float]:
-        if not self._metrics:
-            return {}
-        return {f"{prefix}{k}": v for k, v in self.model._metric_values(data, self._metrics).items()}
 
     # --- checkpoints ---
 

@@ -168,9 +168,40 @@ def test_ctrl_c_while_kernels_are_compiled_ends_that(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "0\n"
-    assert done.stderr.startswith(
-        "compiling the kernels for float32, which takes about ten seconds, once on this machine"
-    )
+    said = "compiling the kernels that train in float32, about ten seconds, once on this machine"
+    assert done.stderr.startswith(said)
+
+
+def test_nobody_waits_for_a_compiler_after_ctrl_c():
+    from fastmlp.kernels.cpu import compiling
+
+    let_go, ended = threading.Event(), threading.Event()
+
+    def call():
+        compiling._here.wait.in_llvm.set()
+        let_go.wait()
+        try:
+            compiling._go_on_unless_given_up()
+        finally:
+            ended.set()
+
+    def check():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiling.compile_aside(call, check)
+    assert not ended.is_set()
+    (compiler,) = (t for t in threading.enumerate() if t.name == "fastmlp's compiler")
+    let_go.set()
+    compiler.join()
+    assert ended.is_set()
+
+
+def test_what_goes_wrong_in_the_compiler_is_raised_where_it_is_waited_for():
+    from fastmlp.kernels.cpu.compiling import compile_aside
+
+    with pytest.raises(ZeroDivisionError):
+        compile_aside(lambda: 1 / 0, lambda: None)
 
 
 def test_the_kernels_know_every_activation_loss_and_optimizer_by_name():

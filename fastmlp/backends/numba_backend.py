@@ -36,6 +36,10 @@ ROWS_A_THREAD = 64
 """Prediction uses another thread only where it has at least so many rows to run."""
 
 
+_compiled: set[tuple[bool, np.dtype[Any]]] = set()
+"""Of the calls that train (True) and that predict, those that are compiled in this process."""
+
+
 def probe() -> Availability:
     """Tell whether the backend can run here, without importing Numba."""
     for package, name in (("numba", "numba"), ("scipy_openblas32", "scipy-openblas32")):
@@ -111,21 +115,18 @@ class NumbaBackend(NumbaOperations):
 
     def prepare(self, session: Session, check: Callable[[], None]) -> None:
         plan = session.plan
-        assert isinstance(session, NumbaSession) and plan.optimizer is not None
-        if session.compiled or not (_compiles(plan) and plan.optimizer.compiled):
+        kind = plan.optimizer is not None, plan.dtype
+        if kind in _compiled or not _compiles(plan):
             return
-        from fastmlp.kernels.cpu.compiling import checking
-        from fastmlp.kernels.cpu.train import train_thread
+        from fastmlp.kernels.cpu.compiling import compile_aside
 
         # by one thread, before others wait for each other in it; no step is taken
-        row = DeviceData(np.zeros((1, plan.spec.units[0]), plan.dtype), np.zeros(1, np.int64), None)
-        with _said_if_it_takes_long(plan.dtype), checking(check):
-            train_thread(
-                *(0, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
-                *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 5)), np.uint64(0), np.uint64(0)),
-                *(np.zeros(3), np.zeros(1, np.int64)),
-            )
-        session.compiled = True
+        assert isinstance(session, NumbaSession)
+        call = _call_without_steps(session) if plan.optimizer is not None else _call_without_rows(session)
+        what, seconds = ("train", "ten") if plan.optimizer is not None else ("predict", "five")
+        with _said_if_it_takes_long(f"compiling the kernels that {what} in {plan.dtype}, about {seconds} seconds"):
+            compile_aside(call, check)
+        _compiled.add(kind)
 
     def train_steps(
         self,
@@ -139,7 +140,7 @@ class NumbaBackend(NumbaOperations):
     ) -> StepReport:
         plan = session.plan
         assert plan.optimizer is not None, "the session was made for prediction"
-        if not (_compiles(plan) and plan.optimizer.compiled):
+        if not _compiles(plan):
             return super().train_steps(session, state, data, order, table, first, totals)
         from fastmlp.kernels.cpu.train import train_thread
 
@@ -167,6 +168,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
         data = session.inputs(x)
         threads = max(1, min(session.threads, len(x) // ROWS_A_THREAD))
         memories, batch = session.inference_memory(threads), session.chunk
@@ -186,6 +188,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
         target, nothing = out.reshape(-1), np.empty(0)
         data, memory, batch = session.inputs(x), session.inference_memory(1)[0], session.chunk
         return functools.partial(
@@ -198,6 +201,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
         rows = len(data.x)
         record = session.data(data)
         threads = max(1, min(session.threads, rows // ROWS_A_THREAD))
@@ -221,20 +225,45 @@ def _say_composed(names: tuple[str, ...]) -> None:
     )
 
 
+def _call_without_steps(session: NumbaSession) -> Callable[[], object]:
+    """Return the call that trains, as it is made by one thread for no steps."""
+    from fastmlp.kernels.cpu.train import train_thread
+
+    plan = session.plan
+    row = DeviceData(np.zeros((1, plan.spec.units[0]), plan.dtype), np.zeros(1, np.int64), None)
+    return functools.partial(
+        train_thread,
+        *(0, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
+        *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 5)), np.uint64(0), np.uint64(0)),
+        *(np.zeros(3), np.zeros(1, np.int64)),
+    )
+
+
+def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
+    """Return the call that predicts, as it is made for no rows."""
+    from fastmlp.kernels.cpu.predict import predict_thread
+
+    dtype = session.plan.dtype
+    row = session.inputs(np.zeros((1, session.plan.spec.units[0]), dtype))
+    memory = session.inference_memory(1)[0]
+    return functools.partial(
+        predict_thread, 0, 0, session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
+    )
+
+
 def _go_on() -> None:
     """Let what is prepared be prepared to its end."""
 
 
 @contextlib.contextmanager
-def _said_if_it_takes_long(dtype: np.dtype[Any]) -> Iterator[None]:
+def _said_if_it_takes_long(what: str) -> Iterator[None]:
     """Say that kernels are compiled, once it is clear that they are not just read from the cache."""
     from fastmlp.kernels.cpu.compiling import cache_folder
 
     how_often = "once on this machine (`fastmlp warmup` does it ahead)"
     if cache_folder() is None:
         how_often = "in each process, since no cache folder can be written: set NUMBA_CACHE_DIR"
-    message = "compiling the kernels for %s, which takes about ten seconds, %s"
-    notice = threading.Timer(LONG_SECONDS, _log.warning, (message, dtype, how_often))
+    notice = threading.Timer(LONG_SECONDS, _log.warning, ("%s, %s", what, how_often))
     notice.daemon = True
     notice.start()
     try:
@@ -245,7 +274,7 @@ def _said_if_it_takes_long(dtype: np.dtype[Any]) -> Iterator[None]:
 
 def _compiles(plan: Plan) -> bool:
     if plan.spec.compiled:
-        return True
+        return plan.optimizer is None or plan.optimizer.compiled
     own = [a for a in plan.spec.activations if not get_activation(a).compiled]
     own += [] if plan.spec.loss.compiled else [plan.spec.loss.name]
     _say_composed(tuple(dict.fromkeys(own)))

@@ -30,7 +30,6 @@ class NumbaSession(Session):
     def __init__(self, backend: Backend, plan: Plan, threads: int) -> None:
         super().__init__(backend, plan)
         self.threads = threads
-        self.compiled = False
 
     @cached_property
     def network(self) -> Any:

@@ -7,13 +7,12 @@ them as LLVM wrote them down, and only what Python calls (`entry`) is optimised:
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +33,67 @@ FASTMATH = {"nsz", "contract"}
 _NOT_FOR_PYTHON = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value
 
 
-_waiting = threading.local()
+CHECK_SECONDS = 0.1
+"""How often whoever waits for the compiler looks up."""
+
+_here = threading.local()
 
 
-@contextlib.contextmanager
-def checking(check: Callable[[], None]) -> Iterator[None]:
-    """Call `check` between the parts of what this thread compiles; it may raise, and all that is compiled is kept.
+class _GivenUp(BaseException):
+    """Nobody waits any more for what this thread compiles."""
 
-    An exception that a signal raises just anywhere would get lost in the compiler's callbacks.
+
+class _Wait:
+    """What a thread that compiles and the one that waits for it tell each other."""
+
+    def __init__(self) -> None:
+        self.given_up = threading.Event()
+        self.in_llvm = threading.Event()
+        """Until then Numba may have changed how the whole process shows warnings, and has to put that back."""
+
+
+def compile_aside(call: Callable[[], object], check: Callable[[], None]) -> None:
+    """Make a call that compiles, in a thread of its own, and call `check` meanwhile, every tenth of a second.
+
+    What `check` raises, and Ctrl-C, end the wait: between two parts, or at once where LLVM has the floor, which cannot
+    be stopped; the thread then ends by itself.  What was compiled until then is kept.
+
+    Raises
+    ------
+    BaseException
+        What the call raised, or `check`.
     """
-    _waiting.check = check
+    wait = _Wait()
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        _here.wait = wait
+        try:
+            call()
+        except _GivenUp:
+            pass
+        except BaseException as e:
+            raised.append(e)
+        finally:
+            wait.in_llvm.set()
+
+    thread = threading.Thread(target=work, name="fastmlp's compiler")
+    thread.start()
     try:
-        yield
-    finally:
-        del _waiting.check
+        while thread.is_alive():
+            thread.join(CHECK_SECONDS)
+            check()
+    except BaseException:
+        wait.given_up.set()
+        wait.in_llvm.wait()
+        raise
+    if raised:
+        raise raised[0]
 
 
-def _check() -> None:
-    if hasattr(_waiting, "check"):
-        _waiting.check()
+def _go_on_unless_given_up() -> None:
+    if hasattr(_here, "wait") and _here.wait.given_up.is_set():
+        raise _GivenUp
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -81,9 +122,11 @@ class _EntryLibrary(JITCodeLibrary):
         super().finalize()
 
     def _optimize_final_module(self) -> None:
-        _check()
+        _go_on_unless_given_up()
+        if hasattr(_here, "wait"):
+            _here.wait.in_llvm.set()
         super()._optimize_final_module()
-        _check()
+        _go_on_unless_given_up()
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -93,7 +136,7 @@ class _PartLowering(NativeLowering):
     _name = "fastmlp_part_lowering"
 
     def run_pass(self, state: Any) -> bool:
-        _check()
+        _go_on_unless_given_up()
         state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
         super().run_pass(state)

@@ -187,7 +187,7 @@ def test_predictions_and_figures_of_more_rows_than_fit_are_made_in_chunks(monkey
     backend = make()
     model, whole = model_on(backend), model_on("numpy")
     x, y = rows(3000)
-    monkeypatch.setattr(fastmlp.model, "SMALL_BYTES", 10_000)
+    monkeypatch.setattr(fastmlp.inference, "SMALL_BYTES", 10_000)
     monkeypatch.setattr(backend, "memory_info", lambda: {"free": 80_000, "kept": 0})
     uploads, asarray = [], cp.asarray
     monkeypatch.setattr(cp, "asarray", lambda a, *r, **k: uploads.append(a.nbytes) or asarray(a, *r, **k))

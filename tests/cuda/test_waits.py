@@ -74,7 +74,7 @@ def test_validation_data_is_uploaded_once_a_run(model, monkeypatch):
     figures = {}
     for room in (2**30, 200):
         monkeypatch.setattr(model.backend, "rows_at_once", lambda width, room=room: max(room // width, 1))
-        monkeypatch.setattr(fastmlp.model, "SMALL_BYTES", 0)
+        monkeypatch.setattr(fastmlp.inference, "SMALL_BYTES", 0)
         fresh = fastmlp.MLP((4, 5, 3), backend=model.backend, seed=0)
         metric = {"right": lambda y, p: float((y == p).mean())}
         counting = fit(fresh, validation_data=validation, metrics=metric, epochs=3)
