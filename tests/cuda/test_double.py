@@ -53,7 +53,7 @@ def public(namespace):
 def pairs():
     """Yield (path, ours, CuPy's) of everything that the double offers."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
-    ours = {k: v for k, v in public(cp).items() if getattr(v, "__module__", "") == "cupy_double"}
+    ours = {k: v for k, v in public(cp).items() if getattr(v, "__module__", "").startswith("cupy_")}
     for name, value in (*ours.items(), *((f"cuda.{k}", v) for k, v in public(cp.cuda).items())):
         if name in ("CudaError", "Device", "Stream", "Event", "Graph", "get_current_stream", "cuda.cublas"):
             continue  # tests' own; under cuda. again; and cuBLAS needs its library to be imported
@@ -262,7 +262,8 @@ def _on(stream, function):
 
 @needs_emulator
 def test_events_tell_the_time_of_what_was_queued_between_them_once_waited_for(fill, stream, monkeypatch):
-    monkeypatch.setattr(cp, "milliseconds", {"launch": 0.25, "replay": 0.125})
+    for kind, time in {"launch": 0.25, "replay": 0.125}.items():
+        monkeypatch.setitem(cp.milliseconds, kind, time)
     a = cp.empty((64,), np.float32)
     begin, end = cp.cuda.Event(), cp.cuda.Event()
     with stream:
@@ -287,9 +288,9 @@ def test_events_tell_the_time_of_what_was_queued_between_them_once_waited_for(fi
 
 
 @needs_emulator
-def test_a_fault_shows_at_whatever_comes_next_and_stays(fill, monkeypatch):
+def test_a_fault_shows_at_whatever_comes_next_and_stays(fill, monkeypatch, request):
     monkeypatch.setitem(cp.faults, "fill", None)
-    monkeypatch.setattr(cp, "poison", [])
+    request.addfinalizer(cp.poison.clear)
     a = cp.empty((64,), np.float32)
     fill((1,), (64,), (a, np.float32(1)))  # nobody notices yet
     calls = (cp.Stream.null.synchronize, a.get, cp.cuda.runtime.deviceSynchronize, lambda: a.__setitem__(..., 0))

@@ -28,7 +28,8 @@ def on_the_double(monkeypatch):
     monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
     monkeypatch.setattr(cupy_backend, "probe", lambda: fastmlp.backends.Availability(True, "the double of CuPy"))
     monkeypatch.delitem(fastmlp.backends._made, "cupy", raising=False)
-    monkeypatch.setattr(cupy_double, "milliseconds", dict(cupy_double.milliseconds))
+    for kind, time in cupy_double.milliseconds.items():
+        monkeypatch.setitem(cupy_double.milliseconds, kind, time)
     yield
     cupy_double.faults.clear()
     cupy_double.poison.clear()

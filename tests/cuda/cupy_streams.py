@@ -1,0 +1,294 @@
+"""The double of CuPy, its order: devices, memory, streams, events and graphs, and what CUDA forbids on them.
+
+What is put on a stream is done at once, but the double keeps account of what *orders* it: every stream, event and the
+host has a vector clock (Lamport 1978; Mattern 1989), every allocation knows who touched it last, and an access that
+nothing orders after the one before it is an error, whether or not it would have gone wrong this time.  A graph holds
+nothing alive, as in CuPy: replaying one whose arrays are gone is an error.  Whatever CUDA forbids while a stream is
+captured is an error that also spoils the capture.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+
+import numpy as np
+
+
+class CudaError(RuntimeError):
+    """What CUDA or CuPy would refuse, or would let go wrong in silence."""
+
+
+counts = Counter()
+"""How often the host waited for the device ("synchronisations") and copied to it ("uploads")."""
+
+poison = []
+"""What has poisoned the process; tests clear it."""
+
+milliseconds = {"launch": 5e-3, "replay": 1e-3, "product": 5e-3}
+"""What a kernel takes by itself, within a graph, and a product by cuBLAS, on the clock that events read."""
+
+
+def _refuse_when_poisoned():
+    if poison:
+        raise CudaError(f"cudaErrorIllegalAddress: an illegal memory access was encountered ({poison[0]})")
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+class _Clock(Counter):
+    """For each stream the number of the last of its operations that is known to be done."""
+
+    def join(self, other):
+        for stream, count in other.items():
+            self[stream] = max(self[stream], count)
+
+
+_host = _Clock()
+_memories = weakref.WeakValueDictionary()
+
+
+class _Memory:
+    """One allocation, aligned to 512 bytes like CuPy's; new memory is NaN."""
+
+    def __init__(self, size):
+        raw = np.full(size + 512, 0xFF, np.uint8)
+        start = -raw.ctypes.data % 512
+        self.bytes = raw[start : start + size]
+        self.start = self.bytes.ctypes.data
+        self.device, self.stream = _current_device(), get_current_stream()  # for which CuPy's pool will free it
+        self.written = None  # (stream, count)
+        self.read = {}  # stream: count
+        _memories[self.start] = self
+
+
+def _memory_at(pointer):
+    for start, memory in list(_memories.items()):
+        if start <= pointer < start + max(memory.bytes.size, 1):
+            return memory
+    raise CudaError(f"the address {pointer:#x} belongs to no array (or to one that has been freed)")
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self._clock, self._timed, self._time = None, not disable_timing, None
+
+    def record(self, stream=None):
+        (stream or get_current_stream()).record(self)
+
+    def synchronize(self):
+        _refuse_in_capture("waiting for an event")
+        _refuse_when_poisoned()
+        counts["synchronisations"] += 1
+        _host.join(self._clock or {})
+
+
+def _elapsed_time(start_event, end_event):
+    for event in (start_event, end_event):
+        if not event._timed or event._time is None:
+            raise CudaError("cudaErrorInvalidResourceHandle: an event without a time, or never recorded")
+        if any(_host[stream] < count for stream, count in event._clock.items()):
+            raise CudaError("cudaErrorNotReady: nobody has waited for the event")
+    return end_event._time - start_event._time
+
+
+class Stream:
+    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
+        self._clock, self._non_blocking, self._graph, self._spoiled = _Clock(), non_blocking, None, None
+        self.ptr, self._time, self._device = 0 if null else id(self), 0.0, None if null else _current_device()
+        _streams[self.ptr] = self
+
+    def __enter__(self):
+        if self._device not in (None, _current_device()):
+            raise RuntimeError(f"This stream was not created on device {_current_device()}")
+        _stack().append(self)
+        return self
+
+    def __exit__(self, *_):
+        assert _stack().pop() is self
+
+    def _do(self, reads, writes, action, kind=""):
+        with _lock:
+            self._do_alone(reads, writes, action, kind)
+
+    def _do_alone(self, reads, writes, action, kind):
+        """Put an operation on the stream: check what orders it, then do it (or keep it, while captured)."""
+        _refuse_when_poisoned()
+        here = _current_device() if self._device is None else self._device
+        if any(memory.device != here for memory in (*reads, *writes)):
+            raise CudaError(f"an array of another device is used on device {here}, which CuPy would let pass unchecked")
+        if self._graph is not None:
+            self._graph._operations.append((tuple(map(weakref.ref, reads)), tuple(map(weakref.ref, writes)), action))
+            return
+        self._time += milliseconds.get(kind, 0.0)
+        if any(s._graph is not None for s in _capturing) and self.ptr == 0:
+            _refuse_in_capture("work on the legacy default stream")
+        self._clock.join(_host)
+        self._clock[id(self)] += 1
+        now = self._clock[id(self)]
+        for memory, writes_it in (*((m, False) for m in reads), *((m, True) for m in writes)):
+            earlier = [] if memory.written is None else [memory.written]
+            if writes_it:
+                earlier += memory.read.items()
+            for stream, count in earlier:
+                if self._clock[stream] < count:
+                    raise CudaError("an array is used on two streams that nothing orders: wait for an event first")
+        for memory in reads:
+            memory.read[id(self)] = now
+        for memory in writes:
+            memory.written = (id(self), now)
+        with np.errstate(all="ignore"):  # a GPU warns of nothing
+            action()
+
+    def synchronize(self):
+        _refuse_in_capture("synchronisation")
+        _refuse_when_poisoned()
+        counts["synchronisations"] += 1
+        _host.join(self._clock)
+
+    def record(self, event=None):
+        event = event or Event()
+        event._clock = _Clock(self._clock)
+        event._clock.join(_host)
+        event._captured, event._time = self._graph, self._time
+        return event
+
+    def wait_event(self, event):
+        if getattr(event, "_captured", None) is not self._graph:
+            _refuse_in_capture("waiting for an event of another capture, or of none")
+        self._clock.join(event._clock)
+        self._time = max(self._time, event._time)
+
+    def is_capturing(self):
+        return self._graph is not None
+
+    def begin_capture(self, mode=None):
+        if self.ptr == 0:
+            raise CudaError("the legacy default stream cannot be captured")
+        if not self._non_blocking:
+            raise CudaError("double: capture on a non-blocking stream, or work on the default stream is drawn in")
+        if self._graph is not None:
+            raise CudaError("the stream is being captured already")
+        self._graph, self._spoiled = Graph(), None
+        _capturing.append(self)
+
+    def end_capture(self):
+        if self._graph is None:
+            raise CudaError("the stream is not being captured")
+        graph, self._graph = self._graph, None
+        _capturing.remove(self)
+        if self._spoiled:
+            raise CudaError(f"cudaErrorStreamCaptureInvalidated: {self._spoiled}")
+        return graph
+
+
+class Graph:
+    """Operations to be replayed; of the arrays it knows nothing but where they were."""
+
+    def __init__(self):
+        self._operations = []
+
+    def launch(self, stream=None):
+        stream = stream or get_current_stream()
+        if stream.is_capturing():
+            raise CudaError("double: a graph launched while a stream is captured")
+        for reads, writes, action in self._operations:
+            memories = [[r() for r in part] for part in (reads, writes)]
+            if any(m is None for part in memories for m in part):
+                raise CudaError("a graph uses an array that has been freed")
+            stream._do(*memories, action, "replay")
+
+    def upload(self, stream=None):
+        pass
+
+
+_capturing = []
+_lock = threading.RLock()
+_threads = threading.local()  # the current device is each thread's own, and so is each device's current stream
+_streams = weakref.WeakValueDictionary()
+DEVICES = 2
+
+
+def _current_device():
+    return getattr(_threads, "devices", [0])[-1]
+
+
+def get_current_stream(device_id=None):
+    return _stack()[-1]
+
+
+def _stack():
+    if not hasattr(_threads, "streams"):
+        _threads.streams = {device: [_null] for device in range(DEVICES)}
+    return _threads.streams[_current_device()]
+
+
+_null = Stream(null=True)
+Stream.null = _null
+
+
+def _stream_at(pointer):
+    return _null if pointer in (0, 1) else _streams[pointer]
+
+
+def _refuse_in_capture(what):
+    """Refuse what CUDA does not let happen while any stream of the process is captured."""
+    for stream in _capturing:
+        stream._spoiled = stream._spoiled or what
+    if _capturing:
+        raise CudaError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is being captured")
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+class Device:
+    compute_capability = "90"
+
+    def __init__(self, device=None):
+        self.id = _current_device() if device is None else int(device)
+        self.attributes = {"MultiProcessorCount": 4}  # few, so that small products too are cut into slabs
+
+    @property
+    def mem_info(self):
+        return capacity[0] - get_default_memory_pool().used_bytes(), capacity[0]
+
+    def __enter__(self):
+        if not 0 <= self.id < DEVICES:
+            raise CudaError("cudaErrorInvalidDevice: invalid device ordinal")
+        _threads.devices = [*getattr(_threads, "devices", [0]), self.id]
+        return self
+
+    def __exit__(self, *_):
+        _threads.devices.pop()
+
+    def __eq__(self, other):
+        return self.id == other.id
+
+    __hash__ = None
+
+
+capacity = [1 << 30]
+"""Bytes of memory that the device has."""
+
+
+def _device_synchronize():
+    _refuse_in_capture("synchronisation")
+    _refuse_when_poisoned()
+    counts["synchronisations"] += 1
+    for stream in list(_streams.values()):
+        _host.join(stream._clock)
+
+
+class _MemoryPool:
+    def used_bytes(self):
+        return sum(m.bytes.size for m in list(_memories.values()))
+
+    def free_bytes(self):
+        return 0
+
+
+def get_default_memory_pool():
+    return _MemoryPool()
