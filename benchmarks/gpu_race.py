@@ -21,13 +21,11 @@ import importlib.util
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from race import FIRST, MOST_STEPS, WORKLOADS, Workload, data, with_jax
+from race import FIRST, MOST_STEPS, WORKLOADS, Workload, data, in_process, with_jax
 
 GPU_WORKLOADS = {**WORKLOADS, "w8192": Workload((784, 8192, 8192, 10), 1024)}
 RATE = 1e-3
@@ -236,16 +234,6 @@ def floor(workload: str, repeats: int) -> str:
     )
 
 
-def in_process(**arguments: Any) -> float | None:
-    """Return what `measure` measures in a fresh process, or None where it fails, with the reason on stderr."""
-    command = [sys.executable, "-P", __file__, "--child", json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
-        return None
-    return float(done.stdout.split()[-1])
-
-
 def main() -> None:
     """Race, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -285,7 +273,7 @@ def race(workloads: list[str], contenders: list[str], rounds: int, repeats: int)
     found: dict[str, dict[str, list[float]]] = {w: {c: [] for c in names} for w in workloads}
     for _ in range(rounds):
         for workload, name in itertools.product(workloads, names):
-            seconds = in_process(workload=workload, contender=name, repeats=repeats)
+            seconds = in_process(__file__, workload=workload, contender=name, repeats=repeats)
             found[workload][name] += [] if seconds is None else [seconds]
     rows = []
     for workload, by in found.items():

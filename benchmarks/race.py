@@ -209,11 +209,11 @@ def measure(task: str, workload: Workload, contender: str, optimizer: str, repea
     return min(seconds) / count
 
 
-def in_process(**arguments: Any) -> float | None:
-    """Return what `measure` measures in a fresh process, or None where it fails, with the reason on stderr."""
+def in_process(script: str, **arguments: Any) -> float | None:
+    """Return what `measure` of a script measures in a fresh process; None where it fails, with the reason on stderr."""
     pinned = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
     environment = {k: v for k, v in os.environ.items() if k not in pinned}
-    command = [sys.executable, "-P", __file__, "--child", json.dumps(arguments)]
+    command = [sys.executable, "-P", script, "--child", json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
@@ -244,7 +244,7 @@ def main() -> None:
         for workload in workloads:
             for name in names:
                 common = {"task": options.task, "optimizer": options.optimizer, "repeats": options.repeats}
-                seconds = in_process(workload=workload, contender=name, **common)
+                seconds = in_process(__file__, workload=workload, contender=name, **common)
                 found[workload][name] += [] if seconds is None else [seconds]
     from results import table, write_section
 
