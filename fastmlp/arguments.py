@@ -53,15 +53,6 @@ def resolve_backend(backend: str | Backend) -> Backend:
     return get_backend(backend)
 
 
-def usable_backend(name: str) -> Backend | None:
-    """Return a backend by name, or None, with a logged warning, where it cannot run here."""
-    try:
-        return get_backend(name)
-    except (RuntimeError, ValueError) as e:
-        _log.warning("backend %s of a pickled model cannot be used: %s", name, e)
-        return None
-
-
 def check_count(argument: str, value: int, least: int = 1) -> int:
     """Return an integer that is not below `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

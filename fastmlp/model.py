@@ -21,7 +21,6 @@ from fastmlp.arguments import (
     check_metrics,
     check_seed,
     resolve_backend,
-    usable_backend,
 )
 from fastmlp.backends.exchange import host_array
 from fastmlp.batching import HostData, check_data, check_inputs, split_rows
@@ -681,16 +680,14 @@ class MLP:
         return {
             "spec": self._spec,
             "dtype": self._dtype.name,
-            "backend": self._backend.name,
+            "backend": self._backend,
             "class_names": self._class_names,
             "feature_names": self._feature_names,
             "state": self._state.copied(self._numpy),
         }
 
     def __setstate__(self, values: dict[str, Any]) -> None:
-        # a model pickled where there was a GPU opens where there is none
-        names = [values["backend"], "auto"]
-        backend = next(b for b in map(usable_backend, names) if b is not None)
+        backend: Backend = values["backend"]
         with backend.working():
             state = values["state"].copied(backend.copy)
         self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)

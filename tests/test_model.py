@@ -9,6 +9,7 @@ import pytest
 from compare import assert_same_bits
 
 import fastmlp
+from fastmlp import backends
 
 
 def blobs(rows=200, features=6, classes=3, seed=0):
@@ -261,10 +262,31 @@ def test_copies_train_on_to_the_same_bits(backend, way):
     model.class_names = ("a", "b", "c")
     model.fit(x, y, epochs=1, optimizer=fastmlp.Adam(ema=0.99), verbose=0)
     twin = way(model)
-    assert twin.class_names == model.class_names and twin.backend is model.backend
+    assert twin.class_names == model.class_names and repr(twin.backend) == repr(model.backend)
     for m in (model, twin):
         m.fit(x, y, epochs=1, optimizer=fastmlp.Adam(ema=0.99), verbose=0)
     assert_same_bits(twin.get_weights()[0], model.get_weights()[0])
+
+
+def test_copies_keep_the_options_of_the_backend(backend):
+    options = {"numpy": {}, "numba": {"threads": 3}, "cupy": {"way": "eager"}}[backend.name]
+    model = small(fastmlp.get_backend(backend.name, **options))
+    assert copy.deepcopy(model).backend is model.backend
+    opened = pickle.loads(pickle.dumps(model)).backend
+    assert opened.options == options and repr(opened) == repr(model.backend)
+
+
+def test_a_pickled_model_opens_where_its_backend_cannot_run(backend, monkeypatch, caplog):
+    model = small(backend)
+    dumped = pickle.dumps(model)
+    expected = model.get_weights()
+    monkeypatch.setattr(backends, "_made", {})
+    monkeypatch.setitem(backends._BACKENDS, backend.name, ("fastmlp.backends.gone", "Gone"))
+    monkeypatch.setattr(backends, "_AUTOMATIC", tuple({"numpy", "numba"} - {backend.name}))
+    opened = pickle.loads(dumped)
+    assert opened.backend.name != backend.name
+    assert f"backend {backend.name} of a pickled model cannot be used here" in caplog.text
+    assert_same_bits(opened.get_weights()[0], expected[0])
 
 
 def test_a_closed_model_still_works(backend):

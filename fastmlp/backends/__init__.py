@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from fastmlp.records import check_new_name, choose
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+
+_log = logging.getLogger("fastmlp")
 
 # name: (module, class).  A module may have a function `probe() -> Availability`; importing it must not be costly.
 _BACKENDS: dict[str, tuple[str, str]] = {
@@ -91,6 +94,16 @@ def get_backend(name: str = "auto", **options: Any) -> Backend:
     if not options:
         _made[name] = backend
     return backend
+
+
+def restored_backend(name: str, options: dict[str, Any]) -> Backend:
+    """Return the backend of a pickled model; where it cannot run, "auto", with a logged warning."""
+    try:
+        return get_backend(name, **options)
+    except (RuntimeError, ValueError) as e:
+        found = get_backend()
+        _log.warning("backend %s of a pickled model cannot be used here, so it runs on %s: %s", name, found.name, e)
+        return found
 
 
 def choose_backend() -> tuple[str, str]:

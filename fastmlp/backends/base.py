@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends import restored_backend
 from fastmlp.backends.exchange import lies_on_gpu
 from fastmlp.errors import DataError
 from fastmlp.optimizers import StepScalars
@@ -72,6 +73,18 @@ class Backend(ABC):
     """Where a network runs.  Holds compiled things and settings, never a model's numbers."""
 
     name: ClassVar[str]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `fastmlp.get_backend` was given beside the name, defaults left out."""
+        return {}
+
+    def __deepcopy__(self, memo: Any) -> Backend:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a model pickled where there is a GPU opens where there is none
+        return restored_backend, (self.name, self.options)
 
     # --- memory ---
 

@@ -93,6 +93,11 @@ class CupyBackend(CupyOperations):
     def __repr__(self) -> str:
         return f"CupyBackend(tf32={self._tf32}, way={self._way!r})"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        given = {"tf32": self._tf32, "way": self._way}
+        return {name: value for name, value in given.items() if value not in (False, "auto")}
+
     def choices(self) -> dict[str, Any]:
         return {"backend": self.name, "cupy": self._cupy.__version__, "tf32": self._tf32, "way": self._way}
 

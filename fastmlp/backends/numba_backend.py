@@ -84,6 +84,10 @@ class NumbaBackend(NumbaOperations):
         kernel_blas.bind(*blas.addresses())
 
     @property
+    def options(self) -> dict[str, Any]:
+        return {} if self._threads is None else {"threads": self._threads}
+
+    @property
     def threads(self) -> int:
         """How many threads a call may use."""
         import numba
