@@ -16,6 +16,7 @@ from compare import assert_same_bits
 
 import fastmlp
 from fastmlp.activations import activation_names
+from fastmlp.backends import numba_backend
 from fastmlp.losses import LOSSES
 from fastmlp.optimizers import OPTIMIZERS
 from fastmlp.plan import Plan
@@ -195,6 +196,30 @@ def test_nobody_waits_for_a_compiler_after_ctrl_c():
     let_go.set()
     compiler.join()
     assert ended.is_set()
+
+
+def test_ctrl_c_ends_every_first_call_that_compiles(monkeypatch):
+    from fastmlp.kernels.cpu import compiling
+
+    x, y = np.eye(5, dtype=np.float32), np.arange(5) % 3
+    model = fastmlp.MLP((5, 4, 3), backend="numba", seed=0)
+    compiled, compile_aside = set(), compiling.compile_aside
+    monkeypatch.setattr(numba_backend, "_compiled", compiled)
+
+    def interrupted(call, check):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiling, "compile_aside", interrupted)
+    for first_call in (lambda: model.predict(x), lambda: model.evaluate(x, y), model.predictor):
+        with pytest.raises(KeyboardInterrupt):
+            first_call()
+    assert not compiled
+    compiled.add((True, model.dtype))  # what trains is there, what evaluates is not
+    with pytest.warns(fastmlp.TrainingInterrupted, match="after 0 whole steps"):
+        history = model.fit(x, y, epochs=10**9, validation_data=(x, y), verbose=0)
+    assert history.stop_reason == "interrupted" and model.steps == 0
+    monkeypatch.setattr(compiling, "compile_aside", compile_aside)
+    assert model.predict(x).shape == (5,) and (False, model.dtype) in compiled
 
 
 def test_what_goes_wrong_in_the_compiler_is_raised_where_it_is_waited_for():
