@@ -1,6 +1,6 @@
 """Test error on MNIST of published networks, trained by fastmlp, beside the error that was published.
 
-    python benchmarks/accuracy.py                     # every network: error at the last epoch, mean over three seeds
+    python benchmarks/accuracy.py --write             # every network: error at the last epoch, mean over three seeds
     python benchmarks/accuracy.py 784-800 --held-out  # the same on 10,000 training digits held out: to choose settings
 
 Settings were chosen with --held-out alone; the test set is looked at once, at the end.
@@ -13,6 +13,8 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
+
+from results import table, write_section
 
 import fastmlp
 
@@ -72,26 +74,31 @@ def error(network: Network, seed: int, backend: str, held_out: bool) -> float:
 
 
 def main() -> None:
-    """Print a table row for each network."""
+    """Train, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--held-out", action="store_true", help="measure on 10,000 training digits instead")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md for each network")
     a = parser.parse_args()
     unknown = set(a.networks) - set(NETWORKS)
     if unknown:
         parser.error(f"there is no network {sorted(unknown)[0]!r}; there are {', '.join(NETWORKS)}")
     where = "held-out" if a.held_out else "test"
-    print(f"| network | {where} error, mean of {a.seeds} seeds | each | published | source | minutes |")
-    print("|---|---|---|---|---|---|")
+    head = ("network", f"{where} error, mean of {a.seeds} seeds", "each", "published", "source", "minutes")
     for name in a.networks:
         network, started = NETWORKS[name], time.perf_counter()
         errors = [error(network, seed, a.backend, a.held_out) for seed in range(a.seeds)]
         minutes = (time.perf_counter() - started) / 60
         each = ", ".join(f"{e:.2f}" for e in errors)
         row = (name, f"{statistics.mean(errors):.2f} %", each, f"{network.target} %", network.source, f"{minutes:.1f}")
-        print(f"| {' | '.join(row)} |", flush=True)
+        text = table(head, [row])
+        print(text, flush=True)
+        if a.write:
+            settings = ", ".join(f"{k} {v}" for k, v in network.options.items())
+            trained = f"{network.epochs} epochs of batches of {network.batch_size} by {network.optimizer}; {settings}."
+            write_section(f"Accuracy: {name} on the digits of MNIST, {where} set", f"{trained}\n\n{text}")
 
 
 if __name__ == "__main__":
