@@ -35,6 +35,8 @@ _NOT_FOR_PYTHON = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_
 
 CHECK_SECONDS = 0.1
 """How often whoever waits for the compiler looks up."""
+LET_GO_SECONDS = 2.0
+"""How long whoever gives up waits at most until the compiler lets go; it cannot where another thread has its lock."""
 
 _here = threading.local()
 
@@ -85,7 +87,7 @@ def compile_aside(call: Callable[[], object], check: Callable[[], None]) -> None
             check()
     except BaseException:
         wait.given_up.set()
-        wait.in_llvm.wait()
+        wait.in_llvm.wait(LET_GO_SECONDS)
         raise
     if raised:
         raise raised[0]
