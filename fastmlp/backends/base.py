@@ -79,6 +79,11 @@ class Backend(ABC):
         """What `fastmlp.get_backend` was given beside the name, defaults left out."""
         return {}
 
+    def __copy__(self) -> Backend:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def __deepcopy__(self, memo: Any) -> Backend:
         return self
 

@@ -51,13 +51,6 @@ def make_step(
     return TrainingStep(backend, products(backend, backend.multiprocessors), plan, state, data, captured=captured)
 
 
-def scratch(backend: CupyBackend, state: TrainState) -> TrainState:
-    """Return a copy of all that training changes."""
-    average = None if state.average is None else backend.copy(state.average)
-    moments = [backend.copy(m) for m in state.moments]
-    return replace(state, params=backend.copy(state.params), moments=moments, average=average)
-
-
 # --- proof ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +104,7 @@ def _single(backend: CupyBackend, plan: Plan, state: TrainState, data: Rows) -> 
 
 def _step_results(backend: CupyBackend, plan: Plan, state: TrainState, data: Rows, *, captured: bool) -> list[Result]:
     """Take a step with own products on a copy of the state; return what it computed, on the host."""
-    copied = scratch(backend, state)
+    copied = state.copied(backend.copy)
     step = make_step(backend, plan, copied, data, captured=captured, own=True)
     step.run(*_one_step(backend, plan, data), 0, state.step)
     return list(_results(step, plan, copied, backend))
@@ -172,7 +165,7 @@ def _by_cublas(backend: CupyBackend, plan: Plan, state: TrainState, data: Rows, 
 
     From its own activations, a rectifier near its kink might go the other way.
     """
-    copied = scratch(backend, state)
+    copied = state.copied(backend.copy)
     step = make_step(backend, plan, copied, data, captured=False)
     found = {r.what: r.array for r in single}
     forward: dict[str, NDArray[Any]] = {}
@@ -210,7 +203,7 @@ def measure(backend: CupyBackend, plan: Plan, state: TrainState, data: Rows, *, 
     count = min(len(data.x) // plan.batch, 2 * GRAPH_STEPS)
     order, table = _one_step(backend, plan, data, count)
     try:
-        step = make_step(backend, plan, scratch(backend, state), data, captured=captured)
+        step = make_step(backend, plan, state.copied(backend.copy), data, captured=captured)
         return step.timed(order, table, -(-MEASURED_STEPS // count))
     except MemoryError:
         return math.inf

@@ -17,6 +17,7 @@ from fastmlp.backends import cupy_backend, cupy_choice, cupy_step
 from fastmlp.backends.cuda_products import BlasProducts, OwnProducts
 from fastmlp.backends.cupy_step import GRAPH_STEPS
 from fastmlp.optimizers import SGD, Adam
+from fastmlp.state import TrainState
 
 pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
@@ -150,7 +151,7 @@ def test_without_memory_to_measure_on_the_expected_way_is_taken(monkeypatch, cap
     def none(*_, **__):
         raise MemoryError("planted")
 
-    monkeypatch.setattr(cupy_choice, "scratch", none)
+    monkeypatch.setattr(TrainState, "copied", none)
     model = model_on(make())
     with caplog.at_level(logging.INFO, "fastmlp"):
         fit(model)
