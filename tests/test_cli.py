@@ -101,7 +101,8 @@ def test_mnist_is_learned_from_one_line(tmp_path):
     command = [sys.executable, "-P", "-c", "from fastmlp.cli import main; main()", "train", "mnist"]
     options = ["--epochs", "1", "--hidden", "32", "--out", "run"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    # how long a compiler takes is no matter of tests
+    assert [line for line in done.stderr.splitlines() if not line.startswith("compiling the kernels")] == []
     *_, figures, folder = done.stdout.splitlines()
     assert figures.startswith("test accuracy 9")
     pytest.importorskip("matplotlib")
