@@ -176,13 +176,14 @@ def test_ctrl_c_while_kernels_are_compiled_ends_that(tmp_path):
 def test_nobody_waits_for_a_compiler_after_ctrl_c():
     from fastmlp.kernels.cpu import compiling
 
-    let_go, ended = threading.Event(), threading.Event()
+    let_go, ended, went_on = threading.Event(), threading.Event(), threading.Event()
 
     def call():
         compiling._here.wait.in_llvm.set()
         let_go.wait()
         try:
             compiling._go_on_unless_given_up()
+            went_on.set()
         finally:
             ended.set()
 
@@ -195,7 +196,7 @@ def test_nobody_waits_for_a_compiler_after_ctrl_c():
     (compiler,) = (t for t in threading.enumerate() if t.name == "fastmlp's compiler")
     let_go.set()
     compiler.join()
-    assert ended.is_set()
+    assert ended.is_set() and not went_on.is_set()
 
 
 def test_ctrl_c_ends_every_first_call_that_compiles(monkeypatch):
