@@ -22,7 +22,7 @@ from fastmlp.kernels.cpu.blas import gemm
 from fastmlp.kernels.cpu.compiling import entry
 from fastmlp.kernels.cpu.forward import multiply_features, reads_in_place
 from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed
-from fastmlp.kernels.cpu.records import Batch
+from fastmlp.kernels.cpu.structures import Batch
 from fastmlp.kernels.cpu.threads import barrier
 from fastmlp.kernels.cpu.train import layer_gradient
 from fastmlp.kernels.cpu.vectors import seen_as

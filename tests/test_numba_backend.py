@@ -18,7 +18,7 @@ import fastmlp
 from fastmlp.activations import activation_names
 from fastmlp.backends import numba_backend
 from fastmlp.losses import LOSSES
-from fastmlp.optimizers import OPTIMIZERS
+from fastmlp.optimizers import OPTIMIZERS, StepScalars
 from fastmlp.plan import Plan
 from fastmlp.spec import make_spec
 
@@ -231,11 +231,17 @@ def test_what_goes_wrong_in_the_compiler_is_raised_where_it_is_waited_for():
 
 
 def test_the_kernels_know_every_activation_loss_and_optimizer_by_name():
-    from fastmlp.kernels.cpu import records
+    from fastmlp.kernels.cpu import codes
 
-    assert set(records.ACTIVATIONS) == set(activation_names())
-    assert set(records.LOSSES) == set(LOSSES.names())
-    assert set(records.OPTIMIZERS) == set(OPTIMIZERS.names())
+    assert set(codes.ACTIVATIONS) == set(activation_names())
+    assert set(codes.LOSSES) == set(LOSSES.names())
+    assert set(codes.OPTIMIZERS) == set(OPTIMIZERS.names())
+    assert codes.STEP_SCALARS == StepScalars._fields
+    for names in (codes.ACTIVATIONS, codes.LOSSES, codes.OPTIMIZERS, codes.SOURCES, codes.STEP_SCALARS):
+        assert [getattr(codes, name.upper()) for name in names] == list(range(len(names)))
+        assert [codes.code_of(name, names) for name in names] == list(range(len(names)))
+    with pytest.raises(LookupError, match="the kernels know no 'adagrad'; they know sgd, adam, adamw, rmsprop"):
+        codes.code_of("adagrad", codes.OPTIMIZERS)
 
 
 def test_a_function_of_ones_own_runs_composed_and_says_so_once(caplog):

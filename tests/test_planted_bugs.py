@@ -35,7 +35,7 @@ BUGS = {
     "fused descent: L2 lost": ("train.py", "decay - rate * l2, params", "decay, params"),
     "Adam: second moment": ("optimizers.py", "(one - beta2) * (d * d)", "(one - beta2) * d"),
     "momentum: Nesterov": ("optimizers.py", "rate * (d + momentum * first)", "rate * first"),
-    "decay after the update": ("train.py", "decay = dtype(1.0 - scalars[0] * float(rule.decay))", "decay = dtype(1.0)"),
+    "decay after the update": ("train.py", "decay = dtype(1.0 - scalars[RATE] * float(rule.decay))", "decay = dtype(1.0)"),
     "clipping: norm of one layer": ("train.py", "        total += add_l2_squared_norm", "        total = add_l2_squared_norm"),
     "max-norm: first column left out": ("optimizers.py", "exceeds |= norm > limit", "exceeds |= False"),
     "average: not of biases": ("train.py", "average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)", "pass"),

@@ -46,18 +46,18 @@ class NumbaOperations(NumpyBackend):
         if not get_activation(activation).compiled:
             super().activate(activation, z, slope, scratch)
             return
-        from fastmlp.kernels.cpu import operations, records
+        from fastmlp.kernels.cpu import codes, operations
 
         wanted = slope is not None
         with _in_order(z, slope if wanted else z) as (a, s):
             zeros = np.zeros(z.shape[1], z.dtype)
-            operations.activate(records.ACTIVATIONS.index(activation), a, zeros, s, wanted)
+            operations.activate(codes.code_of(activation, codes.ACTIVATIONS), a, zeros, s, wanted)
 
     def activation_backward(self, activation: str, a: Floats, slope: Floats | None, d: Floats, scratch: Floats) -> None:
-        from fastmlp.kernels.cpu import operations, records
+        from fastmlp.kernels.cpu import codes, operations
 
-        names = records.ACTIVATIONS
-        code = names.index(activation) if activation in names else -1
+        # with the slope at hand it does not matter whose it is
+        code = codes.IDENTITY if slope is not None else codes.code_of(activation, codes.ACTIVATIONS)
         with _in_order(d) as (gradient,):
             s = _ordered(a if slope is None else slope).reshape(-1)
             flat = _ordered(a).reshape(-1), s, slope is not None, gradient.reshape(-1)
@@ -89,7 +89,7 @@ class NumbaOperations(NumpyBackend):
         if not loss.compiled:
             super().loss(loss, outputs, targets, row_weights, inverse_total, d_outputs, row_losses, scratch)
             return
-        from fastmlp.kernels.cpu import operations, records
+        from fastmlp.kernels.cpu import codes, operations, structures
         from fastmlp.kernels.cpu.losses import work_size
 
         real = outputs.dtype.type
@@ -97,10 +97,10 @@ class NumbaOperations(NumpyBackend):
         labels, wanted = _targets(targets, outputs)
         weights = np.empty(0, outputs.dtype) if row_weights is None else _ordered(row_weights)
         work = np.empty(work_size(outputs.shape[1]), outputs.dtype)
-        data = records.Data(np.empty(0, np.uint8), 0, labels, *rows_as_bytes(wanted), weights)
+        data = structures.Data(np.empty(0, np.uint8), codes.UINT8, labels, *rows_as_bytes(wanted), weights)
         with _in_order(d_outputs, row_losses) as (d, rows):
             operations.losses(
-                *(records.LOSSES.index(loss.name), parameter, data, _ordered(outputs), real(inverse_total)),
+                *(codes.code_of(loss.name, codes.LOSSES), parameter, data, _ordered(outputs), real(inverse_total)),
                 *(d, rows, work),
             )
 
@@ -108,10 +108,11 @@ class NumbaOperations(NumpyBackend):
         if not loss.compiled:
             super().hits(loss, outputs, targets, out)
             return
-        from fastmlp.kernels.cpu import operations, records
+        from fastmlp.kernels.cpu import codes, operations
 
+        code = codes.code_of(loss.name, codes.LOSSES)
         with _in_order(out) as (found,):
-            operations.hits(records.LOSSES.index(loss.name), _ordered(outputs), *_targets(targets, outputs), found)
+            operations.hits(code, _ordered(outputs), *_targets(targets, outputs), found)
 
     def dense_backward(
         self, x: Floats, dz: Floats, w: Floats, dw: Floats | None, db: Floats | None, dx: Floats | None

@@ -33,25 +33,25 @@ class NumbaSession(Session):
 
     @cached_property
     def network(self) -> Any:
-        """The network as numbers, `kernels.cpu.records.Network`."""
-        from fastmlp.kernels.cpu import records
+        """The network as numbers, `kernels.cpu.structures.Network`."""
+        from fastmlp.kernels.cpu import codes, structures
 
         plan, spec = self.plan, self.plan.spec
         real = plan.dtype.type
         outputs = spec.units[1:]
         parameter = getattr(spec.loss, "label_smoothing", getattr(spec.loss, "delta", 0.0))
-        return records.Network(
+        return structures.Network(
             units=np.array(spec.units, np.int64),
             weight_at=np.array([w for w, _ in plan.layout.offsets], np.int64),
             bias_at=np.array([b for _, b in plan.layout.offsets], np.int64),
             z_at=np.concatenate(([0], np.cumsum(outputs)))[:-1].astype(np.int64),
-            activations=np.array([records.ACTIVATIONS.index(a) for a in spec.activations], np.int64),
+            activations=np.array([codes.code_of(a, codes.ACTIVATIONS) for a in spec.activations], np.int64),
             needs_slope=np.array(plan.needs_slope, np.bool_),
             frozen=np.array(spec.frozen, np.bool_),
             lowest=spec.lowest_trainable,
             thresholds=np.array([keep_threshold(rate) if rate else 0 for rate in spec.dropout], np.uint64),
             scales=np.array([1 / (1 - rate) for rate in spec.dropout], plan.dtype),
-            loss=records.LOSSES.index(spec.loss.name),
+            loss=codes.code_of(spec.loss.name, codes.LOSSES),
             loss_parameter=real(parameter),
             l2=real(spec.l2),
             max_norm=real(spec.max_norm or 0.0),
@@ -59,7 +59,7 @@ class NumbaSession(Session):
 
     @cached_property
     def rule(self) -> Any:
-        """The optimizer as numbers, `kernels.cpu.records.Rule`."""
+        """The optimizer as numbers, `kernels.cpu.structures.Rule`."""
         assert self.plan.optimizer is not None
         return network_rule(self.plan.optimizer, self.plan.dtype)
 
@@ -74,32 +74,32 @@ class NumbaSession(Session):
         return max(max(8 * o, int(train.IN_CACHE if products.tiled(i, o) else train.IN_BLAS)) for i, o in pairs)
 
     def buffers(self, state: TrainState) -> Any:
-        """Return the flat buffers of a state, `kernels.cpu.records.Buffers`."""
-        from fastmlp.kernels.cpu import records
+        """Return the flat buffers of a state, `kernels.cpu.structures.Buffers`."""
+        from fastmlp.kernels.cpu import structures
 
         none = self.buffer("none", (0,), self.plan.dtype)
         moments = [*state.moments, none, none]
         optimizer = self.plan.optimizer
         clips = optimizer is not None and optimizer.clip_norm is not None
         grads = self.grads if clips else none
-        return records.Buffers(
+        return structures.Buffers(
             state.params, grads, moments[0], moments[1], none if state.average is None else state.average
         )
 
     def no_buffers(self) -> Any:
         """Return flat buffers of nothing, for a call that takes no step."""
-        from fastmlp.kernels.cpu import records
+        from fastmlp.kernels.cpu import structures
 
-        return records.Buffers(*[self.buffer("none", (0,), self.plan.dtype)] * 5)
+        return structures.Buffers(*[self.buffer("none", (0,), self.plan.dtype)] * 5)
 
     def _memory(self, batch: int, threads: int, *, training: bool) -> Any:
-        from fastmlp.kernels.cpu import records
+        from fastmlp.kernels.cpu import structures
         from fastmlp.kernels.cpu.losses import work_size
 
         spec, allocate = self.plan.spec, self._allocate
         # a barrier's counter and a lane of scratch each on cache lines of their own
         widest = max(max(spec.units) + 32, 64)
-        return records.Memory(
+        return structures.Memory(
             x=allocate(batch * spec.units[0]),
             z=allocate(batch * sum(spec.units[1:])),
             slopes=allocate(batch * sum(spec.units[1:]) if training and any(self.plan.needs_slope) else 0),
@@ -141,7 +141,7 @@ class NumbaSession(Session):
 
     @cached_property
     def memory(self) -> Any:
-        """The memory of a batch in training, shared by all threads, `kernels.cpu.records.Memory`."""
+        """The memory of a batch in training, shared by all threads, `kernels.cpu.structures.Memory`."""
         return self._memory(self.plan.batch, self.threads, training=True)
 
     def training_bytes(self) -> int:
@@ -172,17 +172,17 @@ class NumbaSession(Session):
         return found
 
     def inputs(self, x: NDArray[Any]) -> Any:
-        """Return inputs alone as `kernels.cpu.records.Data`."""
-        from fastmlp.kernels.cpu import records
+        """Return inputs alone as `kernels.cpu.structures.Data`."""
+        from fastmlp.kernels.cpu import codes, structures
 
         labels = self.buffer("no labels", (0,), np.int64)
         none = self.buffer("none", (0,), self.plan.dtype)
         nothing = self.buffer("no targets", (0,), np.uint8)
         x, kind = rows_as_bytes(x)
-        return records.Data(x, kind, labels, nothing, 0, none)
+        return structures.Data(x, kind, labels, nothing, codes.UINT8, none)
 
     def data(self, data: Rows) -> Any:
-        """Return data as `kernels.cpu.records.Data`."""
+        """Return data as `kernels.cpu.structures.Data`."""
         record = self.inputs(data.x)
         if data.y.ndim == 1:
             record = record._replace(labels=_writable(np.ascontiguousarray(data.y, np.int64)))
@@ -195,13 +195,13 @@ class NumbaSession(Session):
 
 
 def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
-    """Return an optimizer as numbers, `kernels.cpu.records.Rule`."""
-    from fastmlp.kernels.cpu import records
+    """Return an optimizer as numbers, `kernels.cpu.structures.Rule`."""
+    from fastmlp.kernels.cpu import codes, structures
 
     a, b, epsilon = _parameters(optimizer)
     real = dtype.type
-    return records.Rule(
-        optimizer=records.OPTIMIZERS.index(optimizer.name),
+    return structures.Rule(
+        optimizer=codes.code_of(optimizer.name, codes.OPTIMIZERS),
         a=real(a),
         b=real(b),
         epsilon=real(epsilon),
@@ -242,7 +242,7 @@ def _writable(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def rows_as_bytes(array: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
-    """Return an array's memory as bytes, and the number of its type in `kernels.cpu.records.SOURCES`."""
+    """Return an array's memory as bytes, and the number of its type in `kernels.cpu.codes.SOURCES`."""
     array = np.ascontiguousarray(array)
     kind = _kinds().get(array.dtype)
     if kind is None:
@@ -255,6 +255,6 @@ def rows_as_bytes(array: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
 
 @functools.cache
 def _kinds() -> dict[np.dtype[Any], int]:
-    from fastmlp.kernels.cpu import records
+    from fastmlp.kernels.cpu import codes
 
-    return {np.dtype(name): kind for kind, name in enumerate(records.SOURCES)}
+    return {np.dtype(name): kind for kind, name in enumerate(codes.SOURCES)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .codes import SOFTMAX_CROSS_ENTROPY
 from .compiling import part
 from .layers import activate_rows, load_row, own_kind
 from .losses import LANES, row_hit, row_loss, softmax_cross_entropy
@@ -50,7 +51,7 @@ def load_rows(net, data, order, x, at, first_row, key, step, lanes):
 
     Parameters
     ----------
-    net, data : records
+    net, data : structures.Network, structures.Data
     order : (n,) int64
         Which rows.
     x : (...) float
@@ -78,11 +79,11 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
 
     Parameters
     ----------
-    net : records.Network
+    net : structures.Network
     params : (size,) float
-    batch : records.Batch
+    batch : structures.Batch
         Its inputs start at `x_at`; those of these rows are at ``batch.index[batch.first + first_row :]``.
-    memory : records.Memory
+    memory : structures.Memory
         Of the whole batch; the part of these rows of z and slopes is overwritten.
     rows, first_row : int
         How many rows, from which on.
@@ -124,12 +125,12 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
     Parameters
     ----------
     loss : int
-        A position in `records.LOSSES`.
+        A position in `codes.LOSSES`.
     parameter : float
         Label smoothing, or Huber's delta.
     k : int
         How many outputs.
-    data : records.Data
+    data : structures.Data
     order : (rows,) int64
         Where each row lies in the data.
     z, d : (...) float
@@ -156,7 +157,7 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
                 load_row(data.targets, data.targets_kind, chosen[i], targets, i * k, k)
         losses, hits = run(row_losses, first, rows), run(row_hits, first, rows)
         start, d_start = at + first * k, d_at + first * k
-        if loss == 0:
+        if loss == SOFTMAX_CROSS_ENTROPY:
             softmax_cross_entropy(
                 *(z, start, rows, k, data.labels, chosen, targets, parameter, scales),
                 *(d, d_start, losses, hits, work),

@@ -9,8 +9,24 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from . import elementary as el
+from .codes import (
+    ELU,
+    GELU,
+    IDENTITY,
+    LEAKY_RELU,
+    MISH,
+    RELU,
+    SELU,
+    SIGMOID,
+    SILU,
+    SIN,
+    SOFTPLUS,
+    SOURCES,
+    TANH,
+    UINT8,
+    code_of,
+)
 from .compiling import INLINE, part
-from .records import SOURCES
 from .vectors import first_element, run, seen_as
 
 LEAK = 0.01
@@ -62,13 +78,13 @@ def _compiled_converted(source, kind, position, dtype):
 def load_row(source, kind, row, out, at, n):
     """Write a row of a matrix of any real type, given as bytes, in the type of `out`; uint8 is divided by 255.
 
-    source (rows * n * itemsize,) uint8; kind, a position in `records.SOURCES`; out (...): `n` from `at` on are
+    source (rows * n * itemsize,) uint8; kind, a position in `codes.SOURCES`; out (...): `n` from `at` on are
     overwritten.
     """
     dtype = out.dtype.type
     first = row * n
     target = run(out, at, n)
-    if kind == 2:
+    if kind == UINT8:
         full = dtype(255)
         pixels = run(source, first, n)
         for q in range(n):
@@ -83,13 +99,13 @@ def load_row(source, kind, row, out, at, n):
 
 
 def own_kind(array):
-    """Return the position of an array's type in `records.SOURCES`."""
-    return SOURCES.index(array.dtype.name)
+    """Return the position of an array's type in `codes.SOURCES`."""
+    return code_of(array.dtype.name, SOURCES)
 
 
 @overload(own_kind, jit_options=INLINE)
 def _compiled_own_kind(array):
-    code = SOURCES.index(str(array.dtype))
+    code = code_of(str(array.dtype), SOURCES)
     return lambda array: code
 
 
@@ -247,7 +263,7 @@ def activate_rows(activation, z, at, rows, columns, b, slopes, wanted):
     Parameters
     ----------
     activation : int
-        A position in `records.ACTIVATIONS`.
+        A position in `codes.ACTIVATIONS`.
     z : (...) float
         Flat; from `at` on (rows, columns) is overwritten.
     b : (columns,) float
@@ -259,30 +275,30 @@ def activate_rows(activation, z, at, rows, columns, b, slopes, wanted):
         start = at + i * columns
         row = run(z, start, columns)
         slope = run(slopes, start, columns) if wanted else row
-        if activation == 0:
+        if activation == IDENTITY:
             _identity(row, b, slope, wanted)
-        elif activation == 1:
+        elif activation == RELU:
             _relu(row, b, slope, wanted)
-        elif activation == 2:
+        elif activation == LEAKY_RELU:
             _leaky_relu(row, b, slope, wanted)
-        elif activation == 3:
+        elif activation == ELU:
             _elu(row, b, slope, wanted)
-        elif activation == 4:
+        elif activation == SELU:
             _selu(row, b, slope, wanted)
-        elif activation == 5:
+        elif activation == GELU:
             _gelu(row, b, slope, wanted)
-        elif activation == 6:
+        elif activation == SILU:
             _silu(row, b, slope, wanted)
-        elif activation == 7:
+        elif activation == MISH:
             _mish(row, b, slope, wanted)
-        elif activation == 8:
+        elif activation == SOFTPLUS:
             _softplus(row, b, slope, wanted)
-        elif activation == 9:
+        elif activation == SIGMOID:
             _sigmoid(row, b, slope, wanted)
-        elif activation == 10:
+        elif activation == TANH:
             _tanh(row, b, slope, wanted)
         else:
-            _sin_cos(row, b, slope, wanted, activation == 11)
+            _sin_cos(row, b, slope, wanted, activation == SIN)
 
 
 @part
@@ -296,7 +312,7 @@ def activation_backward_rows(activation, a, slopes, has_slope, d, at, count):
         slope = run(slopes, at, count)
         for q in range(count):
             gradient[q] *= slope[q]
-    elif activation == 1:
+    elif activation == RELU:
         zero = d.dtype.type(0)
         active = run(a, at, count)
         for q in range(count):

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from . import elementary as el
 from . import lanes
+from .codes import (
+    CATEGORICAL_HINGE,
+    HUBER,
+    MEAN_ABSOLUTE_ERROR,
+    MEAN_SQUARED_ERROR,
+    POISSON,
+    SIGMOID_CROSS_ENTROPY,
+    SOFTMAX_CROSS_ENTROPY,
+)
 from .compiling import part
 from .lanes import LANES
 from .vectors import run
@@ -215,7 +224,7 @@ def row_loss(loss, parameter, z, label, targets, d, scale):
     Parameters
     ----------
     loss : int
-        A position in `records.LOSSES`.
+        A position in `codes.LOSSES`.
     parameter : float
         Huber's delta.
     z : (K,) float
@@ -229,17 +238,17 @@ def row_loss(loss, parameter, z, label, targets, d, scale):
     scale : float
         Weight of the row over the total weight.
     """
-    if loss == 1:
+    if loss == SIGMOID_CROSS_ENTROPY:
         return _sigmoid_cross_entropy(z, targets, d, scale)
-    if loss == 2:
+    if loss == MEAN_SQUARED_ERROR:
         return _mean_squared_error(z, targets, d, scale)
-    if loss == 3:
+    if loss == MEAN_ABSOLUTE_ERROR:
         return _mean_absolute_error(z, targets, d, scale)
-    if loss == 4:
+    if loss == HUBER:
         return _huber(z, targets, parameter, d, scale)
-    if loss == 5:
+    if loss == POISSON:
         return _poisson(z, targets, d, scale)
-    if loss == 6:
+    if loss == CATEGORICAL_HINGE:
         return _categorical_hinge(z, label, d, scale)
     return _mean_squared_logarithmic_error(z, targets, d, scale)
 
@@ -248,10 +257,10 @@ def row_loss(loss, parameter, z, label, targets, d, scale):
 def row_hit(loss, z, label, targets):
     """Return 1 where the row is predicted rightly and 0 where not; for several binary outputs the fraction right."""
     dtype = z.dtype.type
-    if loss == 0 or loss == 6:
+    if loss == SOFTMAX_CROSS_ENTROPY or loss == CATEGORICAL_HINGE:
         right = label if label >= 0 else _largest(targets)
         return dtype(1) if _largest(z) == right else dtype(0)
-    if loss == 1:
+    if loss == SIGMOID_CROSS_ENTROPY:
         right = 0
         for q in range(z.size):
             right += (z[q] > dtype(0)) == (targets[q] > dtype(0.5))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .codes import IDENTITY
 from .compiling import allocating_entry, entry
 from .forward import output_losses
 from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
@@ -33,7 +34,7 @@ def dense_forward(x, w, b, out):
     (n, i), o = x.shape, w.shape[1]
     flat = out.reshape(-1)
     multiply(x.reshape(-1), 0, np.arange(n), 0, -1, i, n, i, w.reshape(-1), 0, o, flat, 0)
-    activate_rows(0, flat, 0, n, o, b, flat, False)
+    activate_rows(IDENTITY, flat, 0, n, o, b, flat, False)
 
 
 @entry

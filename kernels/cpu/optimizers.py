@@ -6,6 +6,7 @@ import math
 
 from numba import njit
 
+from .codes import ADAM, ADAMW, SGD
 from .compiling import OPTIONS, part
 
 
@@ -15,7 +16,7 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
 
     Parameters
     ----------
-    rule : records.Rule
+    rule : structures.Rule
     p, g : (n,) float
         Parameters, overwritten; and gradients.
     m, v : (n,) float, or empty
@@ -34,7 +35,7 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
     # where a gradient stays 0 (the border of an image), means of it shrink until they are subnormal numbers, with which
     # processors are slow; long before that they move no parameter
     smallest = rule.smallest
-    if rule.optimizer == 0:
+    if rule.optimizer == SGD:
         momentum = rule.a
         if momentum == dtype(0):
             for i in range(p.size):
@@ -54,7 +55,7 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
                 first = zero if abs(first) < smallest else first
                 m[i] = first
                 p[i] = old * decay - rate * first
-    elif rule.optimizer <= 2:
+    elif rule.optimizer == ADAM or rule.optimizer == ADAMW:
         beta1, beta2, epsilon = rule.a, rule.b, rule.epsilon
         step = rate * correction1
         for i in range(p.size):

@@ -6,7 +6,7 @@ import numpy as np
 
 from .compiling import entry
 from .forward import forward_rows, load_rows, output_losses, reads_in_place
-from .records import Batch
+from .structures import Batch
 from .vectors import run, seen_as
 
 u8 = np.uint64
@@ -19,9 +19,9 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     Parameters
     ----------
     first, stop : int
-    net, data : records
+    net, data : structures.Network, structures.Data
     params : (size,) float
-    memory : records.Memory
+    memory : structures.Memory
         This thread's own, for `batch` rows.
     batch : int
     out : (n * K,) float, or empty

@@ -19,12 +19,13 @@ import math
 
 import numpy as np
 
+from .codes import AVERAGE_DECAY, CORRECTION1, CORRECTION2, INVERSE_TOTAL, RATE, SGD
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, multiply_features, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
 from .products import by_tiles, multiply_by_transposed, multiply_transposed
-from .records import Batch
+from .structures import Batch
 from .threads import barrier
 from .vectors import run, seen_as
 
@@ -105,14 +106,14 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
     params, gradients = buffers.params, memory.gradients[t]
     dtype = params.dtype.type
     one, zero = dtype(1), dtype(0)
-    rate, correction1, correction2 = dtype(scalars[0]), dtype(scalars[1]), dtype(scalars[2])
-    average_decay = dtype(scalars[3])
+    rate, correction1, correction2 = dtype(scalars[RATE]), dtype(scalars[CORRECTION1]), dtype(scalars[CORRECTION2])
+    average_decay = dtype(scalars[AVERAGE_DECAY])
     there = clip > zero
     clip = clip if there else one
     l2 = zero if there else net.l2
-    decay = dtype(1.0 - scalars[0] * float(rule.decay))
+    decay = dtype(1.0 - scalars[RATE] * float(rule.decay))
     averages = rule.has_average and net.max_norm == zero
-    fused = rule.optimizer == 0 and rule.a == zero and not there
+    fused = rule.optimizer == SGD and rule.a == zero and not there
     for layer in range(net.lowest, net.units.size - 1):
         if net.frozen[layer]:
             continue
@@ -176,7 +177,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     ----------
     t, threads : int
         Which thread this is, of how many.
-    net, rule, data, buffers, memory : records
+    net, rule, data, buffers, memory : structures
         The memory is shared; its barrier stands at 0.
     order : (n,) int64
         The rows of the epoch.
@@ -202,7 +203,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     finished = 0
     for s in range(table.shape[0]):
         scalars = table[s]
-        if scalars[4] == 0.0:
+        if scalars[INVERSE_TOTAL] == 0.0:
             finished += 1
             continue
         begin = (first + s) * batch
@@ -225,10 +226,10 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             barrier(memory.arrivals, threads, passed)
         if n > 0:
             forward_rows(net, buffers.params, now, 0, memory, n, r0, shared, key, step + u8(s), lanes)
-            start = last + r0 * outputs
+            start, scale = last + r0 * outputs, dtype(scalars[INVERSE_TOTAL])
             output_losses(
                 *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
-                *(dtype(scalars[4]), run(memory.row_losses, r0, n), run(memory.row_hits, r0, n), memory.losses[t]),
+                *(scale, run(memory.row_losses, r0, n), run(memory.row_hits, r0, n), memory.losses[t]),
             )
             backward_rows(net, buffers.params, memory, n, batch, r0, memory.transposed[t])
         passed += 1
@@ -260,7 +261,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
         if net.max_norm > zero:
             passed += 1
             barrier(memory.arrivals, threads, passed)
-            _limit_slice(net, rule, buffers, t, threads, dtype(scalars[3]), lanes[0])
+            _limit_slice(net, rule, buffers, t, threads, dtype(scalars[AVERAGE_DECAY]), lanes[0])
         if t == 0:
             totals[0] += loss
             totals[1] += weight

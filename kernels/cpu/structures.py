@@ -1,23 +1,11 @@
-"""What a compiled call is told: records of arrays and numbers, one compiled signature for each dtype.
+"""What a compiled call is told: named tuples of arrays and numbers, one compiled signature for each dtype.
 
-Choices (activation, loss, optimizer, type of the inputs) are numbers, the positions of their names below; kernels
-switch on them outside their inner loops.
+Choices (activation, loss, optimizer, type of the inputs) are numbers, see `codes`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-
-ACTIVATIONS = (
-    *("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh"),
-    *("sin", "cos"),
-)
-LOSSES = (
-    *("softmax_cross_entropy", "sigmoid_cross_entropy", "mean_squared_error", "mean_absolute_error", "huber"),
-    *("poisson", "categorical_hinge", "mean_squared_logarithmic_error"),
-)
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-SOURCES = ("float32", "float64", "uint8", "bool", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 
 
 class Network(NamedTuple):
@@ -31,6 +19,7 @@ class Network(NamedTuple):
     z_at : (L,) int64
         Where each layer's activations start, in rows' worth: the sum of the outputs below.
     activations : (L,) int64
+        Positions in `codes.ACTIVATIONS`.
     needs_slope, frozen : (L,) bool
     lowest : int
         The first layer that trains.
@@ -39,6 +28,7 @@ class Network(NamedTuple):
     scales : (L,) float
         What those kept are multiplied by.
     loss : int
+        A position in `codes.LOSSES`.
     loss_parameter : float
         Label smoothing, or Huber's delta.
     l2, max_norm : float
@@ -67,6 +57,7 @@ class Rule(NamedTuple):
     Attributes
     ----------
     optimizer : int
+        A position in `codes.OPTIMIZERS`.
     a, b, epsilon : float
         momentum, - and -; beta1, beta2 and epsilon; or rho, momentum and epsilon.
     nesterov : bool
@@ -95,9 +86,11 @@ class Data(NamedTuple):
     ----------
     x : (n * I * itemsize,) uint8
     x_kind : int
+        A position in `codes.SOURCES`.
     labels : (n,) int64, or empty
     targets : (n * K * itemsize,) uint8, or empty
     targets_kind : int
+        As `x_kind`.
     weights : (n,) float, or empty
     """
 
