@@ -27,8 +27,9 @@ from fastmlp.backends.cuda_kernels import (
     row_grid,
     tile_grid,
 )
+from fastmlp.backends.roles import decays_by_role, moments_by_role
 from fastmlp.errors import KernelError
-from fastmlp.optimizers import SGD, Adam, RMSprop, StepScalars
+from fastmlp.optimizers import StepScalars
 from fastmlp.random_bits import keep_threshold
 
 if TYPE_CHECKING:
@@ -295,10 +296,10 @@ class CupyOperations(Backend):
 
             _on_host(optimizer.name, step, arrays, arrays)
             return
-        first, second = moments_by_role(optimizer, moments)
+        mean, square = moments_by_role(optimizer, moments)
         args = (
             np.int32(cuda_source.codes("optimizers.cu", "Optimizer")[optimizer.name]),
-            *(p, g, first, second, np.float64(kept)),
+            *(p, g, mean, square, np.float64(kept)),
             *(self.asarray(rule_numbers(optimizer, 0.0)), self.asarray(np.array(scalars)), np.int64(p.size)),
         )
         self._launch("optimizers.cu", "update<{real}>", p.dtype, flat_grid(p.size), args)
@@ -336,25 +337,11 @@ def loss_parameter(loss: Loss, dtype: np.dtype[Any]) -> Any:
     return dtype.type(getattr(loss, "label_smoothing", getattr(loss, "delta", 0.0)))
 
 
-def moments_by_role(optimizer: Optimizer, moments: Sequence[Array]) -> tuple[Array | None, Array | None]:
-    """Return the running means of gradients and of their squares, each where the optimizer keeps one."""
-    if isinstance(optimizer, RMSprop):
-        return (moments[1] if optimizer.momentum else None), moments[0]
-    first, second, *_ = (*moments, None, None)
-    return first, second
-
-
 def rule_numbers(optimizer: Optimizer, l2: float) -> NDArray[np.float64]:
     """Return what `optimizers.cu` calls a rule: what does not change from step to step."""
-    first, second, epsilon = 0.0, 0.0, 1.0
-    if isinstance(optimizer, Adam):
-        first, second, epsilon = optimizer.beta1, optimizer.beta2, optimizer.epsilon
-    elif isinstance(optimizer, RMSprop):
-        first, second, epsilon = optimizer.rho, optimizer.momentum, optimizer.epsilon
-    elif isinstance(optimizer, SGD):
-        first = optimizer.momentum
     nesterov = float(getattr(optimizer, "nesterov", False))
-    return np.array([first, second, epsilon, nesterov, optimizer.weight_decay, optimizer.clip_norm or 0.0, l2])
+    clip_norm = optimizer.clip_norm or 0.0
+    return np.array([*decays_by_role(optimizer), nesterov, optimizer.weight_decay, clip_norm, l2])
 
 
 @cache

@@ -20,7 +20,8 @@ from fastmlp.backends import cuda_source
 from fastmlp.backends.cuda_kernels import column_grid, row_grid
 from fastmlp.backends.cuda_products import Masks, StepProducts
 from fastmlp.backends.cupy_memory import NORM_BLOCKS, check_room, chunk_table, held_types, slabs_of, step_arena
-from fastmlp.backends.cupy_operations import loss_grid, loss_parameter, moments_by_role, rule_numbers
+from fastmlp.backends.cupy_operations import loss_grid, loss_parameter, rule_numbers
+from fastmlp.backends.roles import moments_by_role
 from fastmlp.errors import KernelError
 from fastmlp.random_bits import keep_threshold
 
@@ -72,7 +73,7 @@ class TrainingStep:
         self._optimizer = plan.optimizer
         self.source = data, state.params, tuple(state.moments), state.average, state.key
         self._key = state.key
-        self._params, self._mean = state.params, state.average
+        self._params, self._average = state.params, state.average
         self._moments = moments_by_role(plan.optimizer, state.moments)
         self._stream = self._cupy.cuda.Stream(non_blocking=True)
         self._graphs: dict[tuple[int, int], Any] = {}
@@ -381,7 +382,7 @@ class TrainingStep:
         late = spec.max_norm is not None
         args = (
             np.int32(cuda_source.codes("optimizers.cu", "Optimizer")[self._optimizer.name]),
-            *(memory["chunks"], self._params, grads, stride, *self._moments, None if late else self._mean, rule),
+            *(memory["chunks"], self._params, grads, stride, *self._moments, None if late else self._average, rule),
             *(memory["partials"], np.int32(parts), *where, memory["frozen"]),
         )
         self._launch("optimizers.cu", "update_parameters<{real}>", ((count,), (256,)), args)
@@ -392,9 +393,9 @@ class TrainingStep:
                 i, o = w.shape
                 limit = (w, plan.dtype.type(spec.max_norm), np.int64(i), np.int64(o), *where, memory["frozen"])
                 self._launch("optimizers.cu", "max_norm<{real}>", column_grid(o), limit)
-        if self._mean is not None:
-            mean = (memory["chunks"], self._params, self._mean, *where, memory["frozen"])
-            self._launch("optimizers.cu", "average_parameters<{real}>", ((count,), (256,)), mean)
+        if self._average is not None:
+            average = (memory["chunks"], self._params, self._average, *where, memory["frozen"])
+            self._launch("optimizers.cu", "average_parameters<{real}>", ((count,), (256,)), average)
 
 
 def _is(a: object, b: object) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastmlp.activations import get_activation
 from fastmlp.backends.numba_session import network_rule, rows_as_bytes
 from fastmlp.backends.numpy_backend import NumpyBackend
+from fastmlp.backends.roles import moments_by_role
 from fastmlp.random_bits import keep_threshold
 
 if TYPE_CHECKING:
@@ -152,9 +153,9 @@ class NumbaOperations(NumpyBackend):
 
         real = p.dtype.type
         none = np.empty(0, p.dtype)
-        m, v = [*moments, none, none][:2]
+        mean, square = (none if m is None else m for m in moments_by_role(optimizer, moments))
         numbers = map(real, (scalars.rate, scalars.correction1, scalars.correction2, 1 - scalars.rate * decay))
-        operations.optimize(network_rule(optimizer, p.dtype), p, g, m, v, *numbers)
+        operations.optimize(network_rule(optimizer, p.dtype), p, g, mean, square, *numbers)
 
     def max_norm(self, w: Floats, limit: float) -> None:
         from fastmlp.kernels.cpu import operations

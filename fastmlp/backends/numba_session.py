@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.optimizers import SGD, Adam, Optimizer, RMSprop
+from fastmlp.backends.roles import decays_by_role, moments_by_role
+from fastmlp.optimizers import SGD
 from fastmlp.random_bits import keep_threshold
 from fastmlp.session import Session
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend, Rows
+    from fastmlp.optimizers import Optimizer
     from fastmlp.plan import Plan
     from fastmlp.state import TrainState
 
@@ -77,14 +79,12 @@ class NumbaSession(Session):
         """Return the flat buffers of a state, `kernels.cpu.structures.Buffers`."""
         from fastmlp.kernels.cpu import structures
 
-        none = self.buffer("none", (0,), self.plan.dtype)
-        moments = [*state.moments, none, none]
-        optimizer = self.plan.optimizer
-        clips = optimizer is not None and optimizer.clip_norm is not None
-        grads = self.grads if clips else none
-        return structures.Buffers(
-            state.params, grads, moments[0], moments[1], none if state.average is None else state.average
-        )
+        none, optimizer = self.buffer("none", (0,), self.plan.dtype), self.plan.optimizer
+        assert optimizer is not None, "the session was made for prediction"
+        mean, square = moments_by_role(optimizer, state.moments)
+        grads = None if optimizer.clip_norm is None else self.grads
+        buffers = structures.Buffers(state.params, grads, mean, square, state.average)
+        return structures.Buffers(*(none if b is None else b for b in buffers))
 
     def no_buffers(self) -> Any:
         """Return flat buffers of nothing, for a call that takes no step."""
@@ -198,27 +198,19 @@ def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
     """Return an optimizer as numbers, `kernels.cpu.structures.Rule`."""
     from fastmlp.kernels.cpu import codes, structures
 
-    a, b, epsilon = _parameters(optimizer)
+    mean_decay, square_decay, epsilon = decays_by_role(optimizer)
     real = dtype.type
     return structures.Rule(
         optimizer=codes.code_of(optimizer.name, codes.OPTIMIZERS),
-        a=real(a),
-        b=real(b),
+        mean_decay=real(mean_decay),
+        square_decay=real(square_decay),
         epsilon=real(epsilon),
         nesterov=bool(getattr(optimizer, "nesterov", False)),
-        decay=real(optimizer.weight_decay),
+        weight_decay=real(optimizer.weight_decay),
         clip_norm=real(optimizer.clip_norm or 0.0),
         smallest=real(np.finfo(dtype).tiny * 2**30),
         has_average=optimizer.ema is not None,
     )
-
-
-def _parameters(optimizer: Optimizer) -> tuple[float, float, float]:
-    if isinstance(optimizer, Adam):
-        return optimizer.beta1, optimizer.beta2, optimizer.epsilon
-    if isinstance(optimizer, RMSprop):
-        return optimizer.rho, optimizer.momentum, optimizer.epsilon
-    return getattr(optimizer, "momentum", 0.0), 0.0, 1.0
 
 
 class _Alias:

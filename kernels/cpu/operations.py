@@ -97,10 +97,10 @@ def input_gradient(dz, w, dx):
 
 
 @entry
-def optimize(rule, p, g, m, v, rate, correction1, correction2, decay):
-    """Take one optimizer step on flat arrays; m and v may be empty."""
+def optimize(rule, p, g, mean, square, rate, correction1, correction2, kept):
+    """Take one optimizer step on flat arrays; those of moments may be empty."""
     zero, one = p.dtype.type(0), p.dtype.type(1)
-    update(rule, p, g, m, v, rate, correction1, correction2, decay, zero, one)
+    update(rule, p, g, mean, square, rate, correction1, correction2, kept, zero, one)
 
 
 @entry

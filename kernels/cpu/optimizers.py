@@ -11,7 +11,7 @@ from .compiling import OPTIONS, part
 
 
 @part
-def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
+def update(rule, p, g, mean, square, rate, correction1, correction2, kept, l2, clip):
     """Take one step.
 
     Parameters
@@ -19,11 +19,13 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
     rule : structures.Rule
     p, g : (n,) float
         Parameters, overwritten; and gradients.
-    m, v : (n,) float, or empty
-        Moments, overwritten.
+    mean : (n,) float, or empty
+        The mean of gradients (Adam), or the momentum; overwritten.
+    square : (n,) float, or empty
+        The mean of squares of gradients; overwritten.
     rate, correction1, correction2 : float
         Of this step.
-    decay : float
+    kept : float
         What parameters are multiplied by before the update.
     l2 : float
         ``l2 * p`` is added to the gradient.
@@ -32,51 +34,49 @@ def update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip):
     """
     dtype = p.dtype.type
     one, zero = dtype(1), dtype(0)
+    mean_decay, square_decay, epsilon = rule.mean_decay, rule.square_decay, rule.epsilon
     # where a gradient stays 0 (the border of an image), means of it shrink until they are subnormal numbers, with which
     # processors are slow; long before that they move no parameter
     smallest = rule.smallest
     if rule.optimizer == SGD:
-        momentum = rule.a
-        if momentum == dtype(0):
+        if mean_decay == zero:
             for i in range(p.size):
-                p[i] = p[i] * decay - rate * ((g[i] + l2 * p[i]) * clip)
+                p[i] = p[i] * kept - rate * ((g[i] + l2 * p[i]) * clip)
         elif rule.nesterov:
             for i in range(p.size):
                 old = p[i]
                 d = (g[i] + l2 * old) * clip
-                first = momentum * m[i] + d
-                first = zero if abs(first) < smallest else first
-                m[i] = first
-                p[i] = old * decay - rate * (d + momentum * first)
+                m = mean_decay * mean[i] + d
+                m = zero if abs(m) < smallest else m
+                mean[i] = m
+                p[i] = old * kept - rate * (d + mean_decay * m)
         else:
             for i in range(p.size):
                 old = p[i]
-                first = momentum * m[i] + (g[i] + l2 * old) * clip
-                first = zero if abs(first) < smallest else first
-                m[i] = first
-                p[i] = old * decay - rate * first
+                m = mean_decay * mean[i] + (g[i] + l2 * old) * clip
+                m = zero if abs(m) < smallest else m
+                mean[i] = m
+                p[i] = old * kept - rate * m
     elif rule.optimizer == ADAM or rule.optimizer == ADAMW:
-        beta1, beta2, epsilon = rule.a, rule.b, rule.epsilon
         step = rate * correction1
         for i in range(p.size):
             old = p[i]
             d = (g[i] + l2 * old) * clip
-            first = beta1 * m[i] + (one - beta1) * d
-            first = zero if abs(first) < smallest else first
-            second = beta2 * v[i] + (one - beta2) * (d * d)
-            m[i] = first
-            v[i] = second
-            p[i] = old * decay - step * (first / (math.sqrt(second) * correction2 + epsilon))
+            m = mean_decay * mean[i] + (one - mean_decay) * d
+            m = zero if abs(m) < smallest else m
+            v = square_decay * square[i] + (one - square_decay) * (d * d)
+            mean[i] = m
+            square[i] = v
+            p[i] = old * kept - step * (m / (math.sqrt(v) * correction2 + epsilon))
     else:
-        rho, momentum, epsilon = rule.a, rule.b, rule.epsilon
         for i in range(p.size):
             d = (g[i] + l2 * p[i]) * clip
-            m[i] = rho * m[i] + (one - rho) * (d * d)
-            d = d / (math.sqrt(m[i]) + epsilon)
-            if momentum > dtype(0):
-                v[i] = momentum * v[i] + d
-                d = v[i]
-            p[i] = p[i] * decay - rate * d
+            square[i] = square_decay * square[i] + (one - square_decay) * (d * d)
+            d = d / (math.sqrt(square[i]) + epsilon)
+            if mean_decay > zero:
+                mean[i] = mean_decay * mean[i] + d
+                d = mean[i]
+            p[i] = p[i] * kept - rate * d
 
 
 @part

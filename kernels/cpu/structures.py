@@ -58,10 +58,13 @@ class Rule(NamedTuple):
     ----------
     optimizer : int
         A position in `codes.OPTIMIZERS`.
-    a, b, epsilon : float
-        momentum, - and -; beta1, beta2 and epsilon; or rho, momentum and epsilon.
+    mean_decay : float
+        What the mean of gradients is multiplied by: Adam's beta1, the momentum of SGD and RMSprop; 0 for none.
+    square_decay : float
+        What the mean of their squares is multiplied by: Adam's beta2, RMSprop's rho; 0 for none.
+    epsilon : float
     nesterov : bool
-    decay, clip_norm : float
+    weight_decay, clip_norm : float
         0 for none.
     smallest : float
         What is smaller in a mean of gradients becomes 0.
@@ -69,11 +72,11 @@ class Rule(NamedTuple):
     """
 
     optimizer: int
-    a: Any
-    b: Any
+    mean_decay: Any
+    square_decay: Any
     epsilon: Any
     nesterov: bool
-    decay: Any
+    weight_decay: Any
     clip_norm: Any
     smallest: Any
     has_average: bool
@@ -103,12 +106,15 @@ class Data(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """The flat buffers of a network that trains; those it has no use for are empty."""
+    """The flat buffers of a network that trains; those it has no use for are empty.
+
+    `mean` and `square` are moments of the optimizer, see `Rule`; `average` is that of the parameters.
+    """
 
     params: Any
     grads: Any
-    moment1: Any
-    moment2: Any
+    mean: Any
+    square: Any
     average: Any
 
 

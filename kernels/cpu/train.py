@@ -90,12 +90,12 @@ def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
 
 
 @part
-def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, decay, l2, clip, averages, average_decay):
+def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, kept, l2, clip, averages, average_decay):
     """Update the parameters from `start` to `end`, and their average."""
     p = run(buffers.params, start, end - start)
     # of buffers that are empty too, which nothing reads
-    m, v = run(buffers.moment1, start, end - start), run(buffers.moment2, start, end - start)
-    update(rule, p, g, m, v, rate, correction1, correction2, decay, l2, clip)
+    mean, square = run(buffers.mean, start, end - start), run(buffers.square, start, end - start)
+    update(rule, p, g, mean, square, rate, correction1, correction2, kept, l2, clip)
     if averages:
         average(run(buffers.average, start, end - start), p, average_decay)
 
@@ -111,9 +111,9 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
     there = clip > zero
     clip = clip if there else one
     l2 = zero if there else net.l2
-    decay = dtype(1.0 - scalars[RATE] * float(rule.decay))
+    kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))
     averages = rule.has_average and net.max_norm == zero
-    fused = rule.optimizer == SGD and rule.a == zero and not there
+    fused = rule.optimizer == SGD and rule.mean_decay == zero and not there
     for layer in range(net.lowest, net.units.size - 1):
         if net.frozen[layer]:
             continue
@@ -127,7 +127,7 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
             stop = min(first + features, high)
             start, end = w + first * o, w + stop * o
             if fused:
-                layer_gradient(net, batch, memory, layer, first, stop, -rate, decay - rate * l2, params, start)
+                layer_gradient(net, batch, memory, layer, first, stop, -rate, kept - rate * l2, params, start)
                 if averages:
                     average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
             else:
@@ -138,7 +138,7 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
                     gradient = run(gradients, 0, end - start)
                 _update_run(
                     *(rule, buffers, start, end, gradient),
-                    *(rate, correction1, correction2, decay, l2, clip, averages, average_decay),
+                    *(rate, correction1, correction2, kept, l2, clip, averages, average_decay),
                 )
         first, stop = o * t // threads, o * (t + 1) // threads
         start, end = b + first, b + stop

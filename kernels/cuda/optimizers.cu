@@ -9,36 +9,37 @@
 enum Optimizer : int { SGD, ADAM, ADAMW, RMSPROP };
 
 // The numbers of a rule that do not change from step to step, as doubles in device memory.
-// SGD: FIRST is the momentum.  Adam: FIRST, SECOND are beta1, beta2.  RMSprop: FIRST is rho, SECOND the momentum.
-enum RuleNumber : int { FIRST, SECOND, EPSILON, NESTEROV, WEIGHT_DECAY, CLIP_NORM, L2, RULE_NUMBERS };
+// MEAN_DECAY: Adam's beta1, the momentum of SGD and RMSprop.  SQUARE_DECAY: Adam's beta2, RMSprop's rho.
+enum RuleNumber : int { MEAN_DECAY, SQUARE_DECAY, EPSILON, NESTEROV, WEIGHT_DECAY, CLIP_NORM, L2, RULE_NUMBERS };
 
 // A row of the table of chunks.
 enum Chunk : int { START, STOP, IS_WEIGHT, SLABS, CHUNK_NUMBERS };
 
 constexpr int THREADS = 256;
 
-// One step of a parameter.
+// One step of a parameter.  mean: of gradients, or the momentum; square: the mean of their squares; null for none.
 template <typename T>
-__device__ __forceinline__ T updated(int optimizer, T p, T g, T* m, T* v, const double* rule, const double* scalars) {
-  T rate = T(scalars[RATE]), a = T(rule[FIRST]);
+__device__ __forceinline__ T updated(int optimizer, T p, T g, T* mean, T* square, const double* rule,
+                                     const double* scalars) {
+  T rate = T(scalars[RATE]), mean_decay = T(rule[MEAN_DECAY]);
   switch (optimizer) {
     case SGD: {
-      if (m == nullptr) return p - g * rate;
-      T moment = *m = *m * a + g;
-      return p - (rule[NESTEROV] != 0 ? moment * a + g : moment) * rate;
+      if (mean == nullptr) return p - g * rate;
+      T m = *mean = *mean * mean_decay + g;
+      return p - (rule[NESTEROV] != 0 ? m * mean_decay + g : m) * rate;
     }
     case RMSPROP: {
-      T square = *v = *v * a + g * g * T(1 - rule[FIRST]);
-      T step = g / (sqrt(square) + T(rule[EPSILON]));
-      if (m == nullptr) return p - step * rate;
-      T moment = *m = *m * T(rule[SECOND]) + step;
-      return p - moment * rate;
+      T v = *square = *square * T(rule[SQUARE_DECAY]) + g * g * T(1 - rule[SQUARE_DECAY]);
+      T step = g / (sqrt(v) + T(rule[EPSILON]));
+      if (mean == nullptr) return p - step * rate;
+      T m = *mean = *mean * mean_decay + step;
+      return p - m * rate;
     }
     default: {  // ADAM, ADAMW
-      T moment = *m = *m * a + g * T(1 - rule[FIRST]);
-      T square = *v = *v * T(rule[SECOND]) + g * g * T(1 - rule[SECOND]);
-      T root = sqrt(square) * T(scalars[CORRECTION2]) + T(rule[EPSILON]);
-      return p - moment / root * T(scalars[RATE] * scalars[CORRECTION1]);
+      T m = *mean = *mean * mean_decay + g * T(1 - rule[MEAN_DECAY]);
+      T v = *square = *square * T(rule[SQUARE_DECAY]) + g * g * T(1 - rule[SQUARE_DECAY]);
+      T root = sqrt(v) * T(scalars[CORRECTION2]) + T(rule[EPSILON]);
+      return p - m / root * T(scalars[RATE] * scalars[CORRECTION1]);
     }
   }
 }
@@ -72,13 +73,13 @@ gradient_norm(const long long* __restrict__ chunks, long long count, const T* __
 }
 
 // One chunk a block: gradient (slabs added, L2, clipped by the norm whose parts are given), weight decay, the update,
-// and the moving average of the parameters where `mean` is not null.
+// and the moving average of the parameters where `average` is not null.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
 update_parameters(int optimizer, const long long* __restrict__ chunks, T* __restrict__ params,
-                  const T* __restrict__ grads_sp, long long slab_stride, T* __restrict__ m, T* __restrict__ v,
-                  T* __restrict__ mean, const double* __restrict__ rule, const double* __restrict__ partials, int parts,
-                  const double* __restrict__ table, const long long* __restrict__ cursor, int index,
+                  const T* __restrict__ grads_sp, long long slab_stride, T* __restrict__ mean, T* __restrict__ square,
+                  T* __restrict__ average, const double* __restrict__ rule, const double* __restrict__ partials,
+                  int parts, const double* __restrict__ table, const long long* __restrict__ cursor, int index,
                   const int* __restrict__ frozen) {
   if (step_is_void(table, frozen, cursor, index)) return;  // every thread alike
   const double* scalars = step_scalars(table, cursor, index);
@@ -96,20 +97,21 @@ update_parameters(int optimizer, const long long* __restrict__ chunks, T* __rest
     T p = params[i], g = gradient_at(grads_sp, slab_stride, chunk[SLABS], i);
     if (l2 != 0) g += l2 * p;
     if (clip != 1) g *= clip;
-    p = updated(optimizer, p * kept, g, m == nullptr ? nullptr : m + i, v == nullptr ? nullptr : v + i, rule, scalars);
+    p = updated(optimizer, p * kept, g, mean == nullptr ? nullptr : mean + i, square == nullptr ? nullptr : square + i,
+                rule, scalars);
     params[i] = p;
-    if (mean != nullptr) mean[i] += (p - mean[i]) * T(1 - scalars[AVERAGE_DECAY]);
+    if (average != nullptr) average[i] += (p - average[i]) * T(1 - scalars[AVERAGE_DECAY]);
   }
 }
 
 // The update alone, of flat arrays: p *= kept, then one step.  scalars: a row of the table of steps.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-update(int optimizer, T* __restrict__ p, const T* __restrict__ g, T* __restrict__ m, T* __restrict__ v, double kept,
-       const double* __restrict__ rule, const double* __restrict__ scalars, long long n) {
+update(int optimizer, T* __restrict__ p, const T* __restrict__ g, T* __restrict__ mean, T* __restrict__ square,
+       double kept, const double* __restrict__ rule, const double* __restrict__ scalars, long long n) {
   for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < n; i += gridDim.x * (long long)THREADS)
-    p[i] = updated(optimizer, p[i] * T(kept), g[i], m == nullptr ? nullptr : m + i, v == nullptr ? nullptr : v + i, rule,
-                   scalars);
+    p[i] = updated(optimizer, p[i] * T(kept), g[i], mean == nullptr ? nullptr : mean + i,
+                   square == nullptr ? nullptr : square + i, rule, scalars);
 }
 
 // Each column of w (i, o) is scaled down to the 2-norm `limit` where its own is longer.  Threads (32, 8), a block for
@@ -135,16 +137,18 @@ max_norm(T* __restrict__ w_io, T limit, long long i, long long o, const double* 
   for (long long row = threadIdx.y; row < i; row += ROWS) w_io[row * o + column] *= scale;
 }
 
-// mean = decay mean + (1 - decay) p, of chunks in a training step whose parameters change after the update (max-norm).
+// average = decay average + (1 - decay) p, of chunks in a training step whose parameters change after the update
+// (max-norm).
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-average_parameters(const long long* __restrict__ chunks, const T* __restrict__ params, T* __restrict__ mean,
+average_parameters(const long long* __restrict__ chunks, const T* __restrict__ params, T* __restrict__ average,
                    const double* __restrict__ table, const long long* __restrict__ cursor, int index,
                    const int* __restrict__ frozen) {
   if (step_is_void(table, frozen, cursor, index)) return;
   const long long* chunk = chunks + blockIdx.x * (long long)CHUNK_NUMBERS;
   T part = T(1 - step_scalars(table, cursor, index)[AVERAGE_DECAY]);
-  for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) mean[i] += (params[i] - mean[i]) * part;
+  for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS)
+    average[i] += (params[i] - average[i]) * part;
 }
 
 // The end of a captured run of steps: the next one begins `count` steps later.  One thread.
