@@ -1,4 +1,4 @@
 """Compiled kernels, installed as `fastmlp.kernels`; they import nothing from fastmlp.
 
-Numba functions live in `kernels/cpu`; CUDA C++ will live in `kernels/cuda`.
+Numba functions live in `kernels/cpu`, CUDA C++ in `kernels/cuda`; `kernels/README.md` is the way through them.
 """

@@ -1,1 +1,1 @@
-"""Kernels for CPUs, compiled by Numba."""
+"""Kernels for CPUs, compiled by Numba; what Python calls is in `train`, `predict` and `operations`."""

@@ -1,4 +1,4 @@
-"""Matrix products by a BLAS that is handed in, on row-major slices of flat buffers.
+"""Matrix products by a BLAS that is handed in, on row-major slices of flat buffers; `products` calls them.
 
 `bind` gives LLVM the addresses of a library's sgemm and dgemm (Fortran interface, 32-bit integers); compiled code then
 calls them directly.  With the JIT off, NumPy multiplies.

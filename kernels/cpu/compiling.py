@@ -1,4 +1,4 @@
-"""How kernels are compiled: one set of options, parts that become machine code once, a cache that notices every edit.
+"""How kernels are compiled, and kept on disk until one of them is edited; every file with a compiled function uses it.
 
 Numba makes a library of each function: optimised, and written as machine code, before it is copied into its callers and
 optimised there again.  A kernel here is a hundred small parts that are only ever called by each other, so `part` leaves

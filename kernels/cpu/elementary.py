@@ -1,4 +1,4 @@
-"""Elementary functions that LLVM can vectorise, in float32 and float64: exp, log1p, tanh, erf, sin, cos and kin.
+"""exp, log1p, tanh, erf, sin, cos and kin, such that LLVM can vectorise them; `layers` and `losses` call them.
 
 `np.exp` and its like are calls into the C library, one element at a time; these are polynomials without branches, so
 that a loop over them becomes wide instructions.  Each is within 4 units in the last place over the whole range (sin

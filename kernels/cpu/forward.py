@@ -1,4 +1,4 @@
-"""Rows of a batch, from their inputs to the loss of each: what training, prediction and evaluation share."""
+"""Rows of a batch, from their inputs to the loss of each; `train` and `predict` call it, on `layers`, `products`."""
 
 from __future__ import annotations
 

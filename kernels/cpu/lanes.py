@@ -1,4 +1,4 @@
-"""Small tables worked on column by column, one column in each lane of a vector.
+"""Small tables worked on column by column, one column in each lane of a vector; softmax in `losses` is made of them.
 
 A row of ten numbers is too short for a vector, and what is done along it (a largest, a sum) is slow across the lanes of
 one.  Sixteen rows side by side, one in each lane, are not: the tables here are (k, LANES), flat, and everything happens

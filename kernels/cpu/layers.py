@@ -1,4 +1,4 @@
-"""What is done around the matrix products of a layer: gather rows, add biases, activate, and the same backwards."""
+"""What is done around the products of a layer: rows, biases, activations, slopes; `forward` and `train` call it."""
 
 from __future__ import annotations
 

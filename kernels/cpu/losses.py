@@ -1,4 +1,4 @@
-"""The loss of a row and its gradient, in one pass."""
+"""The loss of a row, its gradient and whether it is a hit; `forward` calls them, on `elementary` and `lanes`."""
 
 from __future__ import annotations
 

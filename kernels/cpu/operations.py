@@ -1,4 +1,4 @@
-"""The fine operations as calls of their own: the same kernels that whole steps are made of, one at a time.
+"""What Python calls for one fine operation: the kernels that `train` is made of, one at a time.
 
 All arrays are in C order; rows are examples.
 """

@@ -1,4 +1,4 @@
-"""One optimizer step on a run of parameters, all stages in one pass while they are in the cache."""
+"""One optimizer step on a run of parameters, all stages in one pass, and what surrounds it; `train` calls it last."""
 
 from __future__ import annotations
 

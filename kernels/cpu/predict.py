@@ -1,4 +1,4 @@
-"""Prediction and evaluation: each thread runs its own share of the rows, in chunks that fit its memory."""
+"""What Python calls to predict and evaluate: each thread runs its own rows through `forward`, chunk by chunk."""
 
 from __future__ import annotations
 

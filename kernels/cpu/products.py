@@ -1,4 +1,4 @@
-"""Matrix products: by tiles that are kept in registers where the matrix fits the cache, by the BLAS where it does not.
+"""The matrix products of a layer, by tiles where the matrix fits the cache, else by `blas`; for `forward` and `train`.
 
 A BLAS copies its operands into blocks first, and checks a dozen arguments; for the sizes of most layers that costs more
 than it gains.  A tile here is R rows of vectors of the result, summed in registers: for each k, a few vectors of B are

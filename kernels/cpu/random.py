@@ -1,4 +1,4 @@
-"""Dropout masks from Philox4x32-10; the same bits as `fastmlp.random_bits`."""
+"""Dropout masks from Philox4x32-10, the bits of `fastmlp.random_bits`; `forward` and `operations` call it."""
 
 from __future__ import annotations
 

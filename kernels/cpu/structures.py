@@ -1,6 +1,7 @@
-"""What a compiled call is told: named tuples of arrays and numbers, one compiled signature for each dtype.
+"""What a compiled call is told: named tuples that the host (`NumbaSession`) fills in, handed from kernel to kernel.
 
-Choices (activation, loss, optimizer, type of the inputs) are numbers, see `codes`.
+There is one compiled signature for each dtype.  Choices (activation, loss, optimizer, type of the inputs) are numbers,
+see `codes`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How threads that share a compiled call wait for each other: atomics and a barrier.
+"""How threads that share a compiled call wait for each other: atomics and a barrier, which `train` calls.
 
 With the JIT off there is one thread, and nothing to wait for.
 """

@@ -1,4 +1,4 @@
-"""Whole runs of training steps in one compiled call, which every thread of the run enters once.
+"""What Python calls to train: a run of whole steps, entered once by every thread; `forward`, back, then `optimizers`.
 
 A step has two phases, with a barrier after each:
 

@@ -1,4 +1,4 @@
-"""What the host's vectors are, and arrays seen as arrays of another type."""
+"""What the host's vectors are, and parts of arrays without a copy; for `products`, `lanes`, `layers` and above."""
 
 from __future__ import annotations
 

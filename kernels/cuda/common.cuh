@@ -1,4 +1,4 @@
-// What every kernel uses: sizes, threads numbered within a warp and a block, sums and maxima over them in a fixed order.
+// Threads numbered within a warp and a block, sums and maxima over them, wide loads; every .cu file includes it first.
 //
 // Sizes and offsets are `long long` wherever rows and columns are multiplied: 65,536 rows of 65,536 columns are more
 // than 32 bits can count.  Sums are taken in an order that depends on the launch alone, so results are the same bits

@@ -1,4 +1,4 @@
-// Flat arrays: what the backend interface offers beside training steps.  Grid-stride loops, 256 threads.
+// Beside training steps: operations of the backend interface on flat arrays.  Grid-stride loops, 256 threads.
 #include "common.cuh"
 
 constexpr int THREADS = 256;

@@ -1,4 +1,4 @@
-// Rows of a data set, taken in an order, in the type that is computed in.
+// First launch of a step: rows of a data set, taken in an order, in the type that is computed in.
 #include "common.cuh"
 #include "philox.cuh"
 #include "step.cuh"

@@ -1,4 +1,4 @@
-// What surrounds the matrix products of a layer: bias, activation and dropout forward, slope and bias gradient back.
+// Around cuBLAS's products of a layer: bias, activation and dropout forward, slope and bias gradient back.
 #include "common.cuh"
 #include "philox.cuh"
 #include "activations.cuh"

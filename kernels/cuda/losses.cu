@@ -1,5 +1,7 @@
-// All losses: the loss of each row, the gradient of the weighted sum, and whether the row is predicted rightly, in one
-// pass over the outputs.  fastmlp/losses.py has the formulas; targets are labels (n,) or values (n, k).
+// Between the passes forward and back: the losses of a batch, then their totals, which tell whether the step counts.
+//
+// The loss of each row, the gradient of the weighted sum, and whether the row is predicted rightly take one pass over
+// the outputs.  fastmlp/losses.py has the formulas; targets are labels (n,) or values (n, k).
 //
 // Few outputs: one warp a row, eight rows a block, no shared memory.  Many: one block of eight warps a row.
 #include "common.cuh"
@@ -147,8 +149,8 @@ __device__ T categorical_hinge(const T* __restrict__ z, long long label, T facto
 }
 
 // Losses and gradients are wanted together or not at all (both null), hits by themselves (null where not).  The
-// gradient of row n is that of its loss times weights_n[n] (1 where null) times 1 / (total weight), which comes from the table of the step where
-// there is one, else from `inverse_total`.
+// gradient of row n is that of its loss times weights_n[n] (1 where null) times 1 / (total weight), which comes from
+// the table of the step where there is one, else from `inverse_total`.
 template <typename T, typename Y, int WARPS>
 __global__ void __launch_bounds__(256, 1)
 loss_rows(int loss, T parameter, const T* __restrict__ outputs_nk, const Y* __restrict__ targets,

@@ -1,4 +1,4 @@
-// The end of a training step: one pass over the flat buffer of parameters, and the stages around it.
+// Last launches of a step: one pass over the flat buffer of parameters, and the stages around it.
 //
 // The buffer is cut into chunks, of which none holds both weights and biases, or anything that is frozen.  A gradient
 // may lie in several slabs (a matrix product of many rows leaves one for each part of the rows); whoever reads it adds

@@ -1,5 +1,7 @@
-// Where a training step stands.  All that changes from step to step lies in device memory, because the arguments of a
-// captured kernel never change: one graph serves every epoch.
+// Where a training step stands; included by every .cu file of a step, on nothing.
+//
+// All that changes from step to step lies in device memory, because the arguments of a captured kernel never change:
+// one graph serves every epoch.
 //
 //   cursor[0]  row of the table where the graph at hand begins
 //   cursor[1]  number of the table's first step within the epoch
