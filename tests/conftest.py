@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import functools
+import signal
 import warnings
 
 import pytest
@@ -88,6 +89,20 @@ def process_backend(backend):
     if cupy_backend.probe().reason == "the double of CuPy":
         pytest.skip("the double of CuPy is in this process alone")
     return backend
+
+
+@pytest.fixture
+def default_signals():
+    """Let SIGINT and SIGTERM do what they do by default, for tests that send them or have something that does.
+
+    A shell starts what runs in its background with SIGINT ignored, and processes inherit what is ignored: Python then
+    raises no KeyboardInterrupt, and pools of processes never end.  What a test starts inherits these defaults instead.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

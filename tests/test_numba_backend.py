@@ -111,7 +111,7 @@ def test_many_fits_from_several_threads_at_once_do_not_disturb_each_other():
 
 @needs_jit
 @pytest.mark.skipif(not hasattr(multiprocessing, "get_context") or sys.platform == "win32", reason="there is no fork")
-def test_a_forked_process_trains_to_the_same_bits():
+def test_a_forked_process_trains_to_the_same_bits(default_signals):
     expected = trained(2)  # so that the parent has had threads and a BLAS at work
     context = multiprocessing.get_context("fork")
     with context.Pool(2) as pool:
@@ -164,7 +164,7 @@ INTERRUPTED = """
 
 @needs_jit
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
-def test_ctrl_c_while_kernels_are_compiled_ends_that(tmp_path):
+def test_ctrl_c_while_kernels_are_compiled_ends_that(tmp_path, default_signals):
     command = [sys.executable, "-P", "-c", textwrap.dedent(INTERRUPTED)]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

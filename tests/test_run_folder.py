@@ -35,7 +35,6 @@ import os, signal
 from fastmlp import training
 from fastmlp.cli import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
 training.CALL_SECONDS = 0.0  # from the second call on a step a call
 steps = training.Training._steps
 
@@ -61,7 +60,7 @@ def table(tmp_path):
 
 
 @pytest.fixture
-def cli(tmp_path):
+def cli(tmp_path, default_signals):
     """Call the command line in a process of its own; with `at` and `signal` it ends after that step."""
 
     def call(*arguments, at=None, signal="SIGKILL"):

@@ -260,7 +260,7 @@ INTERRUPTED = """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")
-def test_ctrl_c_ends_after_a_whole_step_and_says_so(process_backend):
+def test_ctrl_c_ends_after_a_whole_step_and_says_so(process_backend, default_signals):
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", textwrap.dedent(INTERRUPTED), process_backend.name],
         stdout=subprocess.PIPE,
