@@ -23,30 +23,30 @@ PRODUCTS = ("tests/test_products.py", "-k", "edges")
 
 # file, what stands there, what is planted
 BUGS = {
-    "gather: bytes not scaled": ("layers.py", "target[q] = dtype(pixels[q]) / full", "target[q] = dtype(pixels[q])"),
-    "gather: rows one off": ("forward.py", "load_row(data.x, data.x_kind, order[i],", "load_row(data.x, data.x_kind, i,"),
-    "bias forgotten": ("layers.py", "        v = z[q] + b[q]\n        z[q] = zero if v <= zero", "        v = z[q]\n        z[q] = zero if v <= zero"),
-    "slope of tanh": ("layers.py", "slope[q] = one - z[q] * z[q]", "slope[q] = one - z[q]"),
-    "dropout: mask of another row": ("forward.py", "*(key, u8(first_row + i), step, u8(layer + 1), lanes)", "*(key, u8(i), step, u8(layer), lanes)"),
-    "loss: gradient of the label": ("losses.py", "-= kept * scales[i]", "-= scales[i]"),
-    "loss: weights of rows": ("forward.py", "scales[i] *= data.weights[chosen[i]]", "pass"),
-    "backward: slopes of the layer above": ("train.py", "has = net.needs_slope[layer]", "has = False"),
-    "bias gradient: last row left out": ("layers.py", "    for i in range(rows):\n        start = at + i * columns\n        row = run(d, start", "    for i in range(rows - 1):\n        start = at + i * columns\n        row = run(d, start"),
-    "fused descent: L2 lost": ("train.py", "kept - rate * l2, params", "kept, params"),
-    "Adam: mean of squares": ("optimizers.py", "v = square_decay * square[i] + (one - square_decay) * (d * d)", "v = square_decay * square[i] + (one - square_decay) * d"),
-    "momentum: Nesterov": ("optimizers.py", "rate * (d + mean_decay * m)", "rate * m"),
-    "decay after the update": ("train.py", "kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))", "kept = dtype(1.0)"),
-    "clipping: norm of one layer": ("train.py", "        total += add_l2_squared_norm", "        total = add_l2_squared_norm"),
-    "max-norm: first column left out": ("optimizers.py", "exceeds |= norm > limit", "exceeds |= False"),
-    "average: not of biases": ("train.py", "average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)", "pass"),
-    "frozen layers trained": ("train.py", "        if net.frozen[layer]:\n            continue\n        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low", "        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low"),
-    "a loss that is not finite": ("train.py", "if not math.isfinite(loss):", "if loss < 0:"),
-    "features shared out: a thread's part": ("forward.py", "range(1, parts.shape[0])", "range(2, parts.shape[0])"),
-    "features shared out: rows of the first": ("forward.py", "*(batch.x, first, batch.index,", "*(batch.x, 0, batch.index,"),
-    "tiles: last column": ("products.py", '"<", positions, vectors', '"<=", positions, vectors'),
-    "tiles: beta forgotten": ("products.py", "builder.call(fma, [scale, old,", "builder.call(fma, [alpha, old,"),
-    "tiles: a quarter of a vector": ("products.py", "elif valid > few:", "elif valid > lanes:"),
-    "tiles: a transpose's edge": ("products.py", "done = full\n", "done = rows\n"),
+    "gather: bytes not scaled": ("kernels/cpu/layers.py", "target[q] = dtype(pixels[q]) / full", "target[q] = dtype(pixels[q])"),
+    "gather: rows one off": ("kernels/cpu/forward.py", "load_row(data.x, data.x_kind, order[i],", "load_row(data.x, data.x_kind, i,"),
+    "bias forgotten": ("kernels/cpu/layers.py", "        v = z[q] + b[q]\n        z[q] = zero if v <= zero", "        v = z[q]\n        z[q] = zero if v <= zero"),
+    "slope of tanh": ("kernels/cpu/layers.py", "slope[q] = one - z[q] * z[q]", "slope[q] = one - z[q]"),
+    "dropout: mask of another row": ("kernels/cpu/forward.py", "*(key, u8(first_row + i), step, u8(layer + 1), lanes)", "*(key, u8(i), step, u8(layer), lanes)"),
+    "loss: gradient of the label": ("kernels/cpu/losses.py", "-= kept * scales[i]", "-= scales[i]"),
+    "loss: weights of rows": ("kernels/cpu/forward.py", "scales[i] *= data.weights[chosen[i]]", "pass"),
+    "backward: slopes of the layer above": ("kernels/cpu/train.py", "has = net.needs_slope[layer]", "has = False"),
+    "bias gradient: last row left out": ("kernels/cpu/layers.py", "    for i in range(rows):\n        start = at + i * columns\n        row = run(d, start", "    for i in range(rows - 1):\n        start = at + i * columns\n        row = run(d, start"),
+    "fused descent: L2 lost": ("kernels/cpu/train.py", "kept - rate * l2, params", "kept, params"),
+    "Adam: mean of squares": ("kernels/cpu/optimizers.py", "v = square_decay * square[i] + (one - square_decay) * (d * d)", "v = square_decay * square[i] + (one - square_decay) * d"),
+    "momentum: Nesterov": ("kernels/cpu/optimizers.py", "rate * (d + mean_decay * m)", "rate * m"),
+    "decay after the update": ("kernels/cpu/train.py", "kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))", "kept = dtype(1.0)"),
+    "clipping: norm of one layer": ("kernels/cpu/train.py", "        total += add_l2_squared_norm", "        total = add_l2_squared_norm"),
+    "max-norm: first column left out": ("kernels/cpu/optimizers.py", "exceeds |= norm > limit", "exceeds |= False"),
+    "average: not of biases": ("kernels/cpu/train.py", "average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)", "pass"),
+    "frozen layers trained": ("kernels/cpu/train.py", "        if net.frozen[layer]:\n            continue\n        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low", "        i_, o = net.units[layer], net.units[layer + 1]\n        w, b = net.weight_at[layer], net.bias_at[layer]\n        low"),
+    "a loss that is not finite": ("kernels/cpu/train.py", "if not math.isfinite(loss):", "if loss < 0:"),
+    "features shared out: a thread's part": ("kernels/cpu/forward.py", "range(1, parts.shape[0])", "range(2, parts.shape[0])"),
+    "features shared out: rows of the first": ("kernels/cpu/forward.py", "*(batch.x, first, batch.index,", "*(batch.x, 0, batch.index,"),
+    "tiles: last column": ("kernels/cpu/products.py", '"<", positions, vectors', '"<=", positions, vectors'),
+    "tiles: beta forgotten": ("kernels/cpu/products.py", "builder.call(fma, [scale, old,", "builder.call(fma, [alpha, old,"),
+    "tiles: a quarter of a vector": ("kernels/cpu/products.py", "elif valid > few:", "elif valid > lanes:"),
+    "tiles: a transpose's edge": ("kernels/cpu/products.py", "done = full\n", "done = rows\n"),
 }  # fmt: skip
 COMPILED = {
     "features shared out: a thread's part": SHARED,
@@ -67,7 +67,7 @@ def run_on_a_copy(folder, bug):
     (folder / "fastmlp" / "kernels").symlink_to("../kernels")
     if bug is not None:
         name, there, planted = BUGS[bug]
-        path = folder / "kernels" / "cpu" / name
+        path = folder / name
         text = path.read_text()
         assert there in text, f"{bug}: {name} no longer holds {there!r}"
         path.write_text(text.replace(there, planted, 1))

@@ -1,8 +1,8 @@
 """Break the CUDA code on purpose, one small change at a time, and see that a test goes red.
 
-    python tests/cuda/mutants.py --sample 200                       all at once: a quarter of an hour
-    python tests/cuda/mutants.py --sample 200 --minutes 3           go on until time is up; say it again to go on
-    python tests/cuda/mutants.py --sample 200 --only products.cu    of one file
+    python tests/cuda/mutants.py --sample 200                                all at once: a quarter of an hour
+    python tests/cuda/mutants.py --sample 200 --minutes 3                    until time is up; say it again to go on
+    python tests/cuda/mutants.py --sample 200 --only kernels/cuda/flat.cu    of one file
 
 `mutation.py` applies every kind of change at every place where it fits; of all these mutants a sample is drawn by a
 fixed seed, and the tests that look at the changed file are run on each, in a copy of the tree, until one fails.  Which
@@ -27,40 +27,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mutation
+from mutated import TESTS
 from mutation import ROOT, Mutant, mutants, sample
-
-OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
-STEP = "tests/cuda/test_training_step.py"
-LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels", "costs"))
-FIRST_FIT, ARRAYS, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "arrays", "waits"))
-MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
-SHARED = "tests/test_composition.py"
-FITS = ("tests/test_model.py", "tests/test_training.py", "tests/test_predictor.py")
-
-# file: the tests that look at it, those that fail first in front
-TESTS = {
-    "gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS),
-    "layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS),
-    "losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS),
-    "optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS),
-    "flat.cu": (LINT, OPERATIONS[1], KERNELS, SHARED),
-    "products.cu": (LINT, PRODUCTS, STEP, COSTS),
-    "philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
-    "activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
-    "step.cuh": (LINT, STEP, SHARED),
-    "common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
-    "cupy_choice.py": (FIRST_FIT, OWNS, MEMORY, WAITS),
-    "cupy_memory.py": (MEMORY, STEP, FIRST_FIT, ARRAYS, COSTS, SHARED),
-    "cupy_step.py": (STEP, OWNS, WAITS, FIRST_FIT, KERNELS, COSTS, SHARED),
-    "exchange.py": (ARRAYS,),
-    "cuda_products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED),
-    "cuda_blas.py": (OPERATIONS[0], MEMORY, STEP, SHARED),
-    "cuda_kernels.py": (PRODUCTS, KERNELS, *OPERATIONS, STEP, SHARED),
-    "cuda_source.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
-    "cuda_probe.py": ("tests/cuda/test_probe.py",),
-    "cupy_backend.py": (ARRAYS, FIRST_FIT, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
-    "cupy_operations.py": (*OPERATIONS, STEP, ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
-}
 
 SURVIVORS = Path(__file__).parent / "survivors.txt"
 
@@ -167,13 +135,13 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop then, and go on at the next call")
-    parser.add_argument("--only", default="", help="mutants of files whose name ends so")
+    parser.add_argument("--only", choices=TESTS, metavar="FILE", help="a path from the repository's root")
     parser.add_argument("--afresh", action="store_true", help="forget what was caught before")
     parser.add_argument("--list", action="store_true", help="print the sample, run nothing")
     arguments = parser.parse_args()
     kinds = Counter(m.kind for m in mutants())
     print(f"{kinds.total()} mutants of {len(kinds)} kinds: " + ", ".join(f"{n} {k}" for k, n in kinds.most_common()))
-    drawn = [m for m in sample(arguments.sample, arguments.seed) if m.file.name.endswith(arguments.only)]
+    drawn = [m for m in sample(arguments.sample, arguments.seed) if arguments.only in (None, m.path)]
     drawn.sort(key=lambda m: (m.file.suffix == ".py", m.file, m.start))
     if arguments.list:
         print(*(m.name for m in drawn), sep="\n")
@@ -198,9 +166,9 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
         if time.monotonic() - began > 60 * minutes:
             left += 1
             continue
-        tests = TESTS[mutant.file.name]
+        tests = TESTS[mutant.path]
         if not laboratory.check(tests):
-            print(f"the tests of {mutant.file.name} fail as things are")
+            print(f"the tests of {mutant.path} fail as things are")
             return 1
         if laboratory.passes(tests, mutant):
             survivors.append(mutant)
@@ -209,7 +177,7 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
         else:
             caught.add(key)
             record.write_text(json.dumps(sorted(caught)))
-        where = f"{mutant.file.name}:{mutant.line}: {mutant.kind}"
+        where = f"{mutant.path}:{mutant.line}: {mutant.kind}"
         fate = ("SURVIVES" if mutant in survivors else "caught").ljust(8)
         print(f"{time.monotonic() - began:5.0f} s  {number:3} of {len(drawn)}  {fate}  {where}", flush=True)
     for mutant in survivors:

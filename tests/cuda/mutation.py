@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mutated import TESTS
+
 ROOT = Path(__file__).parent.parent.parent
 
 # kind: (pattern, replacement), within a line
@@ -63,35 +65,47 @@ class Mutant(NamedTuple):
         return whole[: self.start] + self.text + whole[self.stop :]
 
     @property
+    def path(self) -> str:
+        """Where the file stands in the repository."""
+        return self.file.relative_to(ROOT).as_posix()
+
+    @property
     def name(self) -> str:
-        """File, kind, and line before and after: stays the same while other lines come and go."""
+        """Path, kind, and line before and after: stays the same while other lines come and go."""
+        return f"{self.path}: {self.change}"
+
+    @property
+    def change(self) -> str:
+        """Kind, and line before and after."""
         before, after = self.file.read_text(), self.applied()
         begin = before.rfind("\n", 0, self.start) + 1
         ends = before.find("\n", self.stop), after.find("\n", self.start + len(self.text))
         lines = (" ".join(text[begin:end].split()) for text, end in zip((before, after), ends, strict=True))
-        return f"{self.file.name}: {self.kind}: " + "  ->  ".join(lines)
-
-
-def files() -> list[Path]:
-    """Return all that may be changed: every kernel, and all that the host does for a GPU and with arrays on one."""
-    kernels = [p for p in sorted((ROOT / "kernels/cuda").iterdir()) if p.suffix in (".cu", ".cuh")]
-    host = ROOT / "fastmlp/backends"
-    return kernels + sorted([*host.glob("cu*.py"), host / "exchange.py"])
+        return f"{self.kind}: " + "  ->  ".join(lines)
 
 
 def mutants() -> list[Mutant]:
     """Return all of them, in the order of files and lines."""
-    return [m for file in files() for m in (_of_host if file.suffix == ".py" else _of_kernels)(file)]
+    return [m for path in TESTS for m in mutants_of(ROOT / path)]
+
+
+def mutants_of(file: Path) -> list[Mutant]:
+    """Return those of one file, in the order of lines."""
+    return list((_of_host if file.suffix == ".py" else _of_kernels)(file))
 
 
 def sample(size: int, seed: int) -> list[Mutant]:
-    """Return as many, drawn by the hash of what they say: an edit elsewhere leaves the draw of all others as it is."""
+    """Return as many, drawn by the hash of what they say: an edit elsewhere leaves the draw of all others as it is.
+
+    Where a file stands is no part of that: it may be moved.
+    """
 
     seen: Counter[str] = Counter()
 
     def drawn(mutant: Mutant) -> str:
-        seen[mutant.name] += 1
-        return hashlib.sha256(f"{seed} {seen[mutant.name]} {mutant.name}".encode()).hexdigest()
+        change = mutant.change
+        seen[change] += 1
+        return hashlib.sha256(f"{seed} {seen[change]} {change}".encode()).hexdigest()
 
     return sorted(mutants(), key=drawn)[:size]
 

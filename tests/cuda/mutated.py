@@ -1,0 +1,34 @@
+"""The files that `mutants.py` breaks: every kernel, and all that the host does for a GPU and with arrays on one."""
+
+OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
+STEP = "tests/cuda/test_training_step.py"
+LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels", "costs"))
+FIRST_FIT, ARRAYS, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "arrays", "waits"))
+MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
+SHARED = "tests/test_composition.py"
+FITS = ("tests/test_model.py", "tests/test_training.py", "tests/test_predictor.py")
+
+# path from the repository's root: the tests that look at that file, those that fail first in front
+TESTS = {
+    "kernels/cuda/gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS),
+    "kernels/cuda/layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS),
+    "kernels/cuda/losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS),
+    "kernels/cuda/optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS),
+    "kernels/cuda/flat.cu": (LINT, OPERATIONS[1], KERNELS, SHARED),
+    "kernels/cuda/products.cu": (LINT, PRODUCTS, STEP, COSTS),
+    "kernels/cuda/philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
+    "kernels/cuda/activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
+    "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
+    "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
+    "fastmlp/backends/cupy_choice.py": (FIRST_FIT, OWNS, MEMORY, WAITS),
+    "fastmlp/backends/cupy_memory.py": (MEMORY, STEP, FIRST_FIT, ARRAYS, COSTS, SHARED),
+    "fastmlp/backends/cupy_step.py": (STEP, OWNS, WAITS, FIRST_FIT, KERNELS, COSTS, SHARED),
+    "fastmlp/backends/exchange.py": (ARRAYS,),
+    "fastmlp/backends/cuda_products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED),
+    "fastmlp/backends/cuda_blas.py": (OPERATIONS[0], MEMORY, STEP, SHARED),
+    "fastmlp/backends/cuda_kernels.py": (PRODUCTS, KERNELS, *OPERATIONS, STEP, SHARED),
+    "fastmlp/backends/cuda_source.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
+    "fastmlp/backends/cuda_probe.py": ("tests/cuda/test_probe.py",),
+    "fastmlp/backends/cupy_backend.py": (ARRAYS, FIRST_FIT, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
+    "fastmlp/backends/cupy_operations.py": (*OPERATIONS, STEP, ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
+}
