@@ -1,0 +1,47 @@
+"""Fixtures of the tests of the command line."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+
+import fastmlp
+from fastmlp import run_data
+from fastmlp.cli import main
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Call the command line in an empty folder; gives the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fastmlp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """Make MNIST small: 300 training and 200 test images."""
+    (x, y), (x_test, y_test) = fastmlp.datasets.load_mnist(raw=True)
+    small = (x[:300], y[:300]), (x_test[:200], y_test[:200])
+    monkeypatch.setattr(run_data, "load_mnist", lambda raw: small)
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """A CSV file whose columns differ wildly in scale, with three classes by name."""
+    draw = np.random.default_rng(0)
+    rows = [("size", "weight", "garden", "kind")]
+    for i, kind in enumerate(["rose", "tulip", "oak, old"]):
+        for _ in range(60):
+            rows.append((5000 + 300 * i + draw.normal(0, 30), 1e-3 * draw.normal(i % 2, 0.2), 7, kind))
+    with open(tmp_path / "flowers.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path / "flowers.csv"

@@ -1,0 +1,161 @@
+"""Mistakes of a user, errors and warnings: what is said, on one line, and the exit code."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from run_files import ALWAYS, files_of
+
+import fastmlp
+from fastmlp import run_training
+
+MISTAKES = [
+    # user mistakes in data, files and machine: exit code 1
+    ("train nowhere.csv --target y", 1, "nowhere.csv: no such file or directory"),
+    ("train . --target y", 1, "expected a name that ends in .csv"),
+    ("train a.csv", 1, "expected a target to learn; name it with --target"),
+    ("train a.csv --target c", 1, "expected a target column 'c', got the columns 'a', 'b'"),
+    ("train one.csv --target kind", 1, "expected two classes or more in the target, got 'x' only"),
+    ("train a.csv --target b --validation 0.01", 1, "--validation 0.01 of 4 rows leaves no row to validate with"),
+    ("train a.csv --target b --validation 0.9", 1, "--validation 0.9 of 4 rows leaves no row to train on"),
+    ("train three.csv --target b --loss sigmoid_cross_entropy", 1, "is for two classes, the target has 3"),
+    ("train a.csv --target b --out full", 1, "full is not empty; choose another folder for --out, or go on"),
+    ("train a.csv --target b --out a.csv", 1, "a.csv is a file; --out names a folder"),
+    ("train a.csv --target b --resume --out full", 1, "full holds no run to resume: there is no config.toml"),
+    ("train huge.csv --target b --loss mean_squared_error --no-standardize --lr 1e30 --optimizer sgd --validation 0",
+     1, "the loss is not finite in epoch"),
+    ("evaluate nowhere a.csv", 1, "nowhere: no such file or directory"),
+    ("evaluate a.csv a.csv", 1, "a.csv is no fastmlp file"),
+    ("evaluate model.safetensors a.csv", 1, "expected a target to compare with; name it with --target"),
+    ("evaluate model.safetensors three.csv --target a", 1, "expected one of the classes 'p', 'q', got '1'"),
+    ("evaluate model.safetensors mnist", 1, "mnist: expected 2 features, as the model has inputs; got 784"),
+    ("predict model.safetensors three.csv --out p.csv", 1, "got 3; if one of them is the target, name it with"),
+    ("predict model.safetensors a.csv --out nowhere/p.csv", 1, "nowhere/"),
+    ("summary nowhere", 1, "nowhere: no such file or directory"),
+    # usage: exit code 2
+    ("trane mnist", 2, "No such command 'trane'"),
+    ("train", 2, "Missing argument"),
+    ("train mnist --epochs 0", 2, "'--epochs'"),
+    ("train mnist --epochs ten", 2, "'--epochs'"),
+    ("train mnist --hidden 12x", 2, "--hidden: expected such as 256,128, got '12x'"),
+    ("train mnist --hidden 0", 2, "each at least 1"),
+    ("train mnist --dropout 1.5", 2, "dropout must be at least 0 and below 1"),
+    ("train mnist --dropout x", 2, "--dropout: expected such as 0.2"),
+    ("train mnist --dropout ,", 2, "--dropout: expected such as 0.2"),
+    ("train mnist --dropout 0.1,0.1,0.1", 2, "dropout needs one rate for all hidden layers or 2"),
+    ("train mnist --activation rellu", 2, "did you mean 'relu'?"),
+    ("train mnist --activation relu,tanh", 2, "--activation needs one name, or one for each of the 1 hidden layers"),
+    ("train mnist --optimizer adma", 2, "did you mean 'adam'?"),
+    ("train mnist --schedule cosin", 2, "did you mean 'cosine'?"),
+    ("train mnist --loss mse", 2, "loss 'mse' is not known"),
+    ("train mnist --loss huber", 2, "--loss huber is not for classes"),
+    ("train mnist --momentum 0.9", 2, "--momentum: the optimizer 'adam' has none; use --optimizer sgd or rmsprop"),
+    ("train mnist --label-smoothing 0.1 --loss categorical_hinge", 2, "--label-smoothing: the loss"),
+    ("train mnist --lr -1", 2, "learning_rate must be a finite number"),
+    ("train mnist --l2 -1", 2, "l2 must be at least 0"),
+    ("train mnist --ema 2", 2, "ema must be between 0 and 1"),
+    ("train mnist --validation 1", 2, "--validation is a fraction of the rows, in [0, 1); got 1.0"),
+    ("train mnist --backend torch", 2, "backend 'torch' is not known"),
+    ("train mnist --dtype float16", 2, "dtype must be 'float32' or 'float64'"),
+    ("train mnist --seed -1", 2, "seed must be in 0..2**64-1"),
+    ("train mnist --target y", 2, "--target has no meaning for mnist"),
+    ("train mnist --standardize", 2, "--standardize has no meaning for mnist"),
+    ("train mnist --resume", 2, "--resume needs --out DIR"),
+    ("train bytes.npz --standardize", 2, "--standardize: features of type uint8 are divided by 255 already"),
+    ("evaluate model.safetensors mnist --target y", 2, "--target has no meaning for mnist"),
+    ("evaluate model.safetensors a.csv --backend torch", 2, "backend 'torch' is not known"),
+    ("predict model.safetensors a.csv --out p.txt", 2, "--out: the name of the file ends in .csv, .npy or .npz"),
+    ("predict model.safetensors bytes.npz --target y --out p.csv", 2, "--target has no meaning for bytes.npz"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), MISTAKES)
+def test_a_mistake_is_a_line_and_an_exit_code(cli, digits, tmp_path, arguments, code, said):
+    (tmp_path / "a.csv").write_text("a,b\n1,0\n2,1\n3,0\n4,1\n")
+    (tmp_path / "three.csv").write_text("a,b,c\n1,0,5\n2,1,4\n3,2,5\n4,1,4\n5,0,5\n6,2,4\n")
+    (tmp_path / "one.csv").write_text("a,kind\n1,x\n2,x\n")
+    (tmp_path / "huge.csv").write_text("a,b\n1e30,1.5\n2e30,2.5\n")
+    np.savez(tmp_path / "bytes.npz", x=np.zeros((9, 2), np.uint8), y=np.arange(9) % 3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    model = fastmlp.MLP((2, 2))
+    model.class_names = ("p", "q")
+    model.save(tmp_path / "model.safetensors")
+    before = files_of(tmp_path)
+    got, _, err = cli(*arguments.split())
+    assert said in err
+    assert got == code
+    assert "Traceback" not in err
+    last = err.rstrip("\n").splitlines()[-1]
+    assert said in last  # whole, on one line
+    if code == 1:
+        assert last.startswith("error: ") and err.count("\n") == 1
+    # nothing is left behind, but by a run that had begun
+    assert files_of(tmp_path) - before <= ({"runs"} if "not finite" in said else set())
+
+
+def test_a_backend_that_cannot_run_here_is_an_error_with_its_cure(cli, digits):
+    for name, found in fastmlp.available_backends().items():
+        if not found.available:
+            code, _, err = cli("train", "mnist", "--backend", name)
+            assert (code, err) == (1, f"error: backend {name!r} cannot run here: {found.reason}\n")
+
+
+def test_messages_are_not_folded_where_they_are_piped(tmp_path):
+    name = tmp_path / ("a long name " * 15) / "data.csv"
+    code = "from fastmlp.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "train", str(name), "--target", "y"],
+        capture_output=True, text=True, env=os.environ | {"COLUMNS": "40"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"error: {name}: no such file or directory\n"
+
+
+def test_other_errors_keep_their_traceback(cli, digits, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(run_training, "fit", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli("train", "mnist", "--epochs", 1)
+
+
+def test_without_matplotlib_it_says_what_to_install_and_goes_on(cli, digits, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = cli("train", "mnist", "--epochs", 1, "--hidden", "8", "--out", "run")
+    assert code == 0
+    assert err.count("\n") == 1 and 'pip install "fastmlp[plot]"' in err
+    assert "test accuracy" in out
+    assert files_of(tmp_path / "run") == ALWAYS
+
+
+def test_a_warning_of_the_library_is_a_line(cli, digits, monkeypatch):
+    import warnings
+
+    finish = run_training.finish
+
+    def warning(*arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("be careful", stacklevel=2)
+        return finish(*arguments)
+
+    monkeypatch.setattr(run_training, "finish", warning)
+    assert cli("train", "mnist", "--epochs", 1, "--hidden", "8")[2] == "warning: be careful\n"
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_column_that_hardly_varies_for_its_size_asks_for_more_digits(cli, tmp_path):
+    rows = [f"{1.7e9 + i},{i % 2}" for i in range(40)]
+    (tmp_path / "times.csv").write_text("\n".join(["time,y", *rows]))
+    train = ("train", "times.csv", "--target", "y", "--epochs", 1)
+    code, _, err = cli(*train)
+    assert code == 0 and err.count("\n") == 1
+    assert (
+        err.startswith("warning: column 'time' varies by less than a 10,000th of its size") and "--dtype float64" in err
+    )
+    assert cli(*train, "--dtype", "float64")[2] == ""

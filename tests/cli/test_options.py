@@ -1,0 +1,86 @@
+"""What the options of `fastmlp train` do, and what they are where none is given."""
+
+import numpy as np
+import pytest
+from run_files import weights
+
+import fastmlp
+from fastmlp.optimizers import OPTIMIZERS
+from fastmlp.run_folder import RATES, Settings, option_of
+from fastmlp.schedules import SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "said", "outputs"),
+    [
+        (np.arange(200) % 3, (), "3 classes", 3),
+        (np.arange(200), (), "target in values (for classes, --loss softmax_cross_entropy)", 1),
+        (np.arange(200) % 3, ("--loss", "poisson"), "target in values", 1),
+        (np.arange(200) % 2, ("--loss", "sigmoid_cross_entropy"), "2 classes", 1),
+        (np.arange(200) % 3, ("--loss", "categorical_hinge"), "3 classes", 3),
+        (np.eye(2)[np.arange(200) % 2], ("--loss", "sigmoid_cross_entropy"), "target in values", 2),
+        (np.eye(2)[np.arange(200) % 2], ("--loss", "softmax_cross_entropy"), "target in values", 2),
+        (np.eye(2)[np.arange(200) % 2], (), "target in values", 2),
+        (np.arange(200) / 7, (), "target in values", 1),
+    ],
+)
+def test_the_loss_suits_the_target(cli, tmp_path, target, options, said, outputs):
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    np.savez(tmp_path / "a.npz", x=x, y=target)
+    code, out, err = cli("train", "a.npz", "--epochs", 2, *options, "--out", "run")
+    assert (code, err) == (0, "") and said in out
+    model = fastmlp.load(tmp_path / "run" / "model.safetensors")
+    assert model.spec.units[-1] == outputs
+    assert model.spec.loss.name == (
+        options[1] if options else ("mean_squared_error", "softmax_cross_entropy")[outputs == 3]
+    )
+    code, _, err = cli("evaluate", "run", "a.npz")
+    assert (code, err) == (0, "")
+    code, _, err = cli("predict", "run", "a.npz", "--out", "p.csv")
+    assert (code, err) == (0, "")
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 201
+
+
+OPTIONS = {
+    "hidden": "7", "activation": "tanh", "loss": "categorical_hinge", "epochs": "3", "batch_size": "16",
+    "optimizer": "sgd", "lr": "0.01", "schedule": "constant", "dropout": "0.4", "l2": "0.1",
+    "weight_decay": "0.5", "label_smoothing": "0.2", "clip_norm": "0.01", "ema": "0.9", "validation": "0.4",
+    "standardize": None, "dtype": "float64", "seed": "8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "momentum"])
+def test_every_option_has_an_effect(cli, tmp_path, name):
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=draw.normal(3, 2, (60, 3)), y=np.arange(60) % 3)
+    base = ["train", "a.npz", "--epochs", "2", "--hidden", "5,5", "--seed", "1"]
+    if name == "momentum":
+        base += ["--optimizer", "sgd"]
+    value = OPTIONS.get(name, "0.9")
+    changed = [*base, option_of(name), *([value] if value else [])]
+    assert cli(*base, "--out", "base")[0] == 0
+    assert cli(*changed, "--out", "changed")[0] == 0
+    base_weights, changed_weights = (weights(tmp_path / folder) for folder in ("base", "changed"))
+    assert base_weights.shape != changed_weights.shape or np.abs(base_weights - changed_weights).max() > 1e-9
+
+
+def test_every_setting_is_an_option_and_tested():
+    assert set(Settings.__dataclass_fields__) == {*OPTIONS, "momentum", "data", "target", "backend"}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.names())
+@pytest.mark.parametrize("validation", [0, 0.2])
+def test_every_schedule_can_be_chosen(cli, flowers, schedule, validation):
+    code, out, _ = cli(
+        "train", flowers, "--target", "kind", "--epochs", 6, "--schedule", schedule, "--validation", validation
+    )
+    assert code == 0 and ("validation accuracy" in out) == bool(validation)
+
+
+def test_help_names_what_there_is(cli):
+    text = " ".join(cli("train", "--help")[1].split())
+    assert set(RATES) == set(OPTIMIZERS.names())
+    for name in (*OPTIMIZERS.names(), *SCHEDULES.names(), "512 for mnist, 64,64 for a file"):
+        assert name in text
+    for command in ("train", "evaluate", "predict", "summary", "info"):
+        assert command in cli("--help")[1]
