@@ -9,11 +9,11 @@ import textwrap
 
 import numpy as np
 import pytest
+from blobs import blobs, small
 from compare import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from test_model import blobs, small
 
 import fastmlp
 from fastmlp import files

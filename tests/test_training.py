@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
+from blobs import blobs, small
 from compare import assert_same_bits
-from test_model import blobs, small
 
 import fastmlp
 from fastmlp.random_bits import epoch_order

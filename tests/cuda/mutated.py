@@ -6,7 +6,7 @@ LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lin
 FIRST_FIT, ARRAYS, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "arrays", "waits"))
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
-FITS = ("tests/test_model.py", "tests/test_training.py", "tests/test_predictor.py")
+FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
 
 # path from the repository's root: the tests that look at that file, those that fail first in front
 TESTS = {
