@@ -3,7 +3,8 @@
 OPERATIONS = ("tests/test_operations.py", "tests/test_operations_training.py")
 STEP = "tests/cuda/test_training_step.py"
 LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels", "costs"))
-FIRST_FIT, ARRAYS, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "arrays", "waits"))
+FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "waits"))
+ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
@@ -21,14 +22,14 @@ TESTS = {
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
     "fastmlp/backends/cupy_choice.py": (FIRST_FIT, OWNS, MEMORY, WAITS),
-    "fastmlp/backends/cupy_memory.py": (MEMORY, STEP, FIRST_FIT, ARRAYS, COSTS, SHARED),
+    "fastmlp/backends/cupy_memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED),
     "fastmlp/backends/cupy_step.py": (STEP, OWNS, WAITS, FIRST_FIT, KERNELS, COSTS, SHARED),
-    "fastmlp/backends/exchange.py": (ARRAYS,),
+    "fastmlp/backends/exchange.py": ARRAYS,
     "fastmlp/backends/cuda_products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED),
     "fastmlp/backends/cuda_blas.py": (OPERATIONS[0], MEMORY, STEP, SHARED),
     "fastmlp/backends/cuda_kernels.py": (PRODUCTS, KERNELS, *OPERATIONS, STEP, SHARED),
     "fastmlp/backends/cuda_source.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
     "fastmlp/backends/cuda_probe.py": ("tests/cuda/test_probe.py",),
-    "fastmlp/backends/cupy_backend.py": (ARRAYS, FIRST_FIT, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
-    "fastmlp/backends/cupy_operations.py": (*OPERATIONS, STEP, ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
+    "fastmlp/backends/cupy_backend.py": (*ARRAYS, FIRST_FIT, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
+    "fastmlp/backends/cupy_operations.py": (*OPERATIONS, STEP, *ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
 }

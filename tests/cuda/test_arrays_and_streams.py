@@ -1,0 +1,101 @@
+"""Arrays of a GPU and streams: what the caller queues before and after a call keeps its place."""
+
+import cupy_double as cp
+import numpy as np
+import pytest
+from compare import assert_same_bits
+from emulator import needs_emulator
+from gpu_arrays import Dlpack, make, model_on, rows, train
+
+from fastmlp.backends import cupy_step
+
+pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
+
+
+def test_each_call_may_come_from_another_stream():
+    x, y = rows()
+    streams = [cp.cuda.Stream(non_blocking=True) for _ in range(6)]
+    with streams[0]:
+        model = model_on()
+        there = cp.asarray(x), cp.asarray(y)
+    cp.cuda.get_current_stream().wait_event(streams[0].record())
+    expected = model_on()
+    train(expected, x, y)
+    with streams[1]:
+        streams[1].wait_event(streams[0].record())
+        train(model, *there)
+    with streams[2]:
+        found = model.predict_proba(x)
+    with streams[3]:
+        streams[3].wait_event(streams[1].record())
+        device = model.predict_proba(there[0])
+        assert_same_bits(device.get(), found)  # the result is for the stream that asked
+    with streams[4]:
+        saved = model.get_weights()
+        model.set_weights(saved)
+        predictor = model.predictor()
+    with streams[5]:
+        assert_same_bits(predictor.outputs(x[0]), expected.predictor().outputs(x[0]))
+        model.to("numpy")
+    for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_what_the_caller_has_queued_comes_first_and_what_it_queues_next_comes_after():
+    x, y = rows()
+    model, reference = model_on(make("eager")), model_on(make("eager"))
+    with cp.cuda.Stream(non_blocking=True):
+        there = cp.asarray(x)
+        there *= 0.5  # queued, not waited for
+        found = model.predict_proba(there)
+        there *= 0.0
+        assert_same_bits(found.get(), reference.predict_proba(x * np.float32(0.5)))
+        labels = cp.asarray(y)
+        there[...] = 1.0
+        train(model, there, labels)
+        there *= 2.0
+    train(reference, np.ones_like(x), y)
+    assert_same_bits(model.get_weights()[0], reference.get_weights()[0])
+
+
+def test_a_producer_of_dlpack_makes_us_wait_for_its_own_stream():
+    x, _ = rows()
+    model = model_on(make("eager"))
+    given = Dlpack(x)
+    with given.stream:
+        given.array *= 0.5
+    cp.counts.clear()
+    found = model.predict_proba(given)
+    assert cp.counts["synchronisations"] == 0  # the device waits, not the host
+    assert_same_bits(found.get(), model.predict_proba(x * np.float32(0.5)))
+
+
+def test_results_belong_to_the_callers_stream():
+    x, y = rows()
+    model = model_on(make("eager"))
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        there, labels = cp.asarray(x), cp.asarray(y)
+        results = [model.predict(there), model.predict_proba(there), model.predictor().outputs(there[0])]
+        results += model.loss_and_gradients(there, labels)[1]
+        results.append(model_on(model.backend, loss="mean_squared_error").predict(there))
+    # what is freed on that stream may be used again on it alone
+    assert {r._memory.stream for r in results} == {stream}
+    assert model._state.params._memory.stream is not stream
+
+
+def test_after_an_error_in_training_the_caller_still_comes_after_what_was_queued(monkeypatch):
+    x, y = rows()
+    model = model_on(make("eager"))
+    train(model, x, y)
+    there = cp.asarray(x)
+
+    def fails(self, first, count):
+        self._enqueue(0, 4)
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(cupy_step.TrainingStep, "_queue", fails)
+    with pytest.raises(RuntimeError, match="planted"):
+        train(model, there, cp.asarray(y))
+    there *= 0.0  # the step reads it
+    model.get_weights()  # and writes them
