@@ -113,7 +113,7 @@ def _installed(distribution: str) -> bool:
 
 def _threads() -> list[tuple[str, str]]:
     import scipy.linalg  # noqa: F401 - loads SciPy's own BLAS
-    import threadpoolctl  # comes with scikit-learn
+    import threadpoolctl
 
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     rows = [("processors", f"{usable} usable of {os.cpu_count()}")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits  # which scikit-learn brings along
+from threadpoolctl import threadpool_limits
 
 import fastmlp
 from fastmlp import MLP, SGD, Callback, Normal

@@ -57,7 +57,7 @@ def probe() -> Availability:
 @functools.cache
 def physical_cores() -> int:
     """Return how many physical cores this process may use."""
-    from joblib import cpu_count  # comes with scikit-learn; knows affinity and container limits
+    from joblib import cpu_count  # knows affinity and container limits
 
     return int(cpu_count(only_physical_cores=True))
 

@@ -52,7 +52,7 @@ class NumpyBackend(Backend):
         return array
 
     def choices(self) -> dict[str, Any]:
-        from threadpoolctl import threadpool_info  # comes with scikit-learn
+        from threadpoolctl import threadpool_info
 
         blas = [p for p in threadpool_info() if p["user_api"] == "blas"]
         return {
