@@ -42,8 +42,10 @@ def write_predictions(path: str, model: MLP, predicted: NDArray[Any], chances: N
         if kind == "npy":
             np.save(file, predicted if chances is None else chances, allow_pickle=False)
         elif kind == "npz":
-            arrays = {"prediction": predicted} | ({} if chances is None else {"probability": chances})
-            np.savez(file, allow_pickle=False, **arrays)
+            arrays: dict[str, Any] = {"prediction": predicted}
+            if chances is not None:
+                arrays["probability"] = chances
+            np.savez(file, **arrays)  # older releases of NumPy would write allow_pickle as one more array
         else:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
