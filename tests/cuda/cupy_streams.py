@@ -64,9 +64,14 @@ class _Memory:
         _memories[self.start] = self
 
 
+def _alive():
+    # one step of the interpreter: going through the dictionary itself fails where another thread allocates meanwhile
+    return [memory for found in _memories.valuerefs() if (memory := found()) is not None]
+
+
 def _memory_at(pointer):
-    for start, memory in list(_memories.items()):
-        if start <= pointer < start + max(memory.bytes.size, 1):
+    for memory in _alive():
+        if memory.start <= pointer < memory.start + max(memory.bytes.size, 1):
             return memory
     raise CudaError(f"the address {pointer:#x} belongs to no array (or to one that has been freed)")
 
@@ -284,7 +289,7 @@ def _device_synchronize():
 
 class _MemoryPool:
     def used_bytes(self):
-        return sum(m.bytes.size for m in list(_memories.values()))
+        return sum(m.bytes.size for m in _alive())
 
     def free_bytes(self):
         return 0
