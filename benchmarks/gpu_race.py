@@ -190,7 +190,7 @@ def floor(workload: str, repeats: int) -> str:
     """Return what a step takes, beside its products alone by cuBLAS and the optimizer's bytes at copy bandwidth."""
     import cupy
 
-    from fastmlp.backends.cuda_blas import CuBlas
+    from fastmlp.backends.cuda.blas import CuBlas
 
     chosen = GPU_WORKLOADS[workload]
     batch, blas = chosen.batch, CuBlas(cupy)

@@ -30,8 +30,8 @@ from race import FIRST, WORKLOADS, data
 from results import table, unpinned, write_section
 
 import fastmlp
-from fastmlp.backends.numba_backend import _on_threads
-from fastmlp.batching import HostData
+from fastmlp.backends.cpu.backend import _on_threads
+from fastmlp.backends.data import HostData
 
 SHAPES = [
     *((16, 784, 64), (16, 64, 32), (16, 32, 10), (300, 784, 32), (300, 32, 128), (100, 784, 100), (100, 100, 10)),
@@ -167,8 +167,8 @@ def compare_steps(workloads: list[str], rounds: int) -> str:
         train = partial(model.fit, x, y, epochs=1, batch_size=batch, optimizer=fastmlp.SGD(0.01), verbose=0)
         train()
         # the session that this training used, and its memory
-        session = next(s for s in model._pool._idle if s.plan.optimizer is not None)
-        record, buffers = session.data(HostData(x, y, None)), session.buffers(model._state)
+        session = next(s for s in model._learner.sessions._idle if s.plan.optimizer is not None)
+        record, buffers = session.data(HostData(x, y, None)), session.buffers(model._learner.state)
         order = np.random.default_rng(0).permutation(len(x))
         shared = (session.network, record, buffers, session.memory, order, batch)
         products_of_steps(0, 1, *shared, 0)

@@ -84,7 +84,7 @@ class TestAccuracy(fastmlp.Callback):
     def __init__(self):
         self.values = []
 
-    def on_epoch_end(self, run, logs):
+    def on_epoch_end(self, run, figures):
         self.values.append((run.model.predict_proba(x_test).argmax(axis=1) == y_test).mean())
 
 

@@ -1,23 +1,101 @@
-"""Checks of the arguments that the faces share; each error names the argument, what was got and what was expected."""
+"""Checks of single arguments, for every face: what is right comes back in one plain type, what is not is refused.
+
+Each error names the argument, what was got and what was expected.
+"""
 
 from __future__ import annotations
 
-import logging
+import math
 import operator
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import secrets
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
-from fastmlp.backends import choose_backend, get_backend
-from fastmlp.backends.base import Backend
-from fastmlp.callbacks import Callback, ProgressBar
-from fastmlp.random_bits import new_key
 
-if TYPE_CHECKING:
-    from fastmlp.training import Metric
+def check_integer(argument: str, value: Any, *, also: str = "") -> int:
+    """Return an integer of whatever integer type it was given; TypeError for anything else, True and False too."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be an integer{_or(also)} {value!r}") from None
 
-_log = logging.getLogger("fastmlp")
+
+def check_count(argument: str, value: Any, least: int = 1, *, also: str = "") -> int:
+    """Return an integer that is not below `least`, of whatever integer type it was given.
+
+    Parameters
+    ----------
+    argument : str
+        Its name, for messages.
+    value : object
+    least : int
+    also : str
+        What else the argument may be, for messages, such as ``"or None"``.
+
+    Raises
+    ------
+    TypeError
+        It is no integer; True and False are none.
+    ValueError
+        It is below `least`.
+    """
+    number = check_integer(argument, value, also=also)
+    if number < least:
+        raise ValueError(f"{argument} must be at least {least}{_or(also)} {value!r}")
+    return number
+
+
+def check_number(
+    argument: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False, also: str = ""
+) -> float:
+    """Return a number in [low, high), or in (low, high) where it must be `above` the bound, as a float.
+
+    Parameters
+    ----------
+    argument : str
+        Its name, for messages.
+    value : object
+        Of any real type, or an array of any library that holds one and has no axes.
+    low, high : float
+        Infinity and NaN are out of all bounds.
+    above : bool
+    also : str
+        What else the argument may be, for messages, such as ``"or None"``.
+
+    Raises
+    ------
+    TypeError
+        It is no number; True, False and text are none.
+    ValueError
+        It is out of bounds.
+    """
+    number = value if type(value) is float else _as_float(argument, value, also)
+    if not math.isfinite(number) or number < low or (above and number == low) or number >= high:
+        bounds = [] if math.isinf(low) else [f"{'above' if above else 'at least'} {low:g}"]
+        bounds += ["finite" if math.isinf(high) else f"below {high:g}"]
+        raise ValueError(f"{argument} must be {' and '.join(bounds)}{_or(also)} {value!r}")
+    return number
+
+
+def _as_float(argument: str, value: Any, also: str) -> float:
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"{argument} must be a number{_or(also)} {value!r}")
+    try:
+        return float(given)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """Return True or False, given as that, NumPy's too, or as 1 or 0; TypeError for anything else."""
+    if not isinstance(value, (bool, np.bool_, int, np.integer)) or value not in (0, 1):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:
@@ -32,67 +110,15 @@ def check_dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:
 
 
 def check_seed(seed: int | None) -> int:
-    """Return the 64-bit key of a seed; a drawn one for None."""
+    """Return a 64-bit seed; for None one drawn from the operating system."""
     if seed is None:
-        return new_key()
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an integer or None, got {seed!r}")
-    key = operator.index(seed)
+        return secrets.randbits(64)
+    key = check_integer("seed", seed, also="or None")
     if not 0 <= key < 2**64:
         raise ValueError(f"seed must be in 0..2**64-1, got {seed!r}")
     return key
 
 
-def resolve_backend(backend: str | Backend) -> Backend:
-    """Return a backend given as such or by name; what "auto" stands for is logged, and why."""
-    if isinstance(backend, Backend):
-        return backend
-    if backend == "auto":
-        name, why = choose_backend()
-        _log.info("backend 'auto' is %s (%s)", name, why)
-    return get_backend(backend)
-
-
-def check_count(argument: str, value: int, least: int = 1) -> int:
-    """Return an integer that is not below `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{argument} must be at least {least}, got {value!r}")
-    return operator.index(value)
-
-
-def check_callbacks(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
-    """Return the callbacks of a run, with the progress bar that `verbose` asks for."""
-    if verbose not in (0, 1, 2):
-        raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
-    found = list(callbacks)
-    for callback in found:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks must be Callback objects such as EarlyStopping(), got {callback!r}")
-    if verbose and not any(isinstance(c, ProgressBar) for c in found):
-        found.append(ProgressBar(bar=verbose == 1))
-    return found
-
-
-def check_metrics(metrics: Sequence[str | Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
-    """Return metrics by name; a name stands for a function of `sklearn.metrics`."""
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    if isinstance(metrics, str):
-        metrics = (metrics,)
-    found: dict[str, Metric] = {}
-    for metric in metrics:
-        if callable(metric):
-            found[getattr(metric, "__name__", type(metric).__name__)] = metric
-            continue
-        import sklearn.metrics
-
-        function = getattr(sklearn.metrics, metric, None)
-        if not callable(function):
-            raise ValueError(
-                f"metrics: sklearn.metrics has no function {metric!r}; name one, such as 'balanced_accuracy_score', "
-                "or pass a callable f(y, predicted)"
-            )
-        found[metric] = function
-    return found
+def _or(also: str) -> str:
+    """Return how a message goes on to what was got."""
+    return f", {also}; got" if also else ", got"

@@ -27,7 +27,7 @@ class NonFiniteLossError(FloatingPointError):
         Epoch (from 1), step of the run (from 0) and row of the training data where it happened; `row` is -1
         where no single row is to blame.
     where : str
-        The first array that was not finite, such as ``"layer 2 (pre-activation)"``.
+        The first array that was not finite, such as ``"the pre-activations of layer 2"``.
     """
 
     def __init__(self, message: str, *, epoch: int, step: int, row: int, where: str) -> None:

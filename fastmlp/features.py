@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastmlp.arguments import check_count, check_number
 from fastmlp.model import MLP
 
 
@@ -78,13 +78,10 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             An argument does not make sense.
         """
         x = validate_data(self, X, dtype=(np.float64, np.float32))
-        if isinstance(self.n_components, bool) or not isinstance(self.n_components, Integral):
-            raise TypeError(f"n_components must be an integer, got {self.n_components!r}")
-        if self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {self.n_components!r}")
+        components = check_count("n_components", self.n_components)
         self.gamma_: float = self._gamma(x)
         random = check_random_state(self.random_state)
-        shape = (x.shape[1], int(self.n_components))
+        shape = (x.shape[1], components)
         self.weights_: NDArray[np.float64] = random.normal(scale=np.sqrt(2 * self.gamma_), size=shape)
         self.offset_: NDArray[np.float64] = random.uniform(0, 2 * np.pi, size=shape[1])
         return self
@@ -151,11 +148,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             variance = float(x.var(dtype=np.float64))
             # inputs that are all equal give no scale
             return 1 / (x.shape[1] * variance) if variance > 0 else 1.0
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, Real):
-            raise TypeError(f'gamma must be a number or "scale", got {self.gamma!r}')
-        if not 0 < self.gamma < np.inf:
-            raise ValueError(f"gamma must be positive and finite, got {self.gamma!r}")
-        return float(self.gamma)
+        return check_number("gamma", self.gamma, 0.0, above=True, also='or "scale"')
 
     @property
     def _n_features_out(self) -> int:

@@ -1,48 +1,36 @@
-"""`MLP`, the face that users meet."""
+"""`MLP`, the face that users meet: what may be asked, said and checked; a `Learner` does it."""
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp import files
-from fastmlp.arguments import (
-    check_callbacks,
-    check_count,
-    check_dtype,
-    check_metrics,
-    check_seed,
-    resolve_backend,
-)
-from fastmlp.backends.exchange import host_array
-from fastmlp.batching import HostData, check_data, check_inputs, split_rows
-from fastmlp.errors import DataError, ReproducibilityWarning
-from fastmlp.history import History
-from fastmlp.inference import Inference
-from fastmlp.optimizers import OPTIMIZERS, Adam, Optimizer
-from fastmlp.plan import Plan
-from fastmlp.predictor import Predictor
-from fastmlp.session import SessionPool
-from fastmlp.spec import NetworkSpec, make_spec
-from fastmlp.state import Layout, TrainState, initial_parameters
-from fastmlp.summary import describe, summary_lines
-from fastmlp.training import Progress, Training
+from fastmlp.arguments import check_count, check_dtype, check_flag, check_seed
+from fastmlp.backends.choosing import resolve_backend
+from fastmlp.engine import runs
+from fastmlp.engine.callbacks import check_callbacks
+from fastmlp.engine.checkpoints import save_model
+from fastmlp.engine.checks import check_class_names, check_feature_names, check_weights
+from fastmlp.engine.learner import Learner
+from fastmlp.engine.metrics import check_metrics
+from fastmlp.formulas.optimizers import choose_optimizer
+from fastmlp.network.spec import NetworkSpec, make_spec
+from fastmlp.network.summary import describe, summary_lines
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
-    from fastmlp.callbacks import Callback
-    from fastmlp.initializers import Initializer
-    from fastmlp.losses import Loss
-    from fastmlp.training import Metric
+    from fastmlp.engine.history import History
+    from fastmlp.engine.loop import Callback
+    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.predictor import Predictor
+    from fastmlp.formulas.initializers import Initializer
+    from fastmlp.formulas.losses import Loss
+    from fastmlp.formulas.optimizers import Optimizer
 
 
 class MLP:
@@ -104,91 +92,68 @@ class MLP:
         dtype: str | type | np.dtype[Any] = "float32",
         seed: int | None = None,
     ) -> None:
-        spec = make_spec(
-            units,
-            activation=activation,
-            loss=loss,
-            dropout=dropout,
-            l2=l2,
-            max_norm=max_norm,
-            initializer=initializer,
-        )
-        kind, key, where = check_dtype(dtype), check_seed(seed), resolve_backend(backend)
-        layout = Layout(spec.units, kind.itemsize)
-        with where.working():
-            params = where.copy(initial_parameters(spec, layout, kind, key))
-        self._setup(spec, kind, where, TrainState(layout, params, key))
+        spec = make_spec(units, activation, loss, dropout, l2, max_norm, initializer)
+        kind, key = check_dtype(dtype), check_seed(seed)
+        self._learner = Learner.drawn(spec, kind, resolve_backend(backend), key)
 
-    def _setup(self, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, state: TrainState) -> None:
-        self._spec, self._dtype, self._state = spec, dtype, state
-        self._settle(backend)
-        self._training = threading.Lock()
-        self._class_names: tuple[str, ...] | None = None
-        self._feature_names: tuple[str, ...] | None = None
-        self._checkpoint: tuple[str, dict[str, Any], dict[str, NDArray[Any]]] | None = None
-
-    def _settle(self, backend: Backend) -> None:
-        """Work on this backend from now on."""
-        self._backend, self._pool = backend, SessionPool(backend)
-        self._inference = Inference(self._pool, self._dtype)
+    @classmethod
+    def from_learner(cls, learner: Learner) -> MLP:
+        """Return the face of a learner that is there already, such as one from a file."""
+        model = cls.__new__(cls)
+        model._learner = learner
+        return model
 
     # --- what it is ---
 
     @property
     def spec(self) -> NetworkSpec:
         """What the network is."""
-        return self._spec
+        return self._learner.spec
 
     @property
     def backend(self) -> Backend:
         """Where it runs."""
-        return self._backend
+        return self._learner.backend
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """In which type it computes."""
-        return self._dtype
+        return self._learner.dtype
 
     @property
     def seed(self) -> int:
         """The 64-bit seed that was given or drawn."""
-        return self._state.key
+        return self._learner.state.key
 
     @property
     def steps(self) -> int:
         """Training steps done so far."""
-        return self._state.step
+        return self._learner.state.step
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes, which saved files keep; one an output, or two for a single sigmoid output."""
-        return self._class_names
+        return self._learner.class_names
 
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
-        self._class_names = _names("class_names", names, max(self._spec.units[-1], 2))
+        self._learner.class_names = check_class_names(self.spec, names)
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
         """The names of the inputs, which saved files keep; the command line picks columns of a table by them."""
-        return self._feature_names
+        return self._learner.feature_names
 
     @feature_names.setter
     def feature_names(self, names: Sequence[str] | None) -> None:
-        self._feature_names = _names("feature_names", names, self._spec.units[0])
+        self._learner.feature_names = check_feature_names(self.spec, names)
 
     def __repr__(self) -> str:
-        return f"MLP({describe(self._spec, self._dtype, self._backend.name, self.seed)})"
+        return f"MLP({describe(self.spec, self.dtype, self.backend.name, self.seed)})"
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Print the layers with their shapes and numbers of parameters, and what training keeps in memory.
-
-        Parameters
-        ----------
-        print_fn : callable
-            Called with each line.
-        """
-        for line in summary_lines(self._spec, self._dtype, self._backend.name):
+        """Print the layers, their shapes and numbers of parameters, and what training keeps in memory, line by line."""
+        for line in summary_lines(self.spec, self.dtype, self.backend.name):
             print_fn(line)
 
     # --- training ---
@@ -257,40 +222,14 @@ class MLP:
         NonFiniteLossError
             The loss of a step was not finite; the model is as it was before that step.
         """
+        learner = self._learner
         epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
-        chosen = self._choose_optimizer(optimizer)
-        data = self._check(x, y, sample_weight, class_weight)
-        data, validation = self._validation(data, validation_data, validation_split)
-        batch_size = min(batch_size, len(data))
-        with self._exclusive():
-            # all that can fail on the arguments is done before the state changes
-            progress = Progress(
-                epochs,
-                batch_size,
-                len(data),
-                bool(shuffle),
-                float(validation_split),
-                horizon=epochs * -(-len(data) // batch_size),
-                schedule_start=self._state.optimizer_step if self._state.optimizer == chosen else 0,
-            )
-            run = Training(
-                self,
-                data,
-                validation,
-                progress,
-                metrics=check_metrics(metrics),
-                callbacks=check_callbacks(callbacks, verbose),
-            )
-            run.check_memory(chosen)
-            self._checkpoint = None
-            before = replace(self._state)
-            self._state.begin(chosen, self._backend)
-            try:
-                return run.run()
-            except BaseException:
-                if run.steps_done == 0:
-                    self._state = before
-                raise
+        chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
+        data = learner.data(x, y, sample_weight, class_weight)
+        data, validation = runs.hold_out(learner, data, validation_data, validation_split)
+        more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
+        wanted = runs.Wanted(epochs, batch_size, chosen, shuffle, float(validation_split))
+        return runs.begin(learner, data, validation, wanted, more)
 
     def resume(
         self,
@@ -325,89 +264,12 @@ class MLP:
         ValueError
             The data, callbacks or metrics are not those of the checkpoint.
         """
-        if self._checkpoint is None:
-            raise RuntimeError(
-                "resume: this model was not just loaded from a checkpoint; load one with fastmlp.load, or use fit"
-            )
-        path, header, tensors = self._checkpoint
-        progress = Progress(**header["progress"])
-        if progress.epoch >= progress.epochs:
-            raise RuntimeError(
-                f"resume: the run of {path} was finished after {progress.epochs} epochs; use fit to go on"
-            )
-        data = self._check(x, y, sample_weight, class_weight)
-        data, validation = self._validation(data, validation_data, progress.validation_split)
-        if data.fingerprint(self._backend) != header["data"]:
-            raise DataError(f"resume: x, y and the weights are not those that the checkpoint {path} was trained on")
-        with self._exclusive():
-            run = Training(
-                self,
-                data,
-                validation,
-                progress,
-                history=History(header["history"]),
-                metrics=check_metrics(metrics),
-                callbacks=check_callbacks(callbacks, verbose),
-            )
-            run.restore_callbacks(path, header, tensors)
-            assert self._state.optimizer is not None
-            run.check_memory(self._state.optimizer)
-            self._checkpoint = None
-            here = run.adopt(header["platform"])
-            if here != header["platform"]:
-                changed = [k for k in {**here, **header["platform"]} if here.get(k) != header["platform"].get(k)]
-                was = ", ".join(f"{k} {header['platform'].get(k)!r}, now {here.get(k)!r}" for k in sorted(changed))
-                warnings.warn(
-                    f"the checkpoint was made under other choices ({was}), so the run need not go on to the same bits",
-                    ReproducibilityWarning,
-                    stacklevel=2,
-                )
-            return run.run()
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Let only one thread train or move the model; a second one is told so instead of waiting."""
-        if not self._training.acquire(blocking=False):
-            raise RuntimeError(
-                "this model is being trained already (in another thread, or by the fit whose callback this is); "
-                "wait for it, or train a copy.deepcopy of the model"
-            )
-        try:
-            with self._backend.working():
-                yield
-        finally:
-            self._training.release()
-
-    def _choose_optimizer(self, optimizer: Optimizer | str | None) -> Optimizer:
-        if optimizer is None:
-            return self._state.optimizer or Adam()
-        return OPTIMIZERS.record(optimizer)
-
-    def _check(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        class_weight: Mapping[int, float] | str | None = None,
-        suffix: str = "",
-    ) -> HostData:
-        return check_data(
-            self._spec, self._dtype, x, y, sample_weight, class_weight, backend=self._backend, suffix=suffix
-        )
-
-    def _validation(
-        self, data: HostData, validation_data: tuple[ArrayLike, ...] | None, split: float
-    ) -> tuple[HostData, HostData | None]:
-        train, held_out = split_rows(data, split)
-        if validation_data is None:
-            return train, held_out
-        if held_out is not None:
-            raise ValueError("give either validation_data or validation_split, not both")
-        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
-            raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
-        weights = validation_data[2] if len(validation_data) == 3 else None
-        x, y = validation_data[:2]
-        return train, self._check(x, y, weights, suffix=" of validation_data")
+        learner = self._learner
+        paused, progress = runs.paused_run(learner)
+        data = learner.data(x, y, sample_weight, class_weight)
+        data, validation = runs.hold_out(learner, data, validation_data, progress.validation_split)
+        more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
+        return runs.go_on(learner, paused, progress, data, validation, more)
 
     # --- asking ---
 
@@ -419,12 +281,7 @@ class MLP:
         *,
         metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
     ) -> dict[str, float]:
-        """Return the figures of the model on some data.
-
-        Parameters
-        ----------
-        x, y, sample_weight, metrics
-            As for `fit`.
+        """Return the figures of the model on some data; parameters as for `fit`.
 
         Returns
         -------
@@ -432,7 +289,7 @@ class MLP:
             ``loss`` (weighted mean over the rows, without dropout and without L2), ``accuracy`` where the loss has
             one, and the metrics.
         """
-        return self._figures(self._check(x, y, sample_weight), check_metrics(metrics))
+        return self._learner.figures(self._learner.data(x, y, sample_weight), check_metrics(metrics))
 
     def predict(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what the network predicts.
@@ -450,7 +307,7 @@ class MLP:
             Classes (int64) for losses over classes; 0 or 1 (int64) for sigmoid cross-entropy; rates for Poisson;
             values for the others.  (n,) where there is one output.
         """
-        return self._answer(self._spec.loss.predict, x, batch_size)
+        return self._learner.answer(self.spec.loss.predict, x, batch_size)
 
     def predict_proba(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return probabilities: (n, classes), or (n, 1) for one sigmoid output; parameters as for `predict`.
@@ -460,30 +317,17 @@ class MLP:
         ValueError
             The loss has no probabilities (regression, hinge).
         """
-        loss = self._spec.loss
-        loss.probabilities(np.zeros((0, self._spec.units[-1]), self._dtype))  # refuses before the work, not after it
-        return self._answer(loss.probabilities, x, batch_size)
-
-    def _answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None) -> Array:
-        rows = check_inputs(x, self._spec.units[0], self._backend)
-        if batch_size is not None:
-            batch_size = check_count("batch_size", batch_size)
-        outputs = self._inference.outputs(self._spec, self._state.evaluated, rows, batch_size)
-        with self._backend.placed():
-            return turn(outputs)
+        loss = self.spec.loss
+        loss.probabilities(np.zeros((0, self.spec.units[-1]), self.dtype))  # refuses before the work, not after it
+        return self._learner.answer(loss.probabilities, x, batch_size)
 
     def predictor(self) -> Predictor:
         """Return a function that predicts one example at a time, at the least cost a call.
 
-        It holds a copy of the weights: training that goes on does not change what it predicts.
-
-        Returns
-        -------
-        Predictor
-            ``predictor(x)`` for x (I,) is ``model.predict(x[None])[0]``; ``predictor.outputs(x)`` the outputs, (K,).
+        ``predictor(x)`` for x (I,) is ``model.predict(x[None])[0]``, ``predictor.outputs(x)`` the outputs, (K,).  It
+        holds a copy of the weights: training that goes on does not change what it predicts.
         """
-        with self._backend.working():
-            return Predictor(self._backend, self._spec, self._dtype, self._state.evaluated)
+        return self._learner.predictor()
 
     def loss_and_gradients(
         self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -497,22 +341,13 @@ class MLP:
         (loss, [dW1, db1, dW2, ...])
             A float, and arrays shaped like those of `get_weights`; on the GPU where x is.
         """
-        return self._inference.loss_and_gradients(self._spec, self._state.params, self._check(x, y, sample_weight))
-
-    def _figures(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
-        """Return loss, accuracy where there is one, and metrics, of checked data."""
-        figures = self._inference.evaluate(self._spec, self._state.evaluated, data)
-        return {**figures, **self._metric_values(data, metrics)}
-
-    def _metric_values(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
-        return self._inference.metric_values(self._spec, self._state.evaluated, data, metrics)
+        return self._learner.loss_and_gradients(self._learner.data(x, y, sample_weight))
 
     # --- weights ---
 
     def get_weights(self) -> list[NDArray[Any]]:
         """Return copies of the weights that predict, the moving average if there is one: [W1 (I, O), b1 (O,), ...]."""
-        flat = self._numpy(self._state.evaluated)
-        return [array.copy() for pair in self._state.layout.views(flat) for array in pair]
+        return self._learner.weights()
 
     def set_weights(self, weights: Sequence[ArrayLike]) -> None:
         """Set the weights and biases, and their moving average if there is one; the optimizer's moments stay.
@@ -527,77 +362,30 @@ class MLP:
         ValueError
             There are too many or too few, or one has another shape or is not finite; nothing has changed then.
         """
-        flat = np.zeros(self._state.layout.size, self._dtype)
-        targets = [array for pair in self._state.layout.views(flat) for array in pair]
-        given = [self._host(w) for w in weights]
-        if [w.shape for w in given] != [t.shape for t in targets]:
-            raise ValueError(
-                f"weights must be arrays of the shapes {[t.shape for t in targets]} (W1, b1, W2, ...), "
-                f"got {[w.shape for w in given]}"
-            )
-        for i, (target, value) in enumerate(zip(targets, given, strict=True)):
-            if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
-                raise ValueError(f"weights: {'Wb'[i % 2]}{i // 2 + 1} must hold finite real numbers")
-            target[...] = value
-        with self._backend.working():
-            self._state.params[...] = self._backend.asarray(flat)
-            if self._state.average is not None:
-                self._state.average[...] = self._state.params
-        self._checkpoint = None
-
-    def _host(self, array: ArrayLike) -> NDArray[Any]:
-        there = self._backend.take(array, "weights")
-        return host_array(array) if there is None else self._backend.to_numpy(there)
-
-    def _numpy(self, array: Array) -> NDArray[Any]:
-        """Return an array of the model's own as NumPy's."""
-        with self._backend.working():
-            return self._backend.to_numpy(array)
+        flat = check_weights(self._learner.state.layout, self.dtype, weights, backend=self.backend)
+        self._learner.set_parameters(flat, flat)
+        self._learner.paused = None
 
     def freeze(self, *layers: int) -> None:
         """Let these layers, counted from 0 at the input and from -1 at the output, keep their weights and biases.
 
-        Raises
-        ------
-        ValueError
-            There is no such layer, or none is named.
+        ValueError where there is no such layer, or none is named.
         """
         if not layers:
             raise ValueError("freeze needs the numbers of layers, such as freeze(0); to let all train use unfreeze()")
-        self._set_frozen(layers, True)
+        self._learner.freeze(layers, True)
 
     def unfreeze(self, *layers: int) -> None:
-        """Let these layers train, or all where none is named; counted as for `freeze`.
-
-        Raises
-        ------
-        ValueError
-            There is no such layer.
-        """
-        self._set_frozen(layers or range(self._spec.layers), False)
-
-    def _set_frozen(self, layers: Sequence[int], value: bool) -> None:
-        frozen = list(self._spec.frozen)
-        for layer in layers:
-            if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-                raise TypeError(f"layers must be integers, got {layer!r}")
-            if not -len(frozen) <= layer < len(frozen):
-                raise ValueError(f"there is no layer {layer}; the network has {len(frozen)}, 0..{len(frozen) - 1}")
-            frozen[layer] = value
-        self._spec = replace(self._spec, frozen=tuple(frozen))
+        """Let these layers train, or all where none is named; counted, and refused, as by `freeze`."""
+        self._learner.freeze(layers or range(self.spec.layers), False)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters, and of their average if there is one, by the names they have in files."""
-        named = self._state.named(self._numpy)
-        return {name: array.copy() for name, array in named.items()}
+        return self._learner.snapshot()
 
     def restore_snapshot(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set the parameters, and their average if there is one, from a `snapshot`."""
-        state = self._state
-        with self._backend.working():
-            state.params[...] = self._backend.asarray(state.layout.flat(arrays, "", self._dtype))
-            if state.average is not None:
-                state.average[...] = self._backend.asarray(state.layout.flat(arrays, "average.", self._dtype))
+        self._learner.restore(arrays)
 
     # --- files and places ---
 
@@ -611,31 +399,11 @@ class MLP:
         OSError
             The file cannot be written; one that was there is as it was.
         """
-        header, _ = self._contents()
-        arrays = self._state.layout.named(self._numpy(self._state.evaluated))
-        files.write(path, {**header, "kind": "model"}, arrays)
-
-    def _contents(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """Return the description of the model and all its numbers, as a checkpoint holds them."""
-        header = {
-            "spec": self._spec.to_json(),
-            "dtype": self._dtype.name,
-            "class_names": self._class_names,
-            "feature_names": self._feature_names,
-            "key": self._state.key,
-            "step": self._state.step,
-        }
-        return header, self._state.named(self._numpy, moments=True)
+        save_model(self._learner, path)
 
     def to(self, backend: str | Backend) -> MLP:
         """Move the model, moments and all, to another backend; returns the model."""
-        where = resolve_backend(backend)
-        with self._exclusive():
-            self._pool.close()
-            there = self._state.copied(self._backend.to_numpy)
-            with where.working():
-                self._state = there.copied(where.copy)
-            self._settle(where)
+        self._learner.move(resolve_backend(backend))
         return self
 
     def memory_estimate(
@@ -663,40 +431,19 @@ class MLP:
             ``parameters``, with the optimizer's moments and an average of the weights; ``data``, the copy on a GPU;
             ``order``, of the rows of an epoch; ``workspace``, what a training step works in; ``total``.
         """
-        data = self._check(x, y, sample_weight)
+        data = self._learner.data(x, y, sample_weight)
         rows = min(check_count("batch_size", batch_size), len(data))
-        chosen = self._choose_optimizer(optimizer).without_schedule()
-        found = self._backend.memory_estimate(Plan(self._spec, rows, self._dtype, True, chosen), data)
+        plan = self._learner.plan(rows, choose_optimizer(optimizer, self._learner.state.optimizer))
+        found = self.backend.memory_estimate(plan, data)
         return {**found, "total": sum(found.values())}
 
     def close(self) -> None:
-        """Let go of the memory (and, in compiled backends, the threads) that is kept between calls.
-
-        The model stays usable: what is needed is made again.
-        """
-        self._pool.close()
+        """Let go of the memory that is kept between calls; the model stays usable, and what it needs is made again."""
+        self._learner.sessions.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "spec": self._spec,
-            "dtype": self._dtype.name,
-            "backend": self._backend,
-            "class_names": self._class_names,
-            "feature_names": self._feature_names,
-            "state": self._state.copied(self._numpy),
-        }
+        return self._learner.__getstate__()
 
     def __setstate__(self, values: dict[str, Any]) -> None:
-        backend: Backend = values["backend"]
-        with backend.working():
-            state = values["state"].copied(backend.copy)
-        self._setup(values["spec"], np.dtype(values["dtype"]), backend, state)
-        self._class_names, self._feature_names = values["class_names"], values["feature_names"]
-
-
-def _names(argument: str, names: Sequence[str] | None, expected: int) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if isinstance(names, str) or len(names) != expected:
-        raise ValueError(f"{argument} needs {expected} names, got {names!r}")
-    return tuple(str(name) for name in names)
+        self._learner = Learner.__new__(Learner)
+        self._learner.__setstate__(values)

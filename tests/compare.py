@@ -7,8 +7,8 @@ import contextlib
 import numpy as np
 import pytest
 
-from fastmlp.losses import LOSSES, Huber, SoftmaxCrossEntropy
-from fastmlp.optimizers import OPTIMIZERS, SGD, Adam, RMSprop
+from fastmlp.formulas.losses import LOSSES, Huber, SoftmaxCrossEntropy
+from fastmlp.formulas.optimizers import OPTIMIZERS, SGD, Adam, RMSprop
 
 DTYPES = ("float32", "float64")
 # one row and one feature, one of the two, few of both, and 7 x 41: no multiple of any vector width

@@ -6,9 +6,12 @@ import warnings
 
 import pytest
 
-from fastmlp import activations, backends
-from fastmlp.backends import cupy_backend, numba_backend
-from fastmlp.losses import LOSSES
+from fastmlp.backends import registry
+from fastmlp.backends.choosing import get_backend
+from fastmlp.backends.cpu import backend as numba_backend
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.formulas.activations import ACTIVATIONS
+from fastmlp.formulas.losses import LOSSES
 
 
 def pytest_addoption(parser):
@@ -35,7 +38,7 @@ def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         # what CuPy does eagerly is part of the long run: of single operations it is the same
         eager = ["cupy-eager"] if metafunc.config.getoption("--whole-ladder") else []
-        metafunc.parametrize("backend", [*backends.backend_names(), *eager], indirect=True)
+        metafunc.parametrize("backend", [*registry.backend_names(), *eager], indirect=True)
 
 
 @pytest.fixture
@@ -45,23 +48,23 @@ def backend(request, monkeypatch):
     CuPy's runs without a GPU too: its kernels on an emulator, its host code on a double of CuPy.
     """
     name, _, way = request.param.partition("-")
-    found = backends.available_backends()[name]
+    found = registry.available_backends()[name]
     if not found.available and name == "cupy":
         found = use_the_double(monkeypatch, found.reason)
     if not found.available:
         pytest.skip(f"backend {request.param}: {found.reason}")
     if name == "cupy":
-        monkeypatch.setitem(backends._made, "cupy", cupy_backend_that_runs(way or "captured"))
-    return backends.get_backend(name)
+        monkeypatch.setitem(registry._made, "cupy", cupy_backend_that_runs(way or "captured"))
+    return get_backend(name)
 
 
 @pytest.fixture
 def cupy_or_its_double(monkeypatch):
     """Make ``"cupy"`` a backend that can run."""
-    found = backends.available_backends()["cupy"]
+    found = registry.available_backends()["cupy"]
     if not found.available:
         found = use_the_double(monkeypatch, found.reason)
-        monkeypatch.delitem(backends._made, "cupy", raising=False)
+        monkeypatch.delitem(registry._made, "cupy", raising=False)
     if not found.available:
         pytest.skip(f"backend cupy: {found.reason}")
 
@@ -72,8 +75,8 @@ def use_the_double(monkeypatch, reason):
     import emulator
 
     if emulator.missing():
-        return backends.Availability(False, f"{reason}; nor on the double: {emulator.missing()}")
-    monkeypatch.setattr(cupy_backend, "probe", lambda: backends.Availability(True, "the double of CuPy"))
+        return registry.Availability(False, f"{reason}; nor on the double: {emulator.missing()}")
+    monkeypatch.setattr(cupy_backend, "probe", lambda: registry.Availability(True, "the double of CuPy"))
     monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
     return cupy_backend.probe()
 
@@ -114,15 +117,15 @@ def threads_however_small_the_step(monkeypatch):
 @pytest.fixture(autouse=True)
 def registries_as_they_were():
     """Forget what a test registers."""
-    kept = [(d, dict(d)) for d in (activations._ACTIVATIONS, LOSSES.types, backends._BACKENDS)]
+    kept = [(d, dict(d)) for d in (ACTIVATIONS, LOSSES.types, registry._BACKENDS)]
     yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
-    for name in set(backends._made) - set(backends._BACKENDS):
-        del backends._made[name]
-    if backends._made.get("cupy") is not None and not cupy_backend.probe().available:
-        del backends._made["cupy"]  # it was made on the double
+    for known, before in kept:
+        known.clear()
+        known.update(before)
+    for name in set(registry._made) - set(registry._BACKENDS):
+        del registry._made[name]
+    if registry._made.get("cupy") is not None and not cupy_backend.probe().available:
+        del registry._made["cupy"]  # it was made on the double
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,13 @@ import numpy as np
 from compare import targets_for
 from oracle_network import Network
 
-from fastmlp.batching import DeviceData
-from fastmlp.losses import Huber, SoftmaxCrossEntropy
-from fastmlp.optimizers import SGD, Adam, AdamW, RMSprop
-from fastmlp.plan import Plan
-from fastmlp.spec import make_spec
-from fastmlp.state import Layout, TrainState, initial_parameters
+from fastmlp.backends.data import DeviceData
+from fastmlp.formulas.losses import Huber, SoftmaxCrossEntropy
+from fastmlp.formulas.optimizers import SGD, Adam, AdamW, RMSprop
+from fastmlp.network.layout import Layout
+from fastmlp.network.plan import Plan, Precision
+from fastmlp.network.spec import make_spec
+from fastmlp.network.state import TrainState, initial_parameters
 
 KEY = 0x0123456789ABCDEF
 EPSILON = 0.1
@@ -97,7 +98,7 @@ class Scenario:
 
     def plan(self, dtype, **changes):
         optimizer = self.optimizer.without_schedule()
-        return replace(Plan(self.spec, self.batch, np.dtype(dtype), True, optimizer), **changes)
+        return replace(Plan(self.spec, self.batch, Precision.of(np.dtype(dtype)), True, optimizer), **changes)
 
     def table(self, epoch, optimizer_step, dtype):
         _, _, w = self.data()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fastmlp.atomic import atomic_writer
+from fastmlp.files.atomic import atomic_writer
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX systems")
 
@@ -130,7 +130,7 @@ def test_a_killed_process_leaves_the_old_file_whole(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     script = (
         "import os, signal, sys\n"
-        "from fastmlp.atomic import atomic_writer\n"
+        "from fastmlp.files.atomic import atomic_writer\n"
         "with atomic_writer(sys.argv[1]) as file:\n"
         "    file.write(bytes(1 << 20))\n"
         "    file.flush()\n"

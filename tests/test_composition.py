@@ -11,14 +11,14 @@ from compare import DTYPES, assert_close, assert_same_bits, unchanged, unset
 from scenarios import SCENARIOS, Scenario, network_of, rows_of, train, train_slowly
 
 from fastmlp import MLP
-from fastmlp.backends import get_backend
 from fastmlp.backends.base import Backend
+from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.numpy_backend import NumpyBackend
-from fastmlp.optimizers import SGD, Adam
-from fastmlp.plan import Plan
-from fastmlp.state import Layout
+from fastmlp.formulas.optimizers import SGD, Adam, StepScalars
+from fastmlp.network.layout import Layout
+from fastmlp.network.plan import Plan, Precision
 
-COARSE = ("predict", "evaluate", "loss_and_gradients", "train_steps", "first_nonfinite")
+COARSE = ("predict", "evaluate", "loss_and_gradients", "apply_gradients", "train_steps", "first_nonfinite")
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
@@ -35,7 +35,7 @@ def run(operation, cls, backend, scenario, dtype):
     """Carry out a coarse operation as a class has it; return all its results, for comparison, as NumPy arrays."""
     method = getattr(cls, operation)
     state, data = scenario.state(backend, dtype), scenario.device_data(backend, dtype)
-    inference = backend.open(Plan(scenario.spec.deterministic(), scenario.batch, np.dtype(dtype)))
+    inference = backend.open(Plan(scenario.spec.deterministic(), scenario.batch, Precision.of(np.dtype(dtype))))
     with unchanged(backend, data.x, data.y, *([] if data.weights is None else [data.weights])):
         if operation == "predict":
             out = unset(backend, (scenario.rows, scenario.units[-1]), dtype)
@@ -46,7 +46,7 @@ def run(operation, cls, backend, scenario, dtype):
             with unchanged(backend, state.params):
                 return [np.array(method(backend, inference, state.params, data))]
         if operation == "loss_and_gradients":
-            plan = Plan(scenario.spec.deterministic(), scenario.rows + 2, np.dtype(dtype), True)
+            plan = Plan(scenario.spec.deterministic(), scenario.rows + 2, Precision.of(np.dtype(dtype)), True)
             session = backend.open(plan)
             total = scenario.rows if data.weights is None else float(backend.to_numpy(data.weights).sum())
             with unchanged(backend, state.params):
@@ -58,7 +58,14 @@ def run(operation, cls, backend, scenario, dtype):
             order = backend.asarray(scenario.order(0))
             row, where = method(backend, session, state, data, order, 0)
             return [np.array(row), np.array(list(where.encode()))]
-        state, sums, _ = train(scenario, backend, dtype, method)
+        if operation == "apply_gradients":
+            session, sums = backend.open(scenario.plan(dtype)), []
+            for w, b in state.layout.views(session.grads):
+                w[...] = backend.asarray(np.linspace(-1, 1, w.size).reshape(w.shape).astype(dtype))
+                b[...] = backend.asarray(np.linspace(1, -1, b.size).astype(dtype))
+            method(backend, session, state, StepScalars(*scenario.table(0, 0, dtype)[0].tolist()))
+        else:
+            state, sums, _ = train(scenario, backend, dtype, method)
         kept = [state.params, *state.moments, *([] if state.average is None else [state.average])]
         counters = [np.array([state.step, state.optimizer_step])]
         return [flat(state, backend, a) for a in kept] + sums + counters
@@ -177,12 +184,36 @@ def test_how_steps_are_cut_into_calls_changes_no_bit(backend, scenario, dtype):
     assert_same_bits(np.array(other_sums), np.array(sums))
 
 
+@scenarios
+@dtypes
+def test_a_step_may_end_before_its_update_which_is_taken_by_itself(backend, scenario, dtype):
+    whole, state = scenario.state(backend, dtype), scenario.state(backend, dtype)
+    data, order, table = (
+        scenario.device_data(backend, dtype),
+        backend.asarray(scenario.order(0)),
+        scenario.table(0, 0, dtype),
+    )
+    sums, parts = np.zeros(3), np.zeros(3)
+    Backend.train_steps(backend, backend.open(scenario.plan(dtype)), whole, data, order, table[:1], 0, sums)
+    ending = backend.open(scenario.plan(dtype, optimizer=None))
+    with unchanged(backend, state.params):
+        report = backend.train_steps(ending, state, data, order, table[:1], 0, parts)
+    assert (report, state.step) == ((1, True), whole.step)
+    assert_close(parts, sums, dtype=dtype, k=length(scenario), c=16)
+    training = backend.open(scenario.plan(dtype))
+    training.grads[...] = ending.grads
+    backend.apply_gradients(training, state, StepScalars(*table[0].tolist()))
+    for a, b in zip((state.params, *state.moments), (whole.params, *whole.moments), strict=True):
+        # of plain gradient descent the whole step folds the rate into the gradients
+        assert_close(flat(state, backend, a), flat(whole, backend, b), dtype=dtype, k=length(scenario), scale=1, c=16)
+
+
 @dtypes
 def test_a_session_serves_other_parameters_as_well(backend, dtype):
     scenario = SCENARIOS[5]
     data, first = scenario.device_data(backend, dtype), scenario.state(backend, dtype)
     second, _, _ = train(scenario, backend, dtype)
-    plan = Plan(scenario.spec.deterministic(), scenario.rows, np.dtype(dtype))
+    plan = Plan(scenario.spec.deterministic(), scenario.rows, Precision.of(np.dtype(dtype)))
     old, fresh = (backend.open(plan) for _ in range(2))
     old_gradients, fresh_gradients = (backend.open(replace(plan, gradients=True)) for _ in range(2))
     out, expected = (unset(backend, (scenario.rows, scenario.units[-1]), dtype) for _ in range(2))
@@ -354,8 +385,9 @@ def test_recorded_losses_of_ten_epochs_are_reproduced(backend):
     ids=["plain", "everything"],
 )
 def test_a_step_allocates_small_vectors_only(units, batch, network, optimizer, as_bytes):
-    """NumPy itself takes a buffer of 8192 elements a operand where it broadcasts or converts; vectors of the batch
-    (indices, sums of rows) come to less than 16 KiB.  Activations and weights would take 32 to 392 KiB each.
+    """NumPy itself takes a buffer of 8192 elements where it broadcasts or converts, before 2.3 one more for the scalar
+    that bytes are divided by; vectors of the batch (indices, sums of rows) come to less than 16 KiB.  Activations and
+    weights would take 32 to 392 KiB each.
     """
     scenario = Scenario("", units, network, optimizer, rows=20 * batch, batch=batch, bytes=as_bytes)
     backend = get_backend("numpy")
@@ -371,4 +403,5 @@ def test_a_step_allocates_small_vectors_only(units, batch, network, optimizer, a
         tracemalloc.stop()
     print(f"peak of 20 steps: {peak} bytes")
     assert report.done == 20
-    assert peak < 8192 * 4 + 16 * 1024
+    buffers = 2 if as_bytes and np.lib.NumpyVersion(np.__version__) < "2.3.0" else 1
+    assert peak < buffers * 8192 * 4 + 16 * 1024

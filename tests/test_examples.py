@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # which scikit-learn brings along
 
 import fastmlp
 from fastmlp import MLP, SGD, Callback, Normal
@@ -155,7 +155,7 @@ class DigitAccuracy(Callback):
     def __init__(self, x, y):
         self.x, self.y, self.values = x, y, []
 
-    def on_epoch_end(self, run, logs):
+    def on_epoch_end(self, run, figures):
         self.values.append((run.model.predict_proba(self.x).argmax(axis=1) == self.y).mean())
 
 

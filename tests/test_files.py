@@ -1,11 +1,14 @@
 """Model files and checkpoints: what is saved comes back, what is not ours or not whole is refused by name."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import fastmlp
-from fastmlp import files
-from fastmlp.losses import LOSSES
-from fastmlp.spec import NetworkSpec, make_spec
+from fastmlp.files import safetensors as files
+from fastmlp.formulas.losses import LOSSES
+from fastmlp.formulas.optimizers import optimizer_from_json
+from fastmlp.network.spec import NetworkSpec, make_spec
 
 
 def saved(backend, path, **options):
@@ -146,7 +150,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 RUN = """
     import os, signal, sys, json
     import numpy as np, fastmlp
-    from fastmlp.files import read
+    from fastmlp.files.safetensors import read
 
     how, folder, backend = sys.argv[1:4]
     rng = np.random.default_rng(0)
@@ -214,7 +218,7 @@ def interrupted(backend, path, **fit):
     x, y = blobs()
 
     class Stop(fastmlp.Callback):
-        def on_epoch_end(self, run, logs):
+        def on_epoch_end(self, run, figures):
             if run.epoch == 2:
                 run.stop("enough")
 
@@ -255,8 +259,75 @@ def test_a_run_resumed_under_other_choices_warns(backend, tmp_path, monkeypatch)
     x, y = interrupted(backend, path)
     choices = backend.choices()
     monkeypatch.setattr(type(backend), "choices", lambda self: {**choices, "threads": 99})
-    with pytest.warns(fastmlp.ReproducibilityWarning, match=r"threads .*, now 99"):
+    with pytest.warns(fastmlp.ReproducibilityWarning, match=r"threads .*, now 99") as caught:
         fastmlp.load(path, backend).resume(x, y, verbose=0)
+    assert caught[0].filename == __file__  # it names the call of resume
+
+
+KEPT = Path(__file__).parent / "kept"
+"""Files that an earlier fastmlp wrote: of each of two runs a checkpoint after 7 steps, and the model at its end."""
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_files_of_earlier_versions_load_and_their_runs_go_on(name):
+    x = np.linspace(-1, 1, 60).reshape(20, 3)
+    finished = fastmlp.load(KEPT / f"model-{name}.safetensors", "numpy")
+    run = fastmlp.load(KEPT / f"checkpoint-{name}.safetensors", "numpy")
+    if name == "adamw":
+        assert (finished.class_names, finished.feature_names) == (("no", "yes"), ("a", "b", "c"))
+        assert (finished.seed, finished.steps, finished.spec.frozen) == (7, 12, (True, False))
+        assert finished.spec.loss == fastmlp.SoftmaxCrossEntropy(0.1)
+        y, callbacks = (x.sum(axis=1) > 0).astype(int), [fastmlp.EarlyStopping(patience=3, restore_best=False)]
+    else:
+        assert (finished.spec.loss, finished.dtype, finished.steps) == (fastmlp.Huber(0.5), np.float32, 16)
+        y, callbacks = np.abs(x).sum(axis=1), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastmlp.ReproducibilityWarning)  # another machine wrote them
+        history = run.resume(x, y, callbacks=callbacks, verbose=0)
+    assert (history.epochs, run.steps) == (4, finished.steps)
+    tolerance = 1e-12 if finished.dtype == np.float64 else 1e-5
+    for a, b in zip(finished.get_weights(), run.get_weights(), strict=True):
+        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "digest"),
+    [
+        ("float32", "50028ec7f959c149556c48b68716b2acef7246c2dcbeab7cb95f921ad0cad840"),
+        ("float64", "9869a0416f1c7941a013914c20ddc8c27147004d249ca55cef3d45e4e7ff2342"),
+    ],
+)
+def test_the_same_model_gives_the_same_bytes_as_ever(dtype, digest, tmp_path):
+    model = fastmlp.MLP(
+        (3, 4, 2),
+        activation="gelu",
+        loss=fastmlp.SoftmaxCrossEntropy(label_smoothing=0.125),
+        dropout=(0.25, 0.5),
+        l2=0.5,
+        max_norm=2.0,
+        initializer="glorot_normal",
+        dtype=dtype,
+        seed=11,
+    )
+    first, second = np.arange(12).reshape(3, 4) / 8, np.arange(8).reshape(4, 2) / 4
+    model.set_weights([first, np.arange(4) / 2, second, np.arange(2)])
+    model.class_names = ("no", "yes")
+    model.freeze(1)
+    model.save(tmp_path / "model")
+    assert hashlib.sha256((tmp_path / "model").read_bytes()).hexdigest() == digest
+
+
+def test_a_file_that_is_not_there_is_said_before_a_backend_is_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fastmlp.load(tmp_path / "none", "no such backend")
+
+
+def test_true_stands_for_one_in_files_that_were_written_when_it_did():
+    assert (
+        LOSSES.from_json({"name": "softmax_cross_entropy", "label_smoothing": False}) == fastmlp.SoftmaxCrossEntropy()
+    )
+    described = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": 1, "clip_norm": True}
+    assert optimizer_from_json(described) == fastmlp.SGD(0.1, momentum=0.9, nesterov=True, clip_norm=1.0)
 
 
 def test_checkpoints_can_be_kept_by_epoch_and_step(backend, tmp_path):

@@ -5,11 +5,11 @@ import pytest
 from compare import loss_records, targets_for
 
 from fastmlp import MLP, register_activation, register_loss
-from fastmlp.activations import activation_names, get_activation
-from fastmlp.differences import agree
-from fastmlp.losses import LOSSES, Loss, SoftmaxCrossEntropy
-from fastmlp.optimizers import Adam
-from fastmlp.spec import make_spec
+from fastmlp.formulas.activations import activation_names, get_activation
+from fastmlp.formulas.differences import agree
+from fastmlp.formulas.losses import LOSSES, Loss, SoftmaxCrossEntropy
+from fastmlp.formulas.optimizers import Adam
+from fastmlp.network.spec import make_spec
 
 STEP = 6e-6  # the cube root of eps: the formula's error, O(STEP^2), and that of rounding, O(eps / STEP), meet here
 activations = pytest.mark.parametrize("activation", activation_names())

@@ -6,7 +6,7 @@ from compare import assert_close
 
 from fastmlp import MLP, DataError, register_activation, register_loss
 from fastmlp.approximation import relu_interpolant
-from fastmlp.differences import TOLERANCE, gradcheck
+from fastmlp.doctor.gradients import TOLERANCE, gradcheck
 from fastmlp.features import RandomFourierFeatures
 
 # --- the universal approximation theorem, by construction -----------------------------------------------------------
@@ -159,8 +159,8 @@ def test_random_fourier_features_keep_the_rules_of_scikit_learn():
     [
         ({"n_components": 0}, ValueError, "n_components must be at least 1, got 0"),
         ({"n_components": 2.5}, TypeError, "n_components must be an integer, got 2.5"),
-        ({"gamma": -1.0}, ValueError, "gamma must be positive and finite, got -1.0"),
-        ({"gamma": "auto"}, TypeError, "gamma must be a number or \"scale\", got 'auto'"),
+        ({"gamma": -1.0}, ValueError, 'gamma must be above 0 and finite, or "scale"; got -1.0'),
+        ({"gamma": "auto"}, TypeError, "gamma must be a number, or \"scale\"; got 'auto'"),
     ],
 )
 def test_random_fourier_features_refuse_what_makes_no_sense(arguments, error, message):

@@ -10,7 +10,7 @@ from blobs import blobs, small
 from compare import assert_same_bits
 
 import fastmlp
-from fastmlp import backends
+from fastmlp.backends import registry
 
 
 def test_a_network_learns_what_can_be_learned(backend):
@@ -98,11 +98,11 @@ def test_another_optimizer_begins_with_new_moments(backend):
     x, y = blobs()
     model = small(backend)
     model.fit(x, y, epochs=1, optimizer=fastmlp.Adam(), verbose=0)
-    assert model._state.optimizer_step == 2
+    assert model._learner.state.optimizer_step == 2
     model.fit(x, y, epochs=1, optimizer=fastmlp.Adam(2e-3), verbose=0)
-    assert model._state.optimizer_step == 2 and model.steps == 4
+    assert model._learner.state.optimizer_step == 2 and model.steps == 4
     model.fit(x, y, epochs=1, optimizer=fastmlp.SGD(0.1), verbose=0)
-    assert model._state.moments == []
+    assert model._learner.state.moments == []
 
 
 def test_a_schedule_without_a_horizon_spans_each_call(backend):
@@ -237,7 +237,7 @@ def test_the_average_predicts_and_the_raw_weights_train(backend):
     averaged, raw = small(backend), small(backend)
     averaged.fit(x, y, epochs=3, optimizer=fastmlp.Adam(ema=0.9), verbose=0)
     raw.fit(x, y, epochs=3, optimizer=fastmlp.Adam(), verbose=0)
-    assert_same_bits(backend.to_numpy(averaged._state.params), backend.to_numpy(raw._state.params))
+    assert_same_bits(backend.to_numpy(averaged._learner.state.params), backend.to_numpy(raw._learner.state.params))
     assert not np.array_equal(averaged.get_weights()[0], raw.get_weights()[0])
     other = small(backend)
     other.set_weights(averaged.get_weights())
@@ -269,9 +269,9 @@ def test_a_pickled_model_opens_where_its_backend_cannot_run(backend, monkeypatch
     model = small(backend)
     dumped = pickle.dumps(model)
     expected = model.get_weights()
-    monkeypatch.setattr(backends, "_made", {})
-    monkeypatch.setitem(backends._BACKENDS, backend.name, ("fastmlp.backends.gone", "Gone"))
-    monkeypatch.setattr(backends, "_AUTOMATIC", tuple({"numpy", "numba"} - {backend.name}))
+    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setitem(registry._BACKENDS, backend.name, ("fastmlp.backends.gone", "Gone"))
+    monkeypatch.setattr(registry, "_AUTOMATIC", tuple({"numpy", "numba"} - {backend.name}))
     opened = pickle.loads(dumped)
     assert opened.backend.name != backend.name
     assert f"backend {backend.name} of a pickled model cannot be used here" in caplog.text
@@ -312,7 +312,7 @@ def test_a_second_fit_of_the_same_model_at_once_is_refused(backend):
     model = small(backend)
 
     class Nested(fastmlp.Callback):
-        def on_epoch_end(self, run, logs):
+        def on_epoch_end(self, run, figures):
             with pytest.raises(RuntimeError, match="being trained already"):
                 model.fit(x, y, epochs=1, verbose=0)
             model.predict(x)  # asking is fine

@@ -39,7 +39,7 @@ def test_fit_refuses_what_makes_no_sense_and_changes_nothing(backend, message):
     before = model.get_weights()
     with pytest.raises((ValueError, TypeError), match=message):
         model.fit(x, y, **{"epochs": 1, "verbose": 0, **REFUSED[message]})
-    assert model.steps == 0 and model._state.optimizer is None
+    assert model.steps == 0 and model._learner.state.optimizer is None
     for a, b in zip(model.get_weights(), before, strict=True):
         assert_same_bits(a, b)
 
@@ -75,8 +75,8 @@ def test_sparse_inputs_are_refused_with_the_cure(backend):
 
 BAD_MODELS = {
     "at least the inputs and the outputs": {"units": (3,)},
-    "each at least 1; got 0": {"units": (3, 0, 2)},
-    "all integers; got 2.5": {"units": (3, 2.5, 2)},
+    r"units\[1\] must be at least 1, got 0": {"units": (3, 0, 2)},
+    r"units\[1\] must be an integer, got 2.5": {"units": (3, 2.5, 2)},
     "did you mean 'relu'": {"activation": "rellu"},
     "activation needs one name for all hidden layers": {"activation": ("relu",) * 3},
     "the last activation must be 'identity'": {"activation": ("relu", "relu")},
@@ -89,9 +89,9 @@ BAD_MODELS = {
     "initializer 'hee' is not known": {"initializer": "hee"},
     "dtype must be 'float32' or 'float64'": {"dtype": "float16"},
     "seed must be in 0..2": {"seed": -1},
-    "seed must be an integer or None": {"seed": 1.5},
+    "seed must be an integer, or None; got 1.5": {"seed": 1.5},
     "backend 'torch' is not known": {"backend": "torch"},
-    "label_smoothing must be in": {"loss": "softmax_cross_entropy", "_smoothing": 1.0},
+    "label_smoothing must be at least 0 and below 1": {"loss": "softmax_cross_entropy", "_smoothing": 1.0},
 }
 
 

@@ -15,12 +15,12 @@ import pytest
 from compare import assert_same_bits
 
 import fastmlp
-from fastmlp.activations import activation_names
-from fastmlp.backends import numba_backend
-from fastmlp.losses import LOSSES
-from fastmlp.optimizers import OPTIMIZERS, StepScalars
-from fastmlp.plan import Plan
-from fastmlp.spec import make_spec
+from fastmlp.backends.cpu import backend as numba_backend
+from fastmlp.formulas.activations import activation_names
+from fastmlp.formulas.losses import LOSSES
+from fastmlp.formulas.optimizers import OPTIMIZERS, StepScalars
+from fastmlp.network.plan import Plan, Precision
+from fastmlp.network.spec import make_spec
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
@@ -64,7 +64,7 @@ def test_other_numbers_of_threads_agree_within_rounding(threads):
 def test_many_inputs_and_small_batches_are_shared_out_by_features(threads, options, optimizer):
     wide = {"units": (96, 21, 9, 4), "batch_size": 11, "optimizer": optimizer, **options}
     session = backend(threads).open(
-        Plan(make_spec(wide["units"]), 11, np.dtype("float64"), True, optimizer.without_schedule())
+        Plan(make_spec(wide["units"]), 11, Precision.of(np.dtype("float64")), True, optimizer.without_schedule())
     )
     assert session.memory.parts.size  # else this tests nothing
     tolerance = {"rtol": 2e-4, "atol": 1e-5} if options.get("dtype") == "float32" else {"rtol": 1e-9, "atol": 1e-12}
@@ -146,7 +146,7 @@ INTERRUPTED = """
     import os, signal, sys, threading, time, warnings
     import numpy as np
     import fastmlp
-    from fastmlp.backends import numba_backend
+    from fastmlp.backends.cpu import backend as numba_backend
 
     numba_backend.LONG_SECONDS = 0.2
     model = fastmlp.MLP((5, 4, 3), backend="numba", seed=0)
@@ -215,12 +215,12 @@ def test_ctrl_c_ends_every_first_call_that_compiles(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             first_call()
     assert not compiled
-    compiled.add((True, model.dtype))  # what trains is there, what evaluates is not
+    compiled.add((True, Precision.of(model.dtype)))  # what trains is there, what evaluates is not
     with pytest.warns(fastmlp.TrainingInterrupted, match="after 0 whole steps"):
         history = model.fit(x, y, epochs=10**9, validation_data=(x, y), verbose=0)
     assert history.stop_reason == "interrupted" and model.steps == 0
     monkeypatch.setattr(compiling, "compile_aside", compile_aside)
-    assert model.predict(x).shape == (5,) and (False, model.dtype) in compiled
+    assert model.predict(x).shape == (5,) and (False, Precision.of(model.dtype)) in compiled
 
 
 def test_what_goes_wrong_in_the_compiler_is_raised_where_it_is_waited_for():
@@ -311,7 +311,8 @@ def test_an_optimizer_or_a_loss_derived_from_fastmlps_is_the_users_own():
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(threads):
-    with pytest.raises(ValueError, match="threads must be an integer, at least 1"):
+    error, needed = (ValueError, "at least 1") if type(threads) is int else (TypeError, "an integer")
+    with pytest.raises(error, match=f"threads must be {needed}, or None for the physical cores; got {threads!r}"):
         backend(threads)
 
 

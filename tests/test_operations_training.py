@@ -23,9 +23,9 @@ from compare import (
     unset,
 )
 
-from fastmlp.losses import LOSSES
-from fastmlp.optimizers import StepScalars
-from fastmlp.session import CHUNK
+from fastmlp.backends.session import CHUNK
+from fastmlp.formulas.losses import LOSSES
+from fastmlp.formulas.optimizers import StepScalars
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

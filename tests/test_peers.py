@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from fastmlp import MLP
-from fastmlp.activations import activation_names
-from fastmlp.losses import Huber, SoftmaxCrossEntropy
-from fastmlp.optimizers import SGD, Adam, AdamW, RMSprop
+from fastmlp.formulas.activations import activation_names
+from fastmlp.formulas.losses import Huber, SoftmaxCrossEntropy
+from fastmlp.formulas.optimizers import SGD, Adam, AdamW, RMSprop
 
 ROWS, FEATURES = 40, 5
 EPSILON = 1e-30  # scikit-learn adds Adam's epsilon at another place: this one is nowhere to be seen

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, plots
-from fastmlp.history import History
+from fastmlp.engine.history import History
 
 pytest.importorskip("matplotlib")
 

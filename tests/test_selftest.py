@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastmlp import cli, selftest
-from fastmlp.backends import cupy_choice
+from fastmlp.backends.choosing import get_backend
+from fastmlp.backends.cuda import choice as cupy_choice
 from fastmlp.backends.numpy_backend import NumpyBackend
+from fastmlp.cli import app as cli
+from fastmlp.doctor import captured, selftest, trials
 
 STAGES = [s for s in selftest.STAGES if s != "race"]
 
@@ -78,59 +80,73 @@ ampere_sgemm_128x64_tn
 
 def test_nodes_are_counted_in_cudas_own_picture_of_a_graph():
     graph = types.SimpleNamespace(debug_dot_str=lambda: DRAWN_BY_CUDA)
-    assert selftest.nodes_of(graph) == 2
+    assert captured.nodes_of(graph) == 2
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
     assert "flags=0" in cupy.cuda.Graph.debug_dot_str.__doc__
 
 
 def test_graphs_with_other_nodes_than_launches_are_told(cupy, monkeypatch):
-    monkeypatch.setattr(selftest, "nodes_of", lambda graph: 14)
-    with pytest.raises(selftest.SelfTestError, match=r"the graph of 1 steps of 32 rows has 14 nodes; 13 kernels"):
-        selftest.count_nodes(cupy)
+    monkeypatch.setattr(captured, "nodes_of", lambda graph: 14)
+    with pytest.raises(trials.SelfTestError, match=r"the graph of 1 steps of 32 rows has 14 nodes; 13 kernels"):
+        captured.count_nodes(cupy)
 
 
 def test_launches_beyond_what_a_step_may_take_are_told(cupy, monkeypatch):
-    monkeypatch.setattr(selftest, "LAUNCHES_OF_A_STEP", 11)
-    with pytest.raises(selftest.SelfTestError, match=r"13 kernels were launched .* at most 12 are expected"):
-        selftest.count_nodes(cupy)
+    monkeypatch.setattr(captured, "LAUNCHES_OF_A_STEP", 11)
+    with pytest.raises(trials.SelfTestError, match=r"13 kernels were launched .* at most 12 are expected"):
+        captured.count_nodes(cupy)
 
 
 def test_captured_steps_that_differ_from_the_same_kernels_are_told(cupy, monkeypatch):
-    from fastmlp.backends import cupy_step
+    from fastmlp.backends.cuda import step as cupy_step
 
-    whole = cupy_step.TrainingStep._update
+    whole = cupy_step.TrainingStep._apply_gradients
 
     def missing_in_captures(self, index, layers):
         if not self._stream.is_capturing():
             whole(self, index, layers)
 
-    monkeypatch.setattr(cupy_step.TrainingStep, "_update", missing_in_captures)
+    monkeypatch.setattr(cupy_step.TrainingStep, "_apply_gradients", missing_in_captures)
     # found by the stage, or before by the look at the first captured step
     expected = "the same kernels uncaptured in float32 differ in their bits|captured steps cannot be used"
-    with pytest.raises((selftest.SelfTestError, RuntimeWarning), match=expected):
-        selftest.compare_bits(cupy)
+    with pytest.raises((trials.SelfTestError, RuntimeWarning), match=expected):
+        captured.compare_bits(cupy)
+
+
+def test_steps_that_are_launched_one_by_one_capture_no_graph(cupy, monkeypatch):
+    from fastmlp.backends.cuda import step as cupy_step
+
+    taken, graph = [], cupy_step.TrainingStep._graph
+    monkeypatch.setattr(cupy_step.TrainingStep, "_graph", lambda *args: taken.append(args) or graph(*args))
+    where = get_backend(cupy, way="captured")
+    trials.trained(where, "float32")  # proven by this: what follows trains and no more
+    assert taken
+    del taken[:]
+    with captured._launched_one_by_one():
+        trials.trained(where, "float32")
+    assert not taken
 
 
 def test_results_that_are_off_are_told_by_how_much():
-    expected = selftest._trained("numpy", "float64")
-    assert selftest._compare(expected, expected, "float64", "itself") == 0
+    expected = trials.trained("numpy", "float64")
+    assert trials.compare(expected, expected, "float64", "itself") == 0
     for off in (1e-3, np.nan):
         found = [expected[0] + off, *expected[1:]]
-        with pytest.raises(selftest.SelfTestError, match=r"itself in float64: off by .* times what rounding allows"):
-            selftest._compare(found, expected, "float64", "itself")
+        with pytest.raises(trials.SelfTestError, match=r"itself in float64: off by .* times what rounding allows"):
+            trials.compare(found, expected, "float64", "itself")
 
 
 def test_runs_that_differ_in_their_bits_are_told(cupy, monkeypatch):
     results = iter([np.zeros(2), np.ones(2), np.zeros(2)])
-    monkeypatch.setattr(selftest, "_trained", lambda *_, **__: [next(results)])
-    with pytest.raises(selftest.SelfTestError, match="two captured runs in float32 differ in their bits"):
-        selftest.compare_bits(cupy)
+    monkeypatch.setattr(captured, "trained", lambda *_, **__: [next(results)])
+    with pytest.raises(trials.SelfTestError, match="two captured runs in float32 differ in their bits"):
+        captured.compare_bits(cupy)
 
 
 def test_memory_that_grows_is_told(monkeypatch):
     figures = iter(range(1000, 2000))
     monkeypatch.setattr(NumpyBackend, "memory_info", lambda self: {"used": next(figures)})
-    with pytest.raises(selftest.SelfTestError, match="grew from 1,002 to 1,011 bytes over ten fits"):
+    with pytest.raises(trials.SelfTestError, match="grew from 1,002 to 1,011 bytes over ten fits"):
         selftest.leave_memory_alone("numpy")
 
 

@@ -6,6 +6,7 @@ from compare import assert_close, assert_same_bits, unchanged
 
 from fastmlp import MLP, SGD, get_backend
 from fastmlp import stepbystep as steps
+from fastmlp.stepbystep import notebook
 
 COLUMNS_OF_DISK = 120
 
@@ -375,5 +376,5 @@ def test_what_is_not_the_cache_is_refused():
 def test_importing_all_gives_the_functions_and_nothing_else():
     found = {}
     exec("from fastmlp.stepbystep import *", found)
-    own = {name for name, value in vars(steps).items() if getattr(value, "__module__", "") == steps.__name__}
+    own = {name for name, value in vars(notebook).items() if getattr(value, "__module__", "") == notebook.__name__}
     assert set(found) - {"__builtins__"} == {name for name in own if not name.startswith("_")}

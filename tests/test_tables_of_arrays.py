@@ -207,7 +207,7 @@ def test_npy_features_stay_on_the_disk(tmp_path):
 
 
 def test_nan_is_found_in_the_last_piece_of_a_mapped_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastmlp.datasets.tables._SCAN", 64)
+    monkeypatch.setattr("fastmlp.datasets.table.SCAN", 64)
     x = np.ones((100, 7), np.float32)
     x[99, 3] = np.nan
     np.save(tmp_path / "x.npy", x)

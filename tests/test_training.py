@@ -14,7 +14,8 @@ from blobs import blobs, small
 from compare import assert_same_bits
 
 import fastmlp
-from fastmlp.random_bits import epoch_order
+from fastmlp.engine.batches import Orders
+from fastmlp.formulas.random_bits import epoch_order
 
 
 class Recorder(fastmlp.Callback):
@@ -32,7 +33,7 @@ class Recorder(fastmlp.Callback):
     def on_steps(self, run):
         self.steps.append(run.steps_done)
 
-    def on_epoch_end(self, run, logs):
+    def on_epoch_end(self, run, figures):
         self.calls.append(f"epoch {run.epoch} ended")
 
     def on_train_end(self, run):
@@ -107,8 +108,8 @@ def test_early_stopping_stops_and_goes_back_to_the_best_epoch(backend):
     snapshots = []
 
     class Keep(fastmlp.Callback):
-        def on_epoch_end(self, run, logs):
-            snapshots.append((logs["val_loss"], run.model.get_weights()[0]))
+        def on_epoch_end(self, run, figures):
+            snapshots.append((figures["val_loss"], run.model.get_weights()[0]))
 
     stopping = fastmlp.EarlyStopping(patience=3)
     history = model.fit(
@@ -133,8 +134,8 @@ def test_early_stopping_with_an_average_restores_both(backend):
     kept = []
 
     class Keep(fastmlp.Callback):
-        def on_epoch_end(self, run, logs):
-            kept.append((logs["loss"], run.model.snapshot()))
+        def on_epoch_end(self, run, figures):
+            kept.append((figures["loss"], run.model.snapshot()))
 
     model.fit(
         *(x, y),
@@ -226,13 +227,27 @@ def test_a_run_that_explodes_names_the_layer_it_began_in(backend):
     assert caught.value.where == "the pre-activations of layer 0" and caught.value.step == 0
 
 
+def test_layers_that_a_callback_freezes_before_the_first_step_do_not_train(backend):
+    class Freeze(fastmlp.Callback):
+        def on_train_begin(self, run):
+            run.model.freeze(0)
+
+    x, y = blobs()
+    model = small(backend)
+    before = model.get_weights()
+    model.fit(x, y, epochs=1, callbacks=[Freeze()], verbose=0)
+    after = model.get_weights()
+    assert_same_bits(after[0], before[0])
+    assert not np.array_equal(after[-1], before[-1])
+
+
 def test_an_error_before_the_first_step_leaves_no_new_optimizer(backend):
     x, y = blobs()
     x[:] = np.nan
     model = small(backend)
     with pytest.raises(fastmlp.NonFiniteLossError):
         model.fit(x, y, epochs=1, verbose=0)
-    assert model._state.optimizer is None and model._state.moments == []
+    assert model._learner.state.optimizer is None and model._learner.state.moments == []
 
 
 INTERRUPTED = """
@@ -249,6 +264,7 @@ INTERRUPTED = """
         warnings.simplefilter("always")
         history = model.fit(x, y, epochs=10**6, callbacks=[Ready()], verbose=0)
     assert [w.category for w in caught] == [fastmlp.TrainingInterrupted], caught
+    assert caught[0].filename == "<string>"  # it names the call of fit
     assert history.stop_reason == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert all(np.isfinite(w).all() for w in model.get_weights())
@@ -273,3 +289,26 @@ def test_ctrl_c_ends_after_a_whole_step_and_says_so(process_backend, default_sig
     assert process.returncode == 0
     assert "training was interrupted in epoch" in out.splitlines()[-1] and "fit goes on from here" in out
     assert time.perf_counter() - started < 20
+
+
+def test_two_orders_of_rows_are_alive_at_most_while_the_next_is_made():
+    alive, most = set(), []
+
+    class There:
+        def __init__(self):
+            alive.add(id(self))
+            most.append(len(alive))
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    orders = Orders(0, 100, True, lambda host: There())
+    order = orders.of_epoch(0)
+    for epoch in range(1, 6):
+        ahead = orders.of_epoch(10 * epoch)
+        assert orders.of_epoch(order.begins) is order and ahead.begins == 10 * epoch
+        del ahead
+        order = orders.of_epoch(10 * epoch)
+    assert max(most) == 2
+    still = Orders(0, 100, False, lambda host: There())
+    assert still.of_epoch(0) is still.of_epoch(10)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.activations import get_activation
 from fastmlp.backends.base import Backend
-from fastmlp.random_bits import BLOCK, Purpose, draw_scratch, draws, keep_threshold
-from fastmlp.session import CHUNK
-from fastmlp.state import ALIGNMENT
+from fastmlp.backends.session import CHUNK
+from fastmlp.formulas.activations import get_activation
+from fastmlp.formulas.random_bits import BLOCK, Purpose, draw_scratch, draws, keep_threshold
+from fastmlp.network.layout import ALIGNMENT
 
 if TYPE_CHECKING:
-    from fastmlp.losses import Loss
-    from fastmlp.optimizers import Optimizer, StepScalars
+    from fastmlp.formulas.losses import Loss
+    from fastmlp.formulas.optimizers import Optimizer, StepScalars
 
 Floats = NDArray[Any]
 WORDS = 4 * BLOCK
@@ -95,10 +95,14 @@ class NumpyBackend(Backend):
         get_activation(activation).function(z, slope, scratch)
 
     def activation_backward(self, activation: str, a: Floats, slope: Floats | None, d: Floats, scratch: Floats) -> None:
-        if slope is not None:
-            np.multiply(d, slope, out=d)
-        elif activation == "relu":
-            np.multiply(d, np.greater(a, 0, out=scratch), out=d)
+        record = get_activation(activation)
+        if slope is None and record.is_identity:
+            return
+        if slope is None:
+            assert record.slope_of_output is not None, "the plan has the forward pass write the slopes of others"
+            record.slope_of_output(a, scratch)
+            slope = scratch
+        np.multiply(d, slope, out=d)
 
     def dropout(
         self, a: Floats, slope: Floats | None, rate: float, key: int, step: int, layer: int, scratch: Floats

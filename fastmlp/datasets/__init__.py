@@ -2,6 +2,7 @@
 
 from fastmlp.datasets.idx import read_idx, write_idx
 from fastmlp.datasets.mnist import load_mnist
-from fastmlp.datasets.tables import Table, load_table
+from fastmlp.datasets.table import Table
+from fastmlp.datasets.tables import load_table
 
 __all__ = ["Table", "load_mnist", "load_table", "read_idx", "write_idx"]

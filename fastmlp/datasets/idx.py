@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.atomic import atomic_writer
 from fastmlp.errors import FileFormatError
+from fastmlp.files.atomic import atomic_writer
 
 _CODES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DTYPES = {code: np.dtype(name) for code, name in _CODES.items()}

@@ -5,9 +5,9 @@ write the figure that they are in.  matplotlib comes with ``pip install "fastmlp
 is asked for; pyplot, with its global state, never is.
 """
 
-from fastmlp.plots.figures import MAX_MARKERS, MissingMatplotlibError, Picture, panels, save, save_both
 from fastmlp.plots.functions import approximation, regions
 from fastmlp.plots.images import first_layer, mistakes, samples
+from fastmlp.plots.pictures import MAX_MARKERS, MissingMatplotlibError, Picture, panels, save, save_both
 from fastmlp.plots.runs import MAX_NUMBERED, confusion, curves, lines
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
-from fastmlp.plots.arguments import class_numbers, finite, names_of_classes, one_axes, short
-from fastmlp.plots.figures import legend_of_lines, new_figure
+from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short
+from fastmlp.plots.pictures import legend_of_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
 from fastmlp.model import MLP
-from fastmlp.plots.arguments import class_numbers, finite, names_of_classes, several_axes, shape_of_images, short
-from fastmlp.plots.figures import new_figure
+from fastmlp.plots.checks import class_numbers, finite, names_of_classes, several_axes, shape_of_images, short
+from fastmlp.plots.pictures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.history import History
-from fastmlp.plots.arguments import class_numbers, names_of_classes, one_axes, several_axes, short
-from fastmlp.plots.figures import legend_of_lines, line_style, marks_every, new_figure, plain_frame
+from fastmlp.engine.history import History
+from fastmlp.plots.checks import class_numbers, names_of_classes, one_axes, several_axes, short
+from fastmlp.plots.pictures import legend_of_lines, line_style, marks_every, new_figure, plain_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

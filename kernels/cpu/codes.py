@@ -42,7 +42,7 @@ FLOAT32, FLOAT64, UINT8, BOOL, INT8, INT16, INT32, INT64, UINT16, UINT32, UINT64
 
 STEP_SCALARS = ("rate", "correction1", "correction2", "average_decay", "inverse_total")
 RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL = range(len(STEP_SCALARS))
-"""The columns of the table of steps, `fastmlp.optimizers.StepScalars`."""
+"""The columns of the table of steps, `fastmlp.formulas.optimizers.StepScalars`."""
 
 
 def code_of(name: str, names: tuple[str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Dropout masks from Philox4x32-10, the bits of `fastmlp.random_bits`; `forward` and `operations` call it."""
+"""Dropout masks from Philox4x32-10, the bits of `formulas.random_bits`; `forward` and `operations` call it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .compiling import inline_part, part
 
 u4, u8 = np.uint32, np.uint64
 DROPOUT = 3
-"""`fastmlp.random_bits.Purpose.DROPOUT`."""
+"""`fastmlp.formulas.random_bits.Purpose.DROPOUT`."""
 
 
 @inline_part

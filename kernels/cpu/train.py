@@ -169,6 +169,35 @@ def _limit_slice(net, rule, buffers, t, threads, decay, norms):
             average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)
 
 
+@part
+def _apply_gradients(net, rule, buffers, batch, memory, t, threads, scalars, passed, scratch):
+    """Take the rest of a step, this thread's part of it, from the gradients of the activations.
+
+    The gradients of the parameters are taken here too, each slice right before it is updated while it is in the cache.
+    `passed` is the barriers met so far; returned with those met here.
+    """
+    dtype = buffers.params.dtype.type
+    zero = dtype(0)
+    clip = zero
+    if rule.clip_norm > zero:
+        memory.norms[t] = _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch)
+        passed += 1
+        barrier(memory.arrivals, threads, passed)
+        total = 0.0
+        for i in range(threads):
+            total += memory.norms[i]
+        norm = math.sqrt(total)
+        clip = dtype(1)
+        if norm > float(rule.clip_norm):
+            clip = dtype(float(rule.clip_norm) / norm)
+    _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, scratch)
+    if net.max_norm > zero:
+        passed += 1
+        barrier(memory.arrivals, threads, passed)
+        _limit_slice(net, rule, buffers, t, threads, dtype(scalars[AVERAGE_DECAY]), scratch)
+    return passed
+
+
 @entry
 def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, first, table, key, step, totals, done):
     """Take part in as many training steps as `table` has rows.
@@ -184,7 +213,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     batch, first : int
         Rows a step, and the number of the first step in the epoch.
     table : (count, 5) float64
-        See `fastmlp.optimizers.StepScalars`.
+        See `fastmlp.formulas.optimizers.StepScalars`.
     key, step : uint64
         The random key, and how many steps the network has done.
     totals : (3,) float64
@@ -193,7 +222,6 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
         Overwritten by thread 0 with the steps done; less than asked for where a loss was not finite.
     """
     dtype = buffers.params.dtype.type
-    zero = dtype(0)
     inputs, outputs = net.units[0], net.units[-1]
     last = net.z_at[net.units.size - 2] * batch
     lanes = memory.scratch[t]
@@ -245,23 +273,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             weight += w
         if not math.isfinite(loss):
             break
-        clip = zero
-        if rule.clip_norm > zero:
-            memory.norms[t] = _gradients_of_slice(net, buffers, now, memory, t, threads, lanes[0])
-            passed += 1
-            barrier(memory.arrivals, threads, passed)
-            total = 0.0
-            for i in range(threads):
-                total += memory.norms[i]
-            norm = math.sqrt(total)
-            clip = dtype(1)
-            if norm > float(rule.clip_norm):
-                clip = dtype(float(rule.clip_norm) / norm)
-        _update_slice(net, rule, buffers, now, memory, t, threads, scalars, clip, lanes[0])
-        if net.max_norm > zero:
-            passed += 1
-            barrier(memory.arrivals, threads, passed)
-            _limit_slice(net, rule, buffers, t, threads, dtype(scalars[AVERAGE_DECAY]), lanes[0])
+        passed = _apply_gradients(net, rule, buffers, now, memory, t, threads, scalars, passed, lanes[0])
         if t == 0:
             totals[0] += loss
             totals[1] += weight

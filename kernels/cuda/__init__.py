@@ -1,1 +1,1 @@
-"""CUDA C++ source of fastmlp's GPU kernels; `fastmlp.backends.cuda_source` reads it, `cupy_step` launches it."""
+"""CUDA C++ source of fastmlp's GPU kernels; `fastmlp.backends.cuda.sources` reads it, `step` there launches it."""

@@ -1,6 +1,6 @@
 // Every activation as one function z -> (a, slope); included by layers.cu, losses.cu and products.cu, on common.cuh.
 //
-// fastmlp/activations.py has the formulas and their sources.
+// fastmlp/formulas/activations.py has the formulas and their sources.
 // Which one is a run-time switch: all threads of a launch take the same branch, and one kernel serves every network.
 // No fast-math: NaN and infinities come out as in NumPy, small values keep their relative accuracy.
 #pragma once

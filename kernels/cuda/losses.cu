@@ -1,7 +1,7 @@
 // Between the passes forward and back: the losses of a batch, then their totals, which tell whether the step counts.
 //
 // The loss of each row, the gradient of the weighted sum, and whether the row is predicted rightly take one pass over
-// the outputs.  fastmlp/losses.py has the formulas; targets are labels (n,) or values (n, k).
+// the outputs.  fastmlp/formulas/losses.py has the formulas; targets are labels (n,) or values (n, k).
 //
 // Few outputs: one warp a row, eight rows a block, no shared memory.  Many: one block of eight warps a row.
 #include "common.cuh"

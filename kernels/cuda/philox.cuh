@@ -1,7 +1,7 @@
 // Dropout masks from Philox4x32-10; included by gather.cu, layers.cu and products.cu, on common.cuh.
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-// The words are those of fastmlp/random_bits.py, bit for bit: counter (column / 4, row, step, purpose << 24 | layer).
+// The words are those of fastmlp/formulas/random_bits.py, bit for bit: counter (column / 4, row, step, purpose << 24 | layer).
 #pragma once
 
 constexpr unsigned int DROPOUT_PURPOSE = 3;

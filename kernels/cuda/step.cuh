@@ -6,7 +6,7 @@
 //   cursor[0]  row of the table where the graph at hand begins
 //   cursor[1]  number of the table's first step within the epoch
 //   cursor[2]  number of that step since the model began, part of every random number's counter
-//   table      one row of STEP_SCALARS doubles a step, fastmlp.optimizers.StepScalars
+//   table      one row of STEP_SCALARS doubles a step, fastmlp.formulas.optimizers.StepScalars
 //   frozen     [r] is not 0 where a step before step r of the table had a loss that was not finite: from then on
 //              nothing is updated
 //   index      number of the step within the graph, or within the call where nothing is captured

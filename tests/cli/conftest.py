@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import run_data
-from fastmlp.cli import main
+from fastmlp.cli import data as run_data
+from fastmlp.cli.app import main
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from run_files import ALWAYS, files_of, weights
 
 import fastmlp
-from fastmlp import run_data
+from fastmlp.cli import data as run_data
+from fastmlp.cli.folder import Settings
 from fastmlp.datasets import write_idx
-from fastmlp.run_folder import Settings
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def prices(tmp_path):
 
 
 def test_the_installed_command_answers():
-    command = [sys.executable, "-P", "-c", "from fastmlp.cli import main; main()", "--version"]
+    command = [sys.executable, "-P", "-c", "from fastmlp.cli.app import main; main()", "--version"]
     assert (
         subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"fastmlp {fastmlp.__version__}\n"
     )
@@ -48,7 +48,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
 
 
 def test_mnist_is_learned_from_one_line(tmp_path):
-    command = [sys.executable, "-P", "-c", "from fastmlp.cli import main; main()", "train", "mnist"]
+    command = [sys.executable, "-P", "-c", "from fastmlp.cli.app import main; main()", "train", "mnist"]
     options = ["--epochs", "1", "--hidden", "32", "--out", "run"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True)
     # how long a compiler takes is no matter of tests

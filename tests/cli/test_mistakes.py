@@ -9,7 +9,7 @@ import pytest
 from run_files import ALWAYS, files_of
 
 import fastmlp
-from fastmlp import run_training
+from fastmlp.cli import run as run_training
 
 MISTAKES = [
     # user mistakes in data, files and machine: exit code 1
@@ -40,7 +40,7 @@ MISTAKES = [
     ("train mnist --epochs 0", 2, "'--epochs'"),
     ("train mnist --epochs ten", 2, "'--epochs'"),
     ("train mnist --hidden 12x", 2, "--hidden: expected such as 256,128, got '12x'"),
-    ("train mnist --hidden 0", 2, "each at least 1"),
+    ("train mnist --hidden 0", 2, "units[1] must be at least 1, got 0"),
     ("train mnist --dropout 1.5", 2, "dropout must be at least 0 and below 1"),
     ("train mnist --dropout x", 2, "--dropout: expected such as 0.2"),
     ("train mnist --dropout ,", 2, "--dropout: expected such as 0.2"),
@@ -53,9 +53,9 @@ MISTAKES = [
     ("train mnist --loss huber", 2, "--loss huber is not for classes"),
     ("train mnist --momentum 0.9", 2, "--momentum: the optimizer 'adam' has none; use --optimizer sgd or rmsprop"),
     ("train mnist --label-smoothing 0.1 --loss categorical_hinge", 2, "--label-smoothing: the loss"),
-    ("train mnist --lr -1", 2, "learning_rate must be a finite number"),
+    ("train mnist --lr -1", 2, "learning_rate must be at least 0"),
     ("train mnist --l2 -1", 2, "l2 must be at least 0"),
-    ("train mnist --ema 2", 2, "ema must be between 0 and 1"),
+    ("train mnist --ema 2", 2, "ema must be above 0 and below 1"),
     ("train mnist --validation 1", 2, "--validation is a fraction of the rows, in [0, 1); got 1.0"),
     ("train mnist --backend torch", 2, "backend 'torch' is not known"),
     ("train mnist --dtype float16", 2, "dtype must be 'float32' or 'float64'"),
@@ -105,7 +105,7 @@ def test_a_backend_that_cannot_run_here_is_an_error_with_its_cure(cli, digits):
 
 def test_messages_are_not_folded_where_they_are_piped(tmp_path):
     name = tmp_path / ("a long name " * 15) / "data.csv"
-    code = "from fastmlp.cli import main; main()"
+    code = "from fastmlp.cli.app import main; main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, "train", str(name), "--target", "y"],
         capture_output=True, text=True, env=os.environ | {"COLUMNS": "40"},

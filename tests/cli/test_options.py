@@ -5,9 +5,9 @@ import pytest
 from run_files import weights
 
 import fastmlp
-from fastmlp.optimizers import OPTIMIZERS
-from fastmlp.run_folder import RATES, Settings, option_of
-from fastmlp.schedules import SCHEDULES
+from fastmlp.cli.settings import RATES, Settings, option_of
+from fastmlp.formulas.optimizers import OPTIMIZERS
+from fastmlp.formulas.schedules import SCHEDULES
 
 
 @pytest.mark.parametrize(

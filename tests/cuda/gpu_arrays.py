@@ -4,7 +4,7 @@ import cupy_double as cp
 import numpy as np
 
 import fastmlp
-from fastmlp.backends import cupy_backend
+from fastmlp.backends.cuda import backend as cupy_backend
 
 
 class Dlpack:

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from fastmlp.backends import cuda_source
+from fastmlp.backends.cuda import sources
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -74,7 +74,7 @@ def cupy_options():
         pytest.raises(ReachedError),
     ):
         source = "__global__ void probe() {}"
-        core.compile_with_cache(source, cuda_source.OPTIONS, None, None, backend="nvrtc", name_expressions=["probe"])
+        core.compile_with_cache(source, sources.OPTIONS, None, None, backend="nvrtc", name_expressions=["probe"])
     return tuple(option for option in seen if not option.startswith("-arch"))
 
 

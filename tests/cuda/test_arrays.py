@@ -12,7 +12,7 @@ from gpu_arrays import KINDS, HostDlpack, make, model_on, rows, train
 import fastmlp
 from fastmlp import Adam
 from fastmlp import stepbystep as steps
-from fastmlp.backends import cupy_step
+from fastmlp.backends.cuda import step as cupy_step
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
 
@@ -163,7 +163,7 @@ def test_a_run_on_arrays_in_host_memory_is_resumed_on_the_same_of_the_gpu(tmp_pa
     x, y = rows()
     whole, half = model_on(), model_on()
     train(whole, x, y)
-    stop = type("Stop", (fastmlp.Callback,), {"on_epoch_end": lambda self, run, logs: run.stop("enough")})()
+    stop = type("Stop", (fastmlp.Callback,), {"on_epoch_end": lambda self, run, figures: run.stop("enough")})()
     train(half, x, y, callbacks=[stop, fastmlp.Checkpoint(tmp_path / "run.safetensors")])
     model = fastmlp.load(tmp_path / "run.safetensors", backend=make())
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from compare import assert_same_bits
 from emulator import needs_emulator
 from gpu_arrays import Dlpack, make, model_on, rows, train
 
-from fastmlp.backends import cupy_step
+from fastmlp.backends.cuda import step as cupy_step
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
 
@@ -81,7 +81,7 @@ def test_results_belong_to_the_callers_stream():
         results.append(model_on(model.backend, loss="mean_squared_error").predict(there))
     # what is freed on that stream may be used again on it alone
     assert {r._memory.stream for r in results} == {stream}
-    assert model._state.params._memory.stream is not stream
+    assert model._learner.state.params._memory.stream is not stream
 
 
 def test_after_an_error_in_training_the_caller_still_comes_after_what_was_queued(monkeypatch):

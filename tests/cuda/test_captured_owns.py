@@ -12,11 +12,13 @@ from emulator import needs_emulator
 from scenarios import Scenario, train
 
 import fastmlp
-from fastmlp.backends import cupy_backend, cupy_choice, cupy_step
-from fastmlp.backends.cupy_step import GRAPH_STEPS
-from fastmlp.optimizers import SGD, Adam, RMSprop
-from fastmlp.plan import Plan
-from fastmlp.random_bits import epoch_order
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import choice as cupy_choice
+from fastmlp.backends.cuda import step as cupy_step
+from fastmlp.backends.cuda.step import GRAPH_STEPS
+from fastmlp.formulas.optimizers import SGD, Adam, RMSprop
+from fastmlp.formulas.random_bits import epoch_order
+from fastmlp.network.plan import Plan, Precision
 
 pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
@@ -63,7 +65,9 @@ def test_whatever_is_baked_into_a_step_another_has_another_plan(what):
     def plan(network, options):
         model = fastmlp.MLP(network.pop("units", (5, 7, 3)), backend=make(), seed=0, **(MODEL | network))
         options = {"batch_size": 4, "optimizer": Adam()} | options
-        return Plan(model.spec, options["batch_size"], model.dtype, True, options["optimizer"].without_schedule())
+        return Plan(
+            model.spec, options["batch_size"], Precision.of(model.dtype), True, options["optimizer"].without_schedule()
+        )
 
     first, other = plan({}, {}), plan(dict(network), options)
     assert first == plan({}, {})
@@ -238,13 +242,13 @@ def test_a_capture_that_breaks_is_ended_and_says_what_came_first(fails, monkeypa
             patch.setattr(cp._Function, "__call__", refuse)
             expected = "the kernel loss_rows<float, long long, 1> does not run .*planted"
         else:
-            whole = cupy_step.TrainingStep._update
+            whole = cupy_step.TrainingStep._apply_gradients
 
             def spoil(self, index, layers):
                 self._stream._spoiled = self._stream._spoiled or "planted"
                 whole(self, index, layers)
 
-            patch.setattr(cupy_step.TrainingStep, "_update", spoil)
+            patch.setattr(cupy_step.TrainingStep, "_apply_gradients", spoil)
             expected = "the graph of a step is refused .*Invalidated: planted"
         with pytest.raises(fastmlp.KernelError, match=f"{expected}.*way='eager'"):
             step.run(*run)

@@ -6,10 +6,10 @@ from importlib import resources
 import pytest
 from nvrtc import ARCHITECTURES, SHARED_MEMORY, compile_for, cupy_options, needs_nvrtc
 
-from fastmlp.activations import activation_names, get_activation
-from fastmlp.backends import cuda_source
-from fastmlp.losses import LOSSES
-from fastmlp.optimizers import OPTIMIZERS
+from fastmlp.backends.cuda import sources
+from fastmlp.formulas.activations import activation_names, get_activation
+from fastmlp.formulas.losses import LOSSES
+from fastmlp.formulas.optimizers import OPTIMIZERS
 
 REGISTERS = {"float": 80, "double": 128}
 """A thread, at most.  Blocks have 256 threads and a multiprocessor 65,536 registers: three and two blocks fit."""
@@ -27,9 +27,9 @@ def files():
 
 
 def test_every_file_and_every_kernel_of_it_is_listed():
-    assert sorted(cuda_source.KERNELS) == files()
-    for file, templates in cuda_source.KERNELS.items():
-        found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", cuda_source.read(file))
+    assert sorted(sources.KERNELS) == files()
+    for file, templates in sources.KERNELS.items():
+        found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", sources.read(file))
         assert list(dict.fromkeys(t.split("<")[0] for t in templates)) == found
 
 
@@ -38,8 +38,8 @@ def test_every_file_and_every_kernel_of_it_is_listed():
 @pytest.mark.parametrize("real", ["float", "double"])
 @pytest.mark.parametrize("file", files())
 def test_kernels_compile_without_spilling(architecture, real, file):
-    names = cuda_source.instantiations(file, real)
-    found = compile_for(architecture, cuda_source.expanded(file), names, file)
+    names = sources.instantiations(file, real)
+    found = compile_for(architecture, sources.expanded(file), names, file)
     assert set(found) == set(names)
     for name, usage in found.items():
         assert usage.spilled == 0, f"{name} on sm_{architecture}: {usage}"
@@ -63,9 +63,9 @@ def test_the_options_are_those_of_cupy_and_ours():
 def test_errors_name_file_and_line_of_the_source():
     from cupy.cuda.compiler import CompileException
 
-    source = cuda_source.expanded("flat.cu").replace("target[i] += factor", "target[i] += faktor")
+    source = sources.expanded("flat.cu").replace("target[i] += factor", "target[i] += faktor")
     line = (
-        cuda_source.read("flat.cu")
+        sources.read("flat.cu")
         .splitlines()
         .index("  for (long long i = first_element(); i < n; i += grid_stride()) target[i] += factor * source[i];")
     )
@@ -75,17 +75,17 @@ def test_errors_name_file_and_line_of_the_source():
 
 @pytest.mark.parametrize("file", files())
 def test_expanded_sources_include_nothing(file):
-    source = cuda_source.expanded(file)
+    source = sources.expanded(file)
     assert "#include" not in source
     assert source.count('#line 1 "common.cuh"') == 1
-    assert cuda_source.expanded(file) is source
+    assert sources.expanded(file) is source
 
 
 def test_codes_in_the_source_are_those_of_fastmlp():
-    assert set(cuda_source.codes("activations.cuh", "Activation")) == {
+    assert set(sources.codes("activations.cuh", "Activation")) == {
         name for name in activation_names() if get_activation(name).compiled
     }
-    assert set(cuda_source.codes("losses.cu", "Loss")) == set(LOSSES.names())
-    assert set(cuda_source.codes("optimizers.cu", "Optimizer")) == set(OPTIMIZERS.names())
+    assert set(sources.codes("losses.cu", "Loss")) == set(LOSSES.names())
+    assert set(sources.codes("optimizers.cu", "Optimizer")) == set(OPTIMIZERS.names())
     with pytest.raises(LookupError, match=r"losses\.cu has no enum Nothing"):
-        cuda_source.codes("losses.cu", "Nothing")
+        sources.codes("losses.cu", "Nothing")

@@ -13,10 +13,10 @@ import pytest
 from emulator import Traffic, needs_emulator
 from scenarios import Scenario
 
-from fastmlp.backends import cupy_backend
-from fastmlp.backends.cuda_products import OwnProducts
-from fastmlp.backends.cupy_step import TrainingStep
-from fastmlp.optimizers import SGD, Adam
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda.products import OwnProducts
+from fastmlp.backends.cuda.step import TrainingStep
+from fastmlp.formulas.optimizers import SGD, Adam
 
 pytestmark = needs_emulator
 

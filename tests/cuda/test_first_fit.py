@@ -13,11 +13,14 @@ from emulator import needs_emulator
 from scenarios import SCENARIOS, Scenario, train
 
 import fastmlp
-from fastmlp.backends import cupy_backend, cupy_choice, cupy_step
-from fastmlp.backends.cuda_products import BlasProducts, OwnProducts
-from fastmlp.backends.cupy_step import GRAPH_STEPS
-from fastmlp.optimizers import SGD, Adam
-from fastmlp.state import TrainState
+from fastmlp.backends import registry
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import choice as cupy_choice
+from fastmlp.backends.cuda import step as cupy_step
+from fastmlp.backends.cuda.products import BlasProducts, OwnProducts
+from fastmlp.backends.cuda.step import GRAPH_STEPS
+from fastmlp.formulas.optimizers import SGD, Adam
+from fastmlp.network.state import TrainState
 
 pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
@@ -27,14 +30,14 @@ SMALL = Scenario("small", (6, 7, 5, 3), {"activation": "tanh", "dropout": 0.2}, 
 @pytest.fixture(autouse=True)
 def on_the_double(monkeypatch):
     monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
-    monkeypatch.setattr(cupy_backend, "probe", lambda: fastmlp.backends.Availability(True, "the double of CuPy"))
-    monkeypatch.delitem(fastmlp.backends._made, "cupy", raising=False)
+    monkeypatch.setattr(cupy_backend, "probe", lambda: registry.Availability(True, "the double of CuPy"))
+    monkeypatch.delitem(registry._made, "cupy", raising=False)
     for kind, time in cupy_double.milliseconds.items():
         monkeypatch.setitem(cupy_double.milliseconds, kind, time)
     yield
     cupy_double.faults.clear()
     cupy_double.poison.clear()
-    fastmlp.backends._made.pop("cupy", None)
+    registry._made.pop("cupy", None)
 
 
 def make(way="auto", **options):
@@ -56,7 +59,7 @@ def fit(model, **changes):
 
 
 def way_taken(model):
-    (session,) = (s for s in model._pool._idle if s.plan.optimizer is not None)
+    (session,) = (s for s in model._learner.sessions._idle if s.plan.optimizer is not None)
     return session.choices()["way"]
 
 
@@ -170,7 +173,7 @@ def checkpoint(tmp_path):
     def make_checkpoint(backend):
         path = tmp_path / "run.safetensors"
         model = model_on(backend)
-        stop = type("Stop", (fastmlp.Callback,), {"on_epoch_end": lambda self, run, logs: run.stop("enough")})()
+        stop = type("Stop", (fastmlp.Callback,), {"on_epoch_end": lambda self, run, figures: run.stop("enough")})()
         fit(model, epochs=2, callbacks=[stop, fastmlp.Checkpoint(path)])
         whole = model_on(backend)
         fit(whole, epochs=2)
@@ -304,6 +307,7 @@ def test_a_kernel_that_computes_wrong_numbers_is_named_and_training_goes_on_eage
     backend = make(way)
     model, right = model_on(backend), model_on(make("eager"))
     expected = f"cannot be used on this GPU: the kernel {kernel} computes {what} off by .* goes on eagerly"
+    expected += ".*fastmlp selftest --backend cupy"
     with pytest.warns(RuntimeWarning, match=expected):
         fit(model)
     fit(right)

@@ -7,13 +7,16 @@ from compare import DTYPES, assert_close, assert_same_bits, loss_records, normal
 from emulator import needs_emulator
 from scenarios import Scenario, train
 
-from fastmlp.activations import activation_names
-from fastmlp.backends import cuda_kernels, cuda_source, cupy_backend, get_backend
-from fastmlp.backends.cuda_kernels import column_grid, flat_grid, gradient_slabs, is_wide, row_grid, tile_grid
-from fastmlp.backends.cuda_products import BlasProducts, Masks, OwnProducts, activation_code
-from fastmlp.losses import SoftmaxCrossEntropy
-from fastmlp.optimizers import SGD, Adam, StepScalars
-from fastmlp.random_bits import keep_threshold
+from fastmlp.backends.choosing import get_backend
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import kernels as cuda_kernels
+from fastmlp.backends.cuda import sources
+from fastmlp.backends.cuda.kernels import column_grid, flat_grid, gradient_slabs, is_wide, row_grid, tile_grid
+from fastmlp.backends.cuda.products import BlasProducts, Masks, OwnProducts
+from fastmlp.formulas.activations import activation_names
+from fastmlp.formulas.losses import SoftmaxCrossEntropy
+from fastmlp.formulas.optimizers import SGD, Adam, StepScalars
+from fastmlp.formulas.random_bits import keep_threshold
 
 pytestmark = needs_emulator
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -72,7 +75,7 @@ def test_bias_gradients_are_left_in_slabs(cupy, dtype, slabs, way):
     n, o = 83, 37
     a, d, slope = normal((n, o), dtype, 1), normal((n, o), dtype, 2), normal((n, o), dtype, 3)
     own, db = on(cupy, d), unset(cupy, (slabs * 50,), dtype)
-    activation = activation_code("relu" if way == "relu" else "identity")
+    activation = sources.code_of("activation", "relu" if way == "relu" else "identity")
     args = (activation, on(cupy, a), on(cupy, slope) if way == "slope" else None, own, db, np.int64(50))
     args += (np.int64(n), np.int64(o))
     cupy._launch("layers.cu", "activation_gradient<{real}>", dtype, column_grid(o, slabs), args)
@@ -193,7 +196,7 @@ def test_eager_steps_have_room_for_every_slab_of_the_bias_gradients(cupy, dtype)
 
 @dtypes
 def test_bias_activation_and_dropout_go_round_too(cupy, dtype, monkeypatch):
-    monkeypatch.setattr("fastmlp.backends.cuda_products.tile_grid", lambda n, o: ((1, 1), (32, 8)))
+    monkeypatch.setattr("fastmlp.backends.cuda.products.tile_grid", lambda n, o: ((1, 1), (32, 8)))
     rows, columns, found = 37, 12, []
     for products in (BlasProducts(cupy, 4), OwnProducts(cupy, 4)):
         x, w, b = (on(cupy, normal(s, dtype, 1)) for s in ((rows, 1), (1, columns), (columns,)))
@@ -210,4 +213,4 @@ def test_bias_activation_and_dropout_go_round_too(cupy, dtype, monkeypatch):
 
 
 def test_every_activation_of_the_source_is_one_of_fastmlps():
-    assert list(cuda_source.codes("activations.cuh", "Activation")) == list(activation_names())
+    assert list(sources.codes("activations.cuh", "Activation")) == list(activation_names())

@@ -10,7 +10,7 @@ from importlib import resources
 import pytest
 from emulator import EmulatorError, Module, needs_emulator
 
-from fastmlp.backends import cuda_source
+from fastmlp.backends.cuda import sources
 
 FORBIDDEN = {
     r"\bvolatile\b|__threadfence|cooperative_groups|\batomic\w*\(": "blocks and warps do not talk to each other",
@@ -26,14 +26,14 @@ FORBIDDEN = {
     "file", sorted(p.name for p in resources.files("fastmlp.kernels.cuda").iterdir() if ".cu" in p.name)
 )
 def test_sources_hold_nothing_that_is_forbidden(file, pattern):
-    for number, line in enumerate(cuda_source.read(file).splitlines(), start=1):
+    for number, line in enumerate(sources.read(file).splitlines(), start=1):
         assert not re.search(pattern, line.split("//")[0]), f"{file}:{number}: {line.strip()}; {FORBIDDEN[pattern]}"
 
 
 def test_kernels_say_how_many_threads_they_are_launched_with():
-    for file in cuda_source.KERNELS:
+    for file in sources.KERNELS:
         for bounds, name in re.findall(
-            r"__global__\s+void\s+(__launch_bounds__\([^)]*\))?\s*(\w+)\(", cuda_source.read(file)
+            r"__global__\s+void\s+(__launch_bounds__\([^)]*\))?\s*(\w+)\(", sources.read(file)
         ):
             assert bounds or name == "advance_cursor", f"{file}: {name}"
 

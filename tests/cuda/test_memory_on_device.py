@@ -12,8 +12,8 @@ from emulator import needs_emulator
 
 import fastmlp
 from fastmlp import SGD, Adam
-from fastmlp.backends import cupy_backend
-from fastmlp.backends.cupy_memory import Arena
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda.memory import Arena
 
 pytestmark = needs_emulator
 
@@ -70,10 +70,10 @@ def test_the_estimate_is_what_a_fit_takes(way, optimizer, dtype):
     model = model_on(backend, dtype="float64")
     x, y = rows(dtype=dtype)
     weights = np.ones(len(x))
-    before = backend.memory_info()["used"] - model._state.params.nbytes
+    before = backend.memory_info()["used"] - model._learner.state.params.nbytes
     options = {"batch_size": 20, "optimizer": OPTIMIZERS[optimizer]}
     estimate = model.memory_estimate(x, y, sample_weight=weights, **options)
-    assert backend.memory_info()["used"] - model._state.params.nbytes == before  # nothing is allocated
+    assert backend.memory_info()["used"] - model._learner.state.params.nbytes == before  # nothing is allocated
     assert estimate["total"] == sum(v for k, v in estimate.items() if k != "total")
     peak = Peak(backend)
     model.fit(x, y, sample_weight=weights, epochs=3, verbose=0, callbacks=[peak], **options)
@@ -115,7 +115,7 @@ def test_on_other_backends_the_estimate_is_what_their_sessions_allocate(name, ne
         with monkeypatch.context() as patch:
             patch.setattr(type(backend), "empty", noting)
             model.fit(x, y, epochs=1, batch_size=20, optimizer=Adam(clip_norm=1.0), verbose=0)
-        taken = sum(sizes) - 2 * model._state.params.nbytes  # the moments, which are counted apart
+        taken = sum(sizes) - 2 * model._learner.state.params.nbytes  # the moments, which are counted apart
         assert estimate["workspace"] == pytest.approx(taken, rel=0.02)
         assert (estimate["data"], estimate["order"]) == (0, 8 * len(x))
         model = model_on(backend, **network)
@@ -130,11 +130,11 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(way):
     model = model_on(backend)
     x, y = rows()
     small = model.memory_estimate(x, y, batch_size=15)
-    limit(backend, small["total"] - model._state.params.nbytes)
+    limit(backend, small["total"] - model._learner.state.params.nbytes)
     before = backend.memory_info()["used"]
     with pytest.raises(MemoryError, match=r"fit needs [\d,]+ bytes on the GPU: .* for 60 rows of data") as e:
         model.fit(x, y, epochs=1, batch_size=60, verbose=0)
-    assert model._state.optimizer is None  # nothing has changed
+    assert model._learner.state.optimizer is None  # nothing has changed
     assert backend.memory_info()["used"] == before
     largest = int(re.search(r"the largest batch that fits is (\d+)", str(e.value))[1])
     assert 15 <= largest < 60
@@ -154,13 +154,13 @@ def test_data_that_does_not_fit_is_refused_with_how_many_rows_would():
     fitting = int(re.search(r"about ([\d,]+) rows", str(e.value))[1].replace(",", ""))
     assert 500 < fitting < 6000
     model.memory_estimate(x[:fitting], y[:fitting], batch_size=8)
-    backend.check_memory(model._pool and _plan(model), model._check(x[:fitting], y[:fitting]), 0)
+    backend.check_memory(model._learner.sessions and _plan(model), model._learner.data(x[:fitting], y[:fitting]), 0)
 
 
 def _plan(model):
-    from fastmlp.plan import Plan
+    from fastmlp.network.plan import Plan, Precision
 
-    return Plan(model.spec, 8, model.dtype, True, Adam().without_schedule())
+    return Plan(model.spec, 8, Precision.of(model.dtype), True, Adam().without_schedule())
 
 
 @pytest.mark.whole_ladder
@@ -174,9 +174,9 @@ def test_steps_that_fit_one_way_alone_run_that_way(monkeypatch):
     assert needed["captured"] < needed["eager"]  # which sums bias gradients in more slabs
     backend = make("auto")
     model = model_on(backend)
-    copies = 3 * model._state.params.nbytes  # that both are measured on
+    copies = 3 * model._learner.state.params.nbytes  # that both are measured on
     limit(backend, needed["captured"] + copies + 8 * len(x))
-    assert needed["captured"] + 16 * len(x) < needed["eager"] + model._state.params.nbytes
+    assert needed["captured"] + 16 * len(x) < needed["eager"] + model._learner.state.params.nbytes
     model.fit(x, y, epochs=1, batch_size=600, verbose=0)
     assert list(backend._ways.values()) == ["captured"]
 
@@ -188,7 +188,7 @@ def test_predictions_and_figures_of_more_rows_than_fit_are_made_in_chunks(monkey
     backend = make()
     model, whole = model_on(backend), model_on("numpy")
     x, y = rows(3000)
-    monkeypatch.setattr(fastmlp.inference, "SMALL_BYTES", 10_000)
+    monkeypatch.setattr(fastmlp.engine.inference, "SMALL_BYTES", 10_000)
     monkeypatch.setattr(backend, "memory_info", lambda: {"free": 80_000, "kept": 0})
     uploads, asarray = [], cp.asarray
     monkeypatch.setattr(cp, "asarray", lambda a, *r, **k: uploads.append(a.nbytes) or asarray(a, *r, **k))
@@ -260,7 +260,9 @@ def test_tf32_is_each_calls_own_beside_full_precision(monkeypatch):
 
 def test_no_switch_of_the_process_is_in_the_code():
 
-    for file in Path(cupy_backend.__file__).parent.glob("cu*.py"):
+    files = list(Path(cupy_backend.__file__).parent.glob("*.py"))
+    assert len(files) > 5
+    for file in files:
         code = file.read_text()
         for switch in ("setMathMode", "CUPY_TF32", "environ[", "set_allocator", "putenv"):
             assert switch not in code, f"{file.name}: {switch}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulator import Module, needs_emulator
 
-from fastmlp.backends import cuda_probe
+from fastmlp.backends.cuda import probe as cuda_probe
 from fastmlp.errors import BackendUnavailable
 
 
@@ -155,10 +155,11 @@ assert not [m for m in sys.modules if m.split(".")[0] in ("cupy", "cuda", "cupy_
 
 
 def test_a_backend_asked_for_by_name_gives_the_reason(monkeypatch):
-    from fastmlp import backends
-    from fastmlp.backends import cupy_backend
+    from fastmlp.backends import registry
+    from fastmlp.backends.choosing import get_backend
+    from fastmlp.backends.cuda import backend as cupy_backend
 
     monkeypatch.setattr(cupy_backend, "cuda_availability", lambda: cuda_probe.look(good(driver=0)))
-    monkeypatch.delitem(backends._made, "cupy", raising=False)
+    monkeypatch.delitem(registry._made, "cupy", raising=False)
     with pytest.raises(BackendUnavailable, match="backend 'cupy' cannot run here: there is no NVIDIA driver"):
-        backends.get_backend("cupy")
+        get_backend("cupy")

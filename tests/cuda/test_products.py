@@ -7,9 +7,10 @@ import pytest
 from compare import DTYPES, assert_close, assert_same_bits, normal
 from emulator import EmulatorError, module, needs_emulator
 
-from fastmlp.backends import cuda_source, cupy_backend
-from fastmlp.backends.cuda_kernels import gradient_slabs
-from fastmlp.backends.cuda_products import SLABS, OwnProducts, activation_code, choose_tile, weight_slabs
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import sources
+from fastmlp.backends.cuda.kernels import gradient_slabs
+from fastmlp.backends.cuda.products import SLABS, OwnProducts, choose_tile, weight_slabs
 
 TILES = (16, 32, 64)
 # (n, i, o): single numbers, one less and one more than tiles and panels, long sums
@@ -23,7 +24,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def run(kernel, dtype, tile, grid, args, seed=0):
-    real = cuda_source.REALS[dtype]
+    real = sources.REALS[dtype]
     return module("products.cu", real).launch(f"{kernel}<{real}, {tile}>", grid, (256,), args, seed=seed)
 
 
@@ -53,7 +54,19 @@ def forward(dtype, tile, size, activation="tanh", threshold=0, rate=0.0, seed=0,
     cursor = np.array([4, 0, 2**32 - 2], np.int64)
     sizes = np.int64(n), np.int64(i), np.int64(o), *is_wide(x, w)
     masks = np.uint32(threshold), np.dtype(dtype).type(1 / (1 - rate)), np.uint64(0xFEDCBA9876543210)
-    args = (x, w, b, z, slopes, *sizes, activation_code(activation), *masks, cursor, np.int32(3), np.int32(2))
+    args = (
+        x,
+        w,
+        b,
+        z,
+        slopes,
+        *sizes,
+        sources.code_of("activation", activation),
+        *masks,
+        cursor,
+        np.int32(3),
+        np.int32(2),
+    )
     traffic = run("product_forward", dtype, tile, blocks(n, o, tile), args, seed)
     exact = x.astype("f8") @ w.astype("f8") + b
     rounding = np.sqrt(x.astype("f8") ** 2 @ w.astype("f8") ** 2 + b.astype("f8") ** 2)
@@ -94,7 +107,7 @@ def input_gradient(dtype, tile, size, way, starts=(0, 0)):
     dz, w, a = placed((n, o), dtype, 1, starts[0]), placed((i, o), dtype, 2, starts[1]), normal((n, i), dtype, 3)
     slope = normal((n, i), dtype, 4) if way == "slope" else None
     dx = np.full((n, i), np.nan, dtype)
-    activation = activation_code("identity" if way == "identity" else "relu")
+    activation = sources.code_of("activation", "identity" if way == "identity" else "relu")
     args = (dz, w, dx, np.int64(n), np.int64(i), np.int64(o), *is_wide(dz, w), activation, a, slope)
     run("product_input_gradient", dtype, tile, blocks(n, i, tile), args, tile)
     return dz, w, a, slope, dx

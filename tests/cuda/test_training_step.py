@@ -12,11 +12,12 @@ from emulator import needs_emulator
 from scenarios import SCENARIOS, Scenario, train
 
 import fastmlp
-from fastmlp.backends import cupy_backend, cupy_memory
-from fastmlp.backends.cuda_products import OwnProducts
-from fastmlp.backends.cupy_memory import Arena
-from fastmlp.backends.cupy_step import GRAPH_STEPS, TrainingStep
-from fastmlp.optimizers import SGD, Adam
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import memory as cupy_memory
+from fastmlp.backends.cuda.memory import Arena
+from fastmlp.backends.cuda.products import OwnProducts
+from fastmlp.backends.cuda.step import GRAPH_STEPS, TrainingStep
+from fastmlp.formulas.optimizers import SGD, Adam
 
 pytestmark = needs_emulator
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -195,7 +196,7 @@ def test_a_capture_that_fails_is_ended_and_the_next_one_works(monkeypatch):
     state, data = LONG.state(own, "float32"), LONG.device_data(own, "float32")
     step = TrainingStep(own, OwnProducts(own, 4), LONG.plan("float32"), state, data, captured=True)
     order, table = own.asarray(LONG.order(0)), LONG.table(0, 0, "float32")
-    whole, calls = TrainingStep._update, []
+    whole, calls = TrainingStep._apply_gradients, []
 
     def failing(self, index, layers):
         calls.append(index)
@@ -203,18 +204,18 @@ def test_a_capture_that_fails_is_ended_and_the_next_one_works(monkeypatch):
             raise RuntimeError("planted")
         whole(self, index, layers)
 
-    monkeypatch.setattr(TrainingStep, "_update", failing)
+    monkeypatch.setattr(TrainingStep, "_apply_gradients", failing)
     with pytest.raises(RuntimeError, match="planted"):
         step.run(order, table, 0, 0)
     assert not step._stream.is_capturing()
-    monkeypatch.setattr(TrainingStep, "_update", whole)
+    monkeypatch.setattr(TrainingStep, "_apply_gradients", whole)
     assert step.run(order, table, 0, 0)[:2] == (LONG.steps, True)
 
 
 def test_products_by_cublas_cannot_be_captured():
     own = backend()
     state, data = LONG.state(own, "float32"), LONG.device_data(own, "float32")
-    from fastmlp.backends.cuda_products import BlasProducts
+    from fastmlp.backends.cuda.products import BlasProducts
 
     step = TrainingStep(own, BlasProducts(own, 4), LONG.plan("float32"), state, data, captured=True)
     with pytest.raises(fastmlp.KernelError, match=r"graph of a step is refused .*cuBLAS while"):
@@ -246,7 +247,7 @@ def test_an_epoch_waits_for_the_device_once_a_call(monkeypatch):
     ("options", "error", "message"),
     [
         ({"way": "fast"}, ValueError, "way must be one of auto, captured, eager; got 'fast'"),
-        ({"tf32": 1}, TypeError, "tf32 must be True or False, got 1"),
+        ({"tf32": 2}, TypeError, "tf32 must be True or False, got 2"),
         ({"tf32": True, "way": "captured"}, ValueError, "captured steps do not use; choose way='eager'"),
     ],
 )

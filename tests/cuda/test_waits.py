@@ -9,8 +9,9 @@ import pytest
 from emulator import needs_emulator
 
 import fastmlp
-from fastmlp import training
-from fastmlp.backends import cupy_backend, cupy_step
+from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import step as cupy_step
+from fastmlp.engine import loop as training
 
 pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
@@ -46,7 +47,7 @@ class Counting(fastmlp.Callback):
     def on_steps(self, run):
         self.calls[-1] += 1
 
-    def on_epoch_end(self, run, logs):
+    def on_epoch_end(self, run, figures):
         self.epochs.append(Counter(cupy_double.counts))
 
 
@@ -74,7 +75,7 @@ def test_validation_data_is_uploaded_once_a_run(model, monkeypatch):
     figures = {}
     for room in (2**30, 200):
         monkeypatch.setattr(model.backend, "rows_at_once", lambda width, room=room: max(room // width, 1))
-        monkeypatch.setattr(fastmlp.inference, "SMALL_BYTES", 0)
+        monkeypatch.setattr(fastmlp.engine.inference, "SMALL_BYTES", 0)
         fresh = fastmlp.MLP((4, 5, 3), backend=model.backend, seed=0)
         metric = {"right": lambda y, p: float((y == p).mean())}
         counting = fit(fresh, validation_data=validation, metrics=metric, epochs=3)
@@ -166,5 +167,5 @@ def test_the_memory_of_steps_and_data_is_free_when_a_run_has_ended(model):
     with pytest.raises(fastmlp.NonFiniteLossError):
         model.fit(np.full_like(x, np.nan), y, epochs=1, batch_size=3, verbose=0)
     model.close()
-    parameters = 3 * model._state.params.nbytes  # Adam's moments too
+    parameters = 3 * model._learner.state.params.nbytes  # Adam's moments too
     assert model.backend.memory_info()["used"] <= used[0] + parameters

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from fastmlp.backends import cuda_source
+from fastmlp.backends.cuda import sources
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", f"-I{HERE}")
@@ -180,4 +180,4 @@ def _regions(arrays):
 @functools.cache
 def module(file, real):
     """Return the kernels of a file of fastmlp's for ``"float"`` or ``"double"``."""
-    return Module(cuda_source.expanded(file), cuda_source.instantiations(file, real), Path(file).stem)
+    return Module(sources.expanded(file), sources.instantiations(file, real), Path(file).stem)

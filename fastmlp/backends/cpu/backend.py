@@ -1,0 +1,311 @@
+"""The Numba backend: runs of training steps, predictions and evaluations as single compiled calls on all cores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arguments import check_count
+from fastmlp.backends.base import StepReport
+from fastmlp.backends.cpu import blas
+from fastmlp.backends.cpu.operations import NumbaOperations
+from fastmlp.backends.cpu.session import NumbaSession
+from fastmlp.backends.data import DeviceData
+from fastmlp.backends.registry import Availability
+from fastmlp.backends.session import Session
+from fastmlp.formulas.activations import get_activation
+
+if TYPE_CHECKING:
+    from fastmlp.backends.data import HostData
+    from fastmlp.network.plan import Plan, Precision
+    from fastmlp.network.state import TrainState
+
+_log = logging.getLogger("fastmlp")
+
+ALONE = 1_000_000
+"""Floating-point operations of a step up to which one thread is faster than several that wait for each other."""
+LONG_SECONDS = 1.5
+"""Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
+ROWS_A_THREAD = 64
+"""Prediction uses another thread only where it has at least so many rows to run."""
+
+
+_compiled: set[tuple[bool, Precision]] = set()
+"""Of the calls that train (True) and that predict, those that are compiled in this process."""
+
+
+def probe() -> Availability:
+    """Tell whether the backend can run here, without importing Numba."""
+    for package, name in (("numba", "numba"), ("scipy_openblas32", "scipy-openblas32")):
+        if importlib.util.find_spec(package) is None:
+            return Availability(False, f"the package {name} is not installed; pip install {name}")
+    if importlib.util.find_spec("fastmlp.kernels") is None:
+        return Availability(
+            False,
+            "fastmlp was imported from its source folder, which holds its kernels elsewhere; install it "
+            "(pip install . or pip install -e .) and start Python in another folder, or with the option -P",
+        )
+    return Availability(True)
+
+
+@functools.cache
+def physical_cores() -> int:
+    """Return how many physical cores this process may use."""
+    from joblib import cpu_count  # knows affinity and container limits
+
+    return int(cpu_count(only_physical_cores=True))
+
+
+class NumbaBackend(NumbaOperations):
+    """Runs on the CPU, compiled by Numba, with a BLAS of its own.
+
+    Parameters
+    ----------
+    threads : int, optional
+        How many threads a call may use; the physical cores that the process may use when not given.  The same number
+        gives the same bits; other numbers agree within rounding.
+    """
+
+    name: ClassVar[str] = "numba"
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        super().__init__()
+        also = "or None for the physical cores"
+        self._threads = None if threads is None else check_count("threads", threads, also=also)
+        from fastmlp.kernels.cpu import blas as kernel_blas
+
+        kernel_blas.bind(*blas.addresses())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {} if self._threads is None else {"threads": self._threads}
+
+    @property
+    def threads(self) -> int:
+        """How many threads a call may use."""
+        import numba
+
+        if getattr(numba.config, "DISABLE_JIT", 0):  # threads wait for each other in compiled code only
+            return 1
+        return self._threads or physical_cores()
+
+    def __repr__(self) -> str:
+        return f"NumbaBackend(threads={self.threads})"
+
+    def choices(self) -> dict[str, Any]:
+        import numba
+
+        return {"backend": self.name, "numba": numba.__version__, "blas": blas.version(), "threads": self.threads}
+
+    def open(self, plan: Plan) -> NumbaSession:
+        weights = sum(i * o for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False))
+        tiny = plan.optimizer is not None and 6 * plan.batch * weights < ALONE
+        return NumbaSession(self, plan, 1 if tiny else self.threads)
+
+    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+        assert plan.optimizer is not None
+        if not (plan.spec.compiled and plan.optimizer.compiled):
+            return super().workspace_bytes(plan, data)
+        return self.open(plan).training_bytes()
+
+    # --- coarse operations ---
+
+    def prepare(self, session: Session, check: Callable[[], None]) -> None:
+        plan = session.plan
+        kind = plan.optimizer is not None, plan.precision
+        if kind in _compiled or not _compiles(plan):
+            return
+        from fastmlp.kernels.cpu.compiling import compile_aside
+
+        # by one thread, before others wait for each other in it; no step is taken
+        assert isinstance(session, NumbaSession)
+        call = _call_without_steps(session) if plan.optimizer is not None else _call_without_rows(session)
+        what, seconds = ("train", "ten") if plan.optimizer is not None else ("predict", "five")
+        with _said_if_it_takes_long(
+            f"compiling the kernels that {what} in {plan.precision.products}, about {seconds} seconds"
+        ):
+            compile_aside(call, check)
+        _compiled.add(kind)
+
+    def train_steps(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        order: NDArray[np.intp],
+        table: NDArray[np.float64],
+        first: int,
+        totals: NDArray[np.float64],
+    ) -> StepReport:
+        plan = session.plan
+        if plan.optimizer is None or not _compiles(plan):
+            return super().train_steps(session, state, data, order, table, first, totals)
+        from fastmlp.kernels.cpu.train import train_thread
+
+        assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
+        threads = session.threads
+        done = np.zeros(1, np.int64)
+        memory = session.memory
+        memory.arrivals[0] = 0
+        arguments = (
+            *(threads, session.network, session.rule, session.data(data), session.buffers(state), memory),
+            *(np.asarray(order, np.int64), plan.batch, first, table, np.uint64(state.key), np.uint64(state.step)),
+            *(totals, done),
+        )
+        _on_threads(threads, lambda t: train_thread(t, *arguments))
+        steps = int(done[0])
+        state.step += steps
+        state.optimizer_step += steps
+        return StepReport(steps, steps == len(table))
+
+    def predict(self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]) -> None:
+        if not _compiles(session.plan):
+            super().predict(session, params, x, out)
+            return
+        from fastmlp.kernels.cpu.predict import predict_thread
+
+        assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
+        data = session.inputs(x)
+        threads = max(1, min(session.threads, len(x) // ROWS_A_THREAD))
+        memories, batch = session.inference_memory(threads), session.chunk
+        target, nothing = out.reshape(-1), np.empty(0)
+
+        def work(t: int) -> None:
+            first, stop = len(x) * t // threads, len(x) * (t + 1) // threads
+            predict_thread(first, stop, session.network, data, params, memories[t], batch, target, nothing)
+
+        _on_threads(threads, work)
+
+    def bind_predict(
+        self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
+    ) -> Callable[[], object]:
+        if not _compiles(session.plan):
+            return super().bind_predict(session, params, x, out)
+        from fastmlp.kernels.cpu.predict import predict_thread
+
+        assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
+        target, nothing = out.reshape(-1), np.empty(0)
+        data, memory, batch = session.inputs(x), session.inference_memory(1)[0], session.chunk
+        return functools.partial(
+            predict_thread, *(0, len(x), session.network, data, params, memory, batch, target, nothing)
+        )
+
+    def evaluate(self, session: Session, params: NDArray[Any], data: DeviceData) -> tuple[float, float, float]:
+        if not _compiles(session.plan):
+            return super().evaluate(session, params, data)
+        from fastmlp.kernels.cpu.predict import predict_thread
+
+        assert isinstance(session, NumbaSession)
+        self.prepare(session, _go_on)
+        rows = len(data.x)
+        record = session.data(data)
+        threads = max(1, min(session.threads, rows // ROWS_A_THREAD))
+        memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
+        batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
+
+        def work(t: int) -> None:
+            first, stop = rows * t // threads, rows * (t + 1) // threads
+            predict_thread(first, stop, session.network, record, params, memories[t], batch, nothing, parts[t])
+
+        _on_threads(threads, work)
+        loss, weight, hits = parts.sum(axis=0).tolist()
+        return loss, weight, hits
+
+
+@functools.cache
+def _say_composed(names: tuple[str, ...]) -> None:
+    _log.warning(
+        "%s: a function of your own cannot be compiled, so training and prediction run step by step, as on NumPy",
+        ", ".join(names),
+    )
+
+
+def _call_without_steps(session: NumbaSession) -> Callable[[], object]:
+    """Return the call that trains, as it is made by one thread for no steps."""
+    from fastmlp.kernels.cpu.train import train_thread
+
+    plan = session.plan
+    row = DeviceData(np.zeros((1, plan.spec.units[0]), plan.precision.products), np.zeros(1, np.int64), None)
+    return functools.partial(
+        train_thread,
+        *(0, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
+        *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 5)), np.uint64(0), np.uint64(0)),
+        *(np.zeros(3), np.zeros(1, np.int64)),
+    )
+
+
+def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
+    """Return the call that predicts, as it is made for no rows."""
+    from fastmlp.kernels.cpu.predict import predict_thread
+
+    dtype = session.plan.precision.products
+    row = session.inputs(np.zeros((1, session.plan.spec.units[0]), dtype))
+    memory = session.inference_memory(1)[0]
+    return functools.partial(
+        predict_thread, 0, 0, session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
+    )
+
+
+def _go_on() -> None:
+    """Let what is prepared be prepared to its end."""
+
+
+@contextlib.contextmanager
+def _said_if_it_takes_long(what: str) -> Iterator[None]:
+    """Say that kernels are compiled, once it is clear that they are not just read from the cache."""
+    from fastmlp.kernels.cpu.compiling import cache_folder
+
+    how_often = "once on this machine (`fastmlp warmup` does it ahead)"
+    if cache_folder() is None:
+        how_often = "in each process, since no cache folder can be written: set NUMBA_CACHE_DIR"
+    notice = threading.Timer(LONG_SECONDS, _log.warning, ("%s, %s", what, how_often))
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
+
+
+def _compiles(plan: Plan) -> bool:
+    if plan.spec.compiled:
+        return plan.optimizer is None or plan.optimizer.compiled
+    own = [a for a in plan.spec.activations if not get_activation(a).compiled]
+    own += [] if plan.spec.loss.compiled else [plan.spec.loss.name]
+    _say_composed(tuple(dict.fromkeys(own)))
+    return False
+
+
+def _on_threads(threads: int, work: Callable[[int], object]) -> None:
+    """Call ``work(t)`` for each t below `threads` at once, t = 0 in this thread; return when all are done.
+
+    Threads are made for each call: that is a tenth of a millisecond beside calls of many, and leaves nothing behind
+    that a fork, a nested pool or the end of the process could trip over.
+    """
+    others = [threading.Thread(target=work, args=(t,), daemon=True) for t in range(1, threads)]
+    for thread in others:
+        thread.start()
+    interrupted = None
+    try:
+        work(0)
+    except KeyboardInterrupt as e:
+        interrupted = e
+    for thread in others:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as e:  # a handler of the user's; the others must end their step first
+                interrupted = e
+    if interrupted is not None:
+        raise interrupted

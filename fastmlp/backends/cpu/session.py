@@ -1,0 +1,250 @@
+"""What the Numba backend keeps for one plan: the network as numbers, and the memory that kernels work in."""
+
+from __future__ import annotations
+
+import functools
+import math
+from copy import copy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.backends.session import Session
+from fastmlp.formulas.random_bits import keep_threshold
+
+if TYPE_CHECKING:
+    from fastmlp.backends.base import Backend
+    from fastmlp.backends.data import DeviceData
+    from fastmlp.formulas.optimizers import Optimizer
+    from fastmlp.network.plan import Plan
+    from fastmlp.network.state import TrainState
+
+CHUNK_BYTES = 512 * 1024
+"""What the activations of a chunk of rows may take in prediction: half a second-level cache."""
+
+
+class NumbaSession(Session):
+    """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
+
+    def __init__(self, backend: Backend, plan: Plan, threads: int) -> None:
+        super().__init__(backend, plan)
+        self.threads = threads
+
+    @cached_property
+    def network(self) -> Any:
+        """The network as numbers, `kernels.cpu.structures.Network`."""
+        from fastmlp.kernels.cpu import codes, structures
+
+        plan, spec = self.plan, self.plan.spec
+        real = plan.precision.products.type
+        outputs = spec.units[1:]
+        return structures.Network(
+            units=np.array(spec.units, np.int64),
+            weight_at=np.array([w for w, _ in plan.layout.offsets], np.int64),
+            bias_at=np.array([b for _, b in plan.layout.offsets], np.int64),
+            z_at=np.concatenate(([0], np.cumsum(outputs)))[:-1].astype(np.int64),
+            activations=np.array([codes.code_of(a, codes.ACTIVATIONS) for a in spec.activations], np.int64),
+            needs_slope=np.array(plan.needs_slope, np.bool_),
+            frozen=np.array(spec.frozen, np.bool_),
+            lowest=spec.lowest_trainable,
+            thresholds=np.array([keep_threshold(rate) if rate else 0 for rate in spec.dropout], np.uint64),
+            scales=np.array([1 / (1 - rate) for rate in spec.dropout], plan.precision.products),
+            loss=codes.code_of(spec.loss.name, codes.LOSSES),
+            loss_parameter=real(spec.loss.parameter),
+            l2=real(spec.l2),
+            max_norm=real(spec.max_norm or 0.0),
+        )
+
+    @cached_property
+    def rule(self) -> Any:
+        """The optimizer as numbers, `kernels.cpu.structures.Rule`."""
+        assert self.plan.optimizer is not None
+        return network_rule(self.plan.optimizer, self.plan.precision.weights)
+
+    def _gradients_at_once(self) -> int:
+        """How many gradients a thread writes down before it uses them: none where product and update are one."""
+        from fastmlp.kernels.cpu import products, train
+
+        optimizer, spec = self.plan.optimizer, self.plan.spec
+        if optimizer is None or optimizer.plain:
+            return 0
+        pairs = list(zip(spec.units, spec.units[1:], strict=False))
+        return max(max(8 * o, int(train.IN_CACHE if products.tiled(i, o) else train.IN_BLAS)) for i, o in pairs)
+
+    def buffers(self, state: TrainState) -> Any:
+        """Return the flat buffers of a state, `kernels.cpu.structures.Buffers`."""
+        from fastmlp.kernels.cpu import structures
+
+        none, optimizer = self.buffer("none", (0,), self.plan.precision.weights), self.plan.optimizer
+        assert optimizer is not None, "the session was made for prediction"
+        grads = None if optimizer.clip_norm is None else self.grads
+        buffers = structures.Buffers(state.params, grads, *optimizer.by_role(state.moments), state.average)
+        return structures.Buffers(*(none if b is None else b for b in buffers))
+
+    def no_buffers(self) -> Any:
+        """Return flat buffers of nothing, for a call that takes no step."""
+        from fastmlp.kernels.cpu import structures
+
+        return structures.Buffers(*[self.buffer("none", (0,), self.plan.precision.weights)] * 5)
+
+    def _memory(self, batch: int, threads: int, *, training: bool) -> Any:
+        from fastmlp.kernels.cpu import structures
+        from fastmlp.kernels.cpu.losses import work_size
+
+        spec, allocate = self.plan.spec, self._allocate
+        # a barrier's counter and a lane of scratch each on cache lines of their own
+        widest = max(max(spec.units) + 32, 64)
+        return structures.Memory(
+            x=allocate(batch * spec.units[0]),
+            z=allocate(batch * sum(spec.units[1:])),
+            slopes=allocate(batch * sum(spec.units[1:]) if training and any(self.plan.needs_slope) else 0),
+            dz=allocate(batch * (sum(spec.units[1:]) if training else spec.units[-1])),
+            row_losses=allocate(batch),
+            row_hits=allocate(batch),
+            scratch=allocate(threads, 4, widest),
+            gradients=allocate(threads, self._gradients_at_once() if training else 0),
+            losses=allocate(threads, work_size(spec.units[-1])),
+            parts=allocate(threads, batch * spec.units[1] if training and self._shares_features() else 0),
+            transposed=allocate(threads, self._transposed_size() if training else 0),
+            counting=np.arange(batch, dtype=np.int64),
+            order=np.empty(0 if training else batch, np.int64),
+            norms=self.backend.empty((threads,), np.dtype(np.float64)),
+            arrivals=self.backend.zeros((16,), np.dtype(np.int64)),
+        )
+
+    def _shares_features(self) -> bool:
+        """Tell whether threads share out the lowest layer's products by input features instead of rows.
+
+        What they pass each other is then a sum for each row and output, not the weights that each of them changed: that
+        is less where a batch is small beside the inputs (measured with two threads; it is even at two thirds).
+        """
+        from fastmlp.kernels.cpu import products
+
+        spec, inputs = self.plan.spec, self.plan.spec.units[0]
+        small = 5 * self.plan.batch * self.threads < 3 * inputs
+        return self.threads > 1 and small and spec.lowest_trainable == 0 and products.tiled(inputs, spec.units[1])
+
+    def _transposed_size(self) -> int:
+        """How many numbers a thread needs to transpose parts of the weights above the lowest layer that trains."""
+        from fastmlp.kernels.cpu import products
+
+        spec = self.plan.spec
+        width = products.scratch_width(np.empty(0, self.plan.precision.products))
+        layers = range(spec.lowest_trainable + 1, len(spec.units) - 1)
+        tiled = [layer for layer in layers if products.tiled(spec.units[layer], spec.units[layer + 1])]
+        return max((width * spec.units[layer + 1] for layer in tiled), default=0)
+
+    @cached_property
+    def memory(self) -> Any:
+        """The memory of a batch in training, shared by all threads, `kernels.cpu.structures.Memory`."""
+        return self._memory(self.plan.batch, self.threads, training=True)
+
+    def training_bytes(self) -> int:
+        """Return the bytes that training would allocate here; none is."""
+        sizes: list[int] = []
+
+        def note(*shape: int) -> Any:
+            sizes.append(math.prod(shape) * self.plan.precision.products.itemsize)
+
+        counting = copy(self)
+        counting._allocate = note  # type: ignore[method-assign]
+        counting._memory(self.plan.batch, self.threads, training=True)
+        clips = self.plan.optimizer is not None and self.plan.optimizer.clip_norm is not None
+        grads = self.plan.layout.size * self.plan.precision.weights.itemsize if clips else 0
+        return sum(sizes) + 8 * self.plan.batch + grads
+
+    @cached_property
+    def chunk(self) -> int:
+        """Rows that a thread works on at once in prediction."""
+        width = self.plan.precision.products.itemsize * (self.plan.spec.units[0] + sum(self.plan.spec.units[1:]))
+        return max(16, min(self.plan.batch, CHUNK_BYTES // width // 16 * 16))
+
+    def inference_memory(self, threads: int) -> list[Any]:
+        """Return memory for prediction, one for each thread."""
+        found: list[Any] = self.__dict__.setdefault("_inference", [])
+        while len(found) < threads:
+            found.append(self._memory(self.chunk, 1, training=False))
+        return found
+
+    def inputs(self, x: NDArray[Any]) -> Any:
+        """Return inputs alone as `kernels.cpu.structures.Data`."""
+        from fastmlp.kernels.cpu import codes, structures
+
+        labels = self.buffer("no labels", (0,), np.int64)
+        none = self.buffer("none", (0,), self.plan.precision.products)
+        nothing = self.buffer("no targets", (0,), np.uint8)
+        x, kind = rows_as_bytes(x)
+        return structures.Data(x, kind, labels, nothing, codes.UINT8, none)
+
+    def data(self, data: DeviceData) -> Any:
+        """Return data as `kernels.cpu.structures.Data`."""
+        record = self.inputs(data.x)
+        if data.y.ndim == 1:
+            record = record._replace(labels=_writable(np.ascontiguousarray(data.y, np.int64)))
+        else:
+            targets, kind = rows_as_bytes(data.y)
+            record = record._replace(targets=targets, targets_kind=kind)
+        if data.weights is not None:
+            record = record._replace(
+                weights=_writable(np.ascontiguousarray(data.weights, self.plan.precision.products))
+            )
+        return record
+
+
+def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
+    """Return an optimizer as numbers, `kernels.cpu.structures.Rule`."""
+    from fastmlp.kernels.cpu import codes, structures
+
+    real, constants = dtype.type, optimizer.constants
+    return structures.Rule(
+        optimizer=codes.code_of(optimizer.name, codes.OPTIMIZERS),
+        mean_decay=real(constants.mean_decay),
+        square_decay=real(constants.square_decay),
+        epsilon=real(constants.epsilon),
+        nesterov=constants.nesterov,
+        weight_decay=real(optimizer.weight_decay),
+        clip_norm=real(optimizer.clip_norm or 0.0),
+        smallest=real(np.finfo(dtype).tiny * 2**30),
+        has_average=optimizer.ema is not None,
+    )
+
+
+class _Alias:
+    """The memory of an array under another type; NumPy keeps this object, and it the array, alive."""
+
+    def __init__(self, array: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:
+        self._array = array
+        self.__array_interface__ = {
+            "data": (array.ctypes.data, False),
+            "shape": shape,
+            "typestr": dtype,
+            "version": 3,
+        }
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that says it may be written, so that compiled code has one type for it; nothing writes to it."""
+    if array.flags.writeable:
+        return array
+    return np.asarray(_Alias(array, array.shape, array.dtype.str))
+
+
+def rows_as_bytes(array: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
+    """Return an array's memory as bytes, and the number of its type in `kernels.cpu.codes.SOURCES`."""
+    array = np.ascontiguousarray(array)
+    kind = _kinds().get(array.dtype)
+    if kind is None:
+        array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+        kind = _kinds()[array.dtype]
+    if array.flags.writeable:
+        return array.reshape(-1).view(np.uint8), kind
+    return np.asarray(_Alias(array, (array.nbytes,), "|u1")), kind
+
+
+@functools.cache
+def _kinds() -> dict[np.dtype[Any], int]:
+    from fastmlp.kernels.cpu import codes
+
+    return {np.dtype(name): kind for kind, name in enumerate(codes.SOURCES)}

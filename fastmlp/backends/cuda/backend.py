@@ -1,0 +1,267 @@
+"""The CuPy backend: training on an NVIDIA GPU, by fastmlp's own CUDA kernels and cuBLAS."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arguments import check_flag
+from fastmlp.backends.base import StepReport
+from fastmlp.backends.cuda.choice import choose_way, make_step
+from fastmlp.backends.cuda.memory import arena_bytes, check_fit, data_bytes
+from fastmlp.backends.cuda.operations import CupyOperations
+from fastmlp.backends.cuda.probe import cuda_availability
+from fastmlp.backends.cuda.products import BlasProducts, OwnProducts, StepProducts
+from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
+from fastmlp.backends.registry import Availability
+from fastmlp.backends.session import Session
+from fastmlp.errors import DataError
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.cuda.step import TrainingStep
+    from fastmlp.backends.data import DeviceData, HostData
+    from fastmlp.network.plan import Plan
+    from fastmlp.network.state import TrainState
+
+_UPLOAD = 256 * 2**20
+"""Bytes, at most, of an array in host memory that are brought to the device at once, where it can be cut."""
+TF32_FROM = 80
+"""Compute capability from which tensor cores multiply TF32."""
+WAYS = ("auto", "captured", "eager")
+
+
+def probe() -> Availability:
+    """Tell whether the backend can run here and, if not, why and the cure."""
+    return cuda_availability()
+
+
+def import_cupy() -> Any:
+    """Import CuPy, which takes a quarter of a second, when a backend is made and not before."""
+    import cupy
+
+    return cupy
+
+
+class CupyBackend(CupyOperations):
+    """Runs on the GPU that is current where it is made.
+
+    Parameters
+    ----------
+    tf32 : bool
+        Let float32 products of cuBLAS round their factors to 11 bits, on tensor cores: faster, and about three decimal
+        digits are left.  It is asked for with each product; no switch of the process is touched.
+    way : str
+        How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
+        ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two, measured at the
+        first fit of a network and batch size (logged, and kept in checkpoints).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is not one of these, the two contradict each other, or the GPU cannot do it.
+    """
+
+    name: ClassVar[str] = "cupy"
+
+    def __init__(self, *, tf32: bool = False, way: str = "auto") -> None:
+        tf32 = check_flag("tf32", tf32)
+        if way not in WAYS:
+            raise ValueError(f"way must be one of {', '.join(WAYS)}; got {way!r}")
+        if tf32 and way == "captured":
+            raise ValueError("tf32=True is for cuBLAS, which captured steps do not use; choose way='eager' or 'auto'")
+        super().__init__(import_cupy(), tf32=tf32)
+        cuda = self._cupy.cuda
+        capability = int(cuda.Device().compute_capability)
+        if tf32 and capability < TF32_FROM:
+            raise ValueError(
+                f"tf32=True needs a GPU of compute capability {TF32_FROM / 10} (Ampere, 2020) or newer, whose "
+                f"tensor cores know it; this one has {capability / 10}: leave tf32 out"
+            )
+        self._stream = cuda.Stream(non_blocking=True)
+        self._way = way
+        self._ways: dict[Plan, str] = {}
+
+    def __repr__(self) -> str:
+        return f"CupyBackend(tf32={self._tf32}, way={self._way!r})"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        given = {"tf32": self._tf32, "way": self._way}
+        return {name: value for name, value in given.items() if value not in (False, "auto")}
+
+    def choices(self) -> dict[str, Any]:
+        return {"backend": self.name, "cupy": self._cupy.__version__, "tf32": self._tf32, "way": self._way}
+
+    # --- arrays and streams of others ---
+
+    def take(self, array: Any, argument: str) -> Array | None:
+        if not lies_on_gpu(array):
+            return None
+        whose = f"{type(array).__module__}.{type(array).__name__}"
+        own: Array = array
+        if not isinstance(array, self._cupy.ndarray):
+            number = array.__dlpack_device__()[1] if speaks_dlpack(array) else None
+            if number is None or number == self.device:
+                try:
+                    with self.placed():
+                        # by DLPack its owner makes our stream wait; the other protocol makes the host wait
+                        own = self._cupy.asarray(array) if number is None else self._cupy.from_dlpack(array)
+                except (BufferError, RuntimeError, TypeError, ValueError) as e:
+                    raise DataError(f"{argument} cannot be taken as it lies on the GPU, a {whose}: {e}") from e
+        else:
+            number = None
+        number = own.device.id if number is None else number
+        if number != self.device:
+            raise DataError(
+                f"{argument} lies on GPU {number}, a {whose}, and the model is on GPU {self.device}; copy it there, or "
+                f"make a backend within `with cupy.cuda.Device({number})`, by fastmlp.get_backend('cupy', way='auto'), "
+                "and move the model to it"
+            )
+        return own
+
+    def to_numpy(self, array: Array) -> NDArray[Any]:
+        with self.placed():
+            return super().to_numpy(array)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        with self.placed():
+            caller = self._cupy.cuda.get_current_stream()
+            if caller.ptr == self._stream.ptr:
+                yield
+                return
+            self._stream.wait_event(caller.record())
+            try:
+                with self._stream:
+                    yield
+            except BaseException:
+                with contextlib.suppress(*self.cuda_errors):
+                    caller.wait_event(self._stream.record())
+                raise
+            caller.wait_event(self._stream.record())
+
+    def placed(self) -> contextlib.AbstractContextManager[object]:
+        device: contextlib.AbstractContextManager[object] = self._cupy.cuda.Device(self.device)
+        return device
+
+    def rows_at_once(self, row_bytes: int) -> int:
+        memory = self.memory_info()
+        return max(min(_UPLOAD, (memory["free"] + memory["kept"]) // 4) // max(row_bytes, 1), 1)
+
+    # --- memory ---
+
+    def _ways_of(self, plan: Plan) -> list[StepProducts]:
+        """Return the products with which the steps of a plan may run, as far as is known."""
+        way = "eager" if self._tf32 else self._ways.get(plan, self._way)
+        own, blas = OwnProducts(self, self.multiprocessors), BlasProducts(self, self.multiprocessors)
+        ways: dict[str, list[StepProducts]] = {"captured": [own], "eager": [blas], "auto": [own, blas]}
+        return ways[way]
+
+    def memory_info(self) -> dict[str, int]:
+        with self.placed():
+            return super().memory_info()
+
+    def memory_estimate(self, plan: Plan, data: HostData) -> dict[str, int]:
+        # two orders, because the next is made while one is worked through; the step has its own copy
+        return {**super().memory_estimate(plan, data), "data": data_bytes(plan, data), "order": 16 * len(data)}
+
+    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+        if not _compiled(plan):
+            return super().workspace_bytes(plan, data)
+        return max(arena_bytes(plan, products, data) for products in self._ways_of(plan))
+
+    def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
+        if _compiled(plan):
+            check_fit(plan, self._ways_of(plan), data, more, self.memory_info())
+
+    def open(self, plan: Plan) -> Session:
+        return CupySession(self, plan)
+
+    def way_of(self, plan: Plan, state: TrainState, data: DeviceData, resumed: str | None) -> str:
+        """Return the way that the steps of a plan run; where it is left open, it is measured once.
+
+        Parameters
+        ----------
+        plan : Plan
+        state : TrainState
+            Not changed.
+        data : DeviceData
+        resumed : str, optional
+            The way of the run that goes on, which is taken where the choice is left to the backend.
+        """
+        if self._way == "eager" or self._tf32:
+            return "eager"
+        wanted = resumed or "auto" if self._way == "auto" else self._way
+        found = self._ways.get(plan)
+        if found is None or (resumed is not None and found != wanted):
+            found = self._ways[plan] = choose_way(self, plan, state, data, wanted)
+        return found
+
+    def train_steps(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        order: Array,
+        table: NDArray[np.float64],
+        first: int,
+        totals: NDArray[np.float64],
+    ) -> StepReport:
+        plan = session.plan
+        if plan.optimizer is None or not _compiled(plan):
+            return super().train_steps(session, state, data, order, table, first, totals)
+        assert isinstance(session, CupySession)
+        step = session.training(state, data)
+        done, finite, report = step.run(order, table, first, state.step, session.meanwhile)
+        for sums in report:
+            totals += sums
+        state.step += done
+        state.optimizer_step += done
+        return StepReport(done, finite)
+
+
+def _compiled(plan: Plan) -> bool:
+    """Return whether all that a plan does is in kernels."""
+    assert plan.optimizer is not None, "the session was made for prediction"
+    return plan.spec.compiled and plan.optimizer.compiled
+
+
+class CupySession(Session):
+    """A session that also keeps its training steps, with their memory and graphs, while a run lasts."""
+
+    call_seconds = 0.05
+
+    def __init__(self, backend: CupyBackend, plan: Plan) -> None:
+        super().__init__(backend, plan)
+        self._cupy_backend = backend
+        self._training: TrainingStep | None = None
+        self._way: str | None = None
+        self._resumed: str | None = None
+
+    def choices(self) -> dict[str, Any]:
+        choices = self._cupy_backend.choices()
+        return {**choices, "way": self._way or self._resumed or choices["way"]}
+
+    def adopt(self, choices: Mapping[str, Any]) -> None:
+        own = self._cupy_backend.choices()
+        alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
+        if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
+            self._resumed, self._way, self._training = choices["way"], None, None
+
+    def training(self, state: TrainState, data: DeviceData) -> TrainingStep:
+        """Return the steps that train these buffers on this data; made anew for others."""
+        if self._training is None or not self._training.fits(state, data):
+            self._training = None  # its memory is free before more is taken
+            backend = self._cupy_backend
+            if self._way is None:
+                self._way = backend.way_of(self.plan, state, data, self._resumed)
+            self._training = make_step(backend, self.plan, state, data, captured=self._way == "captured")
+        return self._training
+
+    def release(self) -> None:
+        self._training = None

@@ -1,0 +1,296 @@
+"""Which way training steps run on a device: own kernels proven there, both ways measured; done at the first fit.
+
+Everything here runs on copies of the state, on the data that is about to be trained on, and changes neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.backends.cuda.products import BlasProducts, OwnProducts
+from fastmlp.backends.cuda.step import GRAPH_STEPS, TrainingStep
+from fastmlp.errors import KernelError
+from fastmlp.formulas.optimizers import StepScalars
+
+if TYPE_CHECKING:
+    from fastmlp.backends.cuda.operations import CupyOperations
+    from fastmlp.backends.data import DeviceData
+    from fastmlp.network.plan import Plan
+    from fastmlp.network.state import TrainState
+
+_log = logging.getLogger("fastmlp")
+
+CAPTURED_BELOW = 2e9
+"""Floating point operations of a step: up to here launches are expected to cost more than cuBLAS gains."""
+MEASURED_STEPS = 20
+"""Steps, at least, that each way is measured on."""
+CLOSE = 1.05
+"""Where one way takes less than so many times what the other takes, they count as equal."""
+_TOLERANCE = 64.0
+
+
+def step_operations(plan: Plan) -> float:
+    """Return how many floating point operations the products of a step take."""
+    return 6.0 * plan.batch * sum(i * o for i, o in pairwise(plan.spec.units))
+
+
+def make_step(
+    operations: CupyOperations,
+    plan: Plan,
+    state: TrainState,
+    data: DeviceData,
+    *,
+    captured: bool,
+    own: bool | None = None,
+) -> TrainingStep:
+    """Return steps that run captured, or eagerly: with cuBLAS or, where `own` says so, with own products."""
+    products = OwnProducts if captured or own else BlasProducts
+    return TrainingStep(
+        operations, products(operations, operations.multiprocessors), plan, state, data, captured=captured
+    )
+
+
+# --- proof ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """Something that a step has computed: what it is, the kernel that wrote it, and the size of what it is made of.
+
+    Where that is infinite, rounding may change it by anything, and only its bits can be compared.
+    """
+
+    what: str
+    kernel: str
+    array: NDArray[Any]
+    scale: float
+
+
+def prove(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
+    """Take a step with own kernels one by one, captured, and with cuBLAS; return what is wrong, or nothing.
+
+    The graph must give the bits of its kernels launched one by one, and these what cuBLAS and the kernels around it
+    give, as far as rounding allows.
+
+    Raises
+    ------
+    KernelError
+        A kernel has left CUDA past use in this process.
+    """
+    try:
+        single = _single(operations, plan, state, data)
+        graph = _step_results(operations, plan, state, data, captured=True)
+        eager = _by_cublas(operations, plan, state, data, single)
+    except operations.failures as e:
+        if operations.poisoned():
+            raise
+        return str(e.__cause__ if isinstance(e.__cause__, KernelError) else e)
+    for a, b in zip(graph, single, strict=True):
+        if a.array.tobytes() != b.array.tobytes():
+            return f"the kernel {a.kernel} computes {a.what} in a graph otherwise than by itself"
+    for b, c in zip(single, eager, strict=True):
+        off = _difference(b, c, plan)
+        if off > 1:
+            return f"the kernel {b.kernel} computes {b.what} off by {off:.3g} times what rounding allows"
+    return ""
+
+
+def _single(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> list[Result]:
+    """Launch the kernels of a captured step one by one, and wait after each, so that a fault is known by its name."""
+    waiting: Any = operations.waiting()
+    return _step_results(waiting, plan, state, data, captured=False)
+
+
+def _step_results(
+    operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, *, captured: bool
+) -> list[Result]:
+    """Take a step with own products on a copy of the state; return what it computed, on the host."""
+    copied = state.copied(operations.copy)
+    step = make_step(operations, plan, copied, data, captured=captured, own=True)
+    step.run(*_one_step(operations, plan, data), 0, state.step)
+    return list(_results(step, plan, copied, operations))
+
+
+def _one_step(
+    operations: CupyOperations, plan: Plan, data: DeviceData, count: int = 1
+) -> tuple[Any, NDArray[np.float64]]:
+    """Return an order of rows and a table with which every stage of a step has something to do."""
+    scalars = StepScalars(1e-3, 1.0, 1.0, 0.5, 1 / plan.batch)
+    return operations.asarray(np.arange(len(data.x))), np.tile(np.array(scalars, np.float64), (count, 1))
+
+
+def largest(array: NDArray[Any]) -> float:
+    """Return the largest absolute value; NaN where there is one."""
+    return float(np.max(np.abs(array), initial=0.0))
+
+
+def _results(step: TrainingStep, plan: Plan, state: TrainState, operations: CupyOperations) -> Iterator[Result]:
+    """Yield what a step has computed, in its order."""
+    spec, memory, top = plan.spec, step.memory, plan.spec.layers - 1
+    host = operations.to_numpy
+    x = host(memory["x"])
+    a = [x, *(host(memory[f"z{layer}"]) for layer in range(spec.layers))]
+    yield Result("the inputs of the batch", "gather_batch", x, 0.0)
+    layers = plan.layout.views(host(step.source[1]))
+    for layer in range(spec.layers):
+        size = largest(a[layer]) * largest(layers[layer][0])
+        yield Result(f"the activations of layer {layer}", "product_forward", a[layer + 1], size)
+        if f"slope{layer}" in memory:
+            slope = host(memory[f"slope{layer}"])
+            yield Result(f"the slopes of layer {layer}", "product_forward", slope, math.inf)
+    yield Result("the losses of the rows", "loss_rows", host(memory["row_losses"]), largest(a[-1]))
+    yield Result("the sums of the batch", "finish_batch", host(memory["report"][:1]), 0.0)
+    grads, slabs = host(memory["grads"]).reshape(-1, plan.layout.size), step.slabs
+    for layer in range(top, spec.lowest_trainable - 1, -1):
+        dz = host(memory[f"dz{layer}"])
+        kernel = "loss_rows" if layer == top else "product_input_gradient"
+        above = 0.0 if layer == top else largest(host(memory[f"dz{layer + 1}"])) * largest(layers[layer + 1][0])
+        yield Result(f"the gradients of the pre-activations of layer {layer}", kernel, dz, above)
+        if spec.frozen[layer]:
+            continue
+        for what, at, size, count, below in (
+            ("weights", 0, layers[layer][0].size, slabs[layer][0], largest(a[layer])),
+            ("biases", 1, layers[layer][1].size, slabs[layer][1], 1.0),
+        ):
+            start = plan.layout.offsets[layer][at]
+            summed = grads[:count, start : start + size].astype(np.float64).sum(axis=0)
+            yield Result(
+                f"the gradients of the {what} of layer {layer}", "product_weight_gradient", summed, below * largest(dz)
+            )
+    named = [("parameters", state.params), *((f"moments {i}", m) for i, m in enumerate(state.moments))]
+    for what, array in [*named, *([("average", state.average)] if state.average is not None else [])]:
+        # of a gradient that is nearly nothing, Adam makes a whole step
+        yield Result(f"the {what}", "update_parameters", host(array), math.inf)
+
+
+def _by_cublas(
+    operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, single: list[Result]
+) -> list[Result]:
+    """Take the step with cuBLAS, the backward pass from the activations found; return what it computed.
+
+    From its own activations, a rectifier near its kink might go the other way.
+    """
+    copied = state.copied(operations.copy)
+    step = make_step(operations, plan, copied, data, captured=False)
+    found = {r.what: r.array for r in single}
+    forward: dict[str, NDArray[Any]] = {}
+
+    def between() -> None:
+        for layer in range(plan.spec.layers):
+            for what, name in ((f"the activations of layer {layer}", "z"), (f"the slopes of layer {layer}", "slope")):
+                if what in found:
+                    forward[what] = operations.to_numpy(step.memory[f"{name}{layer}"])
+                    step.memory[f"{name}{layer}"].set(found[what])
+
+    step.halves(*_one_step(operations, plan, data), state.step, between)
+    return [replace(r, array=forward.get(r.what, r.array)) for r in _results(step, plan, copied, operations)]
+
+
+def _difference(found: Result, expected: Result, plan: Plan) -> float:
+    """Return the largest difference in units of what rounding allows; what is not finite in both is alike."""
+    if math.isinf(found.scale):
+        return 0.0
+    a, b = found.array.astype(np.float64), expected.array.astype(np.float64)
+    alike = (a == b) | ~(np.isfinite(a) | np.isfinite(b))
+    finite = np.abs(b[np.isfinite(b)])
+    scale = max(float(finite.max(initial=0.0)), 0.0 if math.isnan(found.scale) else found.scale)
+    allowed = _TOLERANCE * np.finfo(plan.precision.products).eps * math.sqrt(max(plan.batch, *plan.spec.units)) * scale
+    with np.errstate(all="ignore"):
+        off = np.where(alike, 0.0, np.abs(a - b) / allowed)
+    return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))
+
+
+# --- measurement ----------------------------------------------------------------------------------------------------
+
+
+def measure(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, *, captured: bool) -> float:
+    """Return the milliseconds of a step, by events on the device, over `MEASURED_STEPS` or more; inf without memory."""
+    count = min(len(data.x) // plan.batch, 2 * GRAPH_STEPS)
+    order, table = _one_step(operations, plan, data, count)
+    try:
+        step = make_step(operations, plan, state.copied(operations.copy), data, captured=captured)
+        return step.timed(order, table, -(-MEASURED_STEPS // count))
+    except MemoryError:
+        return math.inf
+
+
+def faster_way(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
+    """Measure both ways on copies of the state and return the faster; what is expected, where they are alike."""
+    flops = step_operations(plan)
+    expected, other = ("captured", "eager") if flops < CAPTURED_BELOW else ("eager", "captured")
+    times = {way: measure(operations, plan, state, data, captured=way == "captured") for way in ("captured", "eager")}
+    if not any(map(math.isfinite, times.values())):
+        _log.info("cupy: no memory to measure on; steps of %.3g operations run %s", flops, expected)
+        return expected
+    chosen = other if times[other] * CLOSE < times[expected] else expected
+    _log.info(
+        "cupy: a step of %.3g operations takes %.4g ms captured and %.4g ms eagerly; steps run %s",
+        *(flops, times["captured"], times["eager"], chosen),
+    )
+    return chosen
+
+
+# --- choice ---------------------------------------------------------------------------------------------------------
+
+
+def choose_way(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, wanted: str) -> str:
+    """Return ``"captured"`` or ``"eager"``.
+
+    Parameters
+    ----------
+    operations : CupyOperations
+    plan : Plan
+    state : TrainState
+        Copied, not changed.
+    data : DeviceData
+    wanted : str
+        ``"captured"``, ``"eager"``, or ``"auto"``: the faster.
+
+    Warns
+    -----
+    RuntimeWarning
+        Captured steps were a choice, and do not compute rightly on this device.
+    """
+    if wanted == "eager":
+        return "eager"
+    try:
+        doubt = _doubt(operations, plan, state, data)
+    except MemoryError as e:
+        if wanted == "captured":
+            raise
+        _log.info("cupy: steps run eagerly, since %s", str(e))  # a record with the error would keep its frames alive
+        return "eager"
+    if doubt:
+        text = (
+            f"captured steps cannot be used on this GPU: {doubt}. Training goes on eagerly; please report this with "
+            "the output of fastmlp selftest --backend cupy. way='eager' avoids the attempt"
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return "eager"
+    return faster_way(operations, plan, state, data) if wanted == "auto" else "captured"
+
+
+def _doubt(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
+    """Prove the kernels of a captured step, unless they were all proven on this device before."""
+    step = make_step(operations, plan, state, data, captured=True)
+    kernels = set(step.kernels())
+    del step  # its memory is free before the proof takes as much
+    if kernels <= operations.proven:
+        return ""
+    try:
+        doubt = prove(operations, plan, state, data)
+    except MemoryError as e:
+        _log.warning("cupy: there is no memory to prove captured steps on this GPU before they train (%s)", str(e))
+        return ""
+    if not doubt:
+        operations.proven |= kernels
+    return doubt

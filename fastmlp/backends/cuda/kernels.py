@@ -1,0 +1,91 @@
+"""Loading CUDA kernels through CuPy, each file when it is first needed, and choosing the grids that they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmlp.backends.cuda import sources
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+
+THREADS = 256
+"""Of every block of every kernel."""
+WARPS = THREADS // 32
+_FLAT_BLOCKS = 1024
+_ROW_BLOCKS = 4096
+_GRADIENT_SLABS = 8
+
+
+class Kernels:
+    """The compiled kernels of one device.
+
+    Parameters
+    ----------
+    cupy : module
+        CuPy, or what stands for it in tests.
+    """
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._modules: dict[tuple[str, str], Any] = {}
+        self._functions: dict[str, Any] = {}
+
+    def get(self, file: str, name: str, real: str) -> Any:
+        """Return a kernel of a file, compiled with all others of the file for the type computed in.
+
+        Parameters
+        ----------
+        file : str
+            Such as ``"layers.cu"``.
+        name : str
+            With its template arguments, as in `sources.instantiations`.
+        real : str
+            ``"float"`` or ``"double"``.
+        """
+        found = self._functions.get(name)
+        if found is None:
+            key = (file, real)
+            if key not in self._modules:
+                self._modules[key] = self._cupy.RawModule(
+                    code=sources.expanded(file),
+                    options=sources.OPTIONS,
+                    name_expressions=sources.instantiations(file, real),
+                )
+            found = self._functions[name] = self._modules[key].get_function(name)
+        return found
+
+
+def flat_grid(size: int) -> tuple[tuple[int], tuple[int]]:
+    """Return grid and block of a kernel whose threads stride over a flat array."""
+    return (max(1, min(-(-size // THREADS), _FLAT_BLOCKS)),), (THREADS,)
+
+
+def row_grid(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """Return grid and block of a kernel with a warp for each row."""
+    return (-(-rows // WARPS),), (THREADS,)
+
+
+def tile_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return grid and block of a kernel whose threads take four columns each and stride over rows."""
+    return (min(-(-rows // 8), _ROW_BLOCKS), -(-columns // 128)), (32, 8)
+
+
+def column_grid(columns: int, slabs: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return grid and block of a kernel with a block for 32 columns of each slab of rows."""
+    return (-(-columns // 32), slabs), (32, 8)
+
+
+def gradient_slabs(rows: int, columns: int, multiprocessors: int) -> int:
+    """Return into how many slabs of rows a sum over rows is cut, so that there is work for the whole device."""
+    wanted = -(-2 * multiprocessors // -(-columns // 32))
+    return max(1, min(wanted, _GRADIENT_SLABS, rows // 64))
+
+
+def is_wide(columns: int, arrays: Sequence[Array | None]) -> np.bool_:
+    """Return whether rows of `columns` numbers can be read and written four at a time, 16 bytes and aligned."""
+    whole = columns % 4 == 0
+    return np.bool_(whole and all(a is None or a.data.ptr % 16 == 0 for a in arrays))

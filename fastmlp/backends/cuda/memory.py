@@ -1,0 +1,195 @@
+"""The device memory of a training step: one allocation, whose size is known before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.backends.cuda.products import StepProducts
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.data import HostData
+    from fastmlp.network.plan import Plan
+
+NORM_BLOCKS = 256
+_CHUNK, _LARGE_CHUNK, _LARGE = 1024, 8192, 1 << 22
+_ALIGNMENT = 256
+
+
+class Arena:
+    """One allocation, cut into arrays.
+
+    Parameters
+    ----------
+    parts : dict
+        name: (shape, dtype).
+    """
+
+    def __init__(self, parts: dict[str, tuple[tuple[int, ...], Any]]) -> None:
+        self._parts, self._starts, self.nbytes = parts, {}, 0
+        for name, (shape, dtype) in parts.items():
+            self._starts[name] = self.nbytes
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
+
+    def allocate(self, cupy: Any) -> dict[str, Array]:
+        """Return the arrays, as views into one new allocation."""
+        memory = cupy.empty((max(self.nbytes, 1),), np.uint8)
+        arrays = {}
+        for name, (shape, dtype) in self._parts.items():
+            start = self._starts[name]
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            arrays[name] = memory[start : start + size].view(np.dtype(dtype)).reshape(shape)
+        return arrays
+
+
+def chunk_table(plan: Plan, slabs: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """Return the chunks that an optimizer's blocks take, (count, 4): start, stop, is weight, slabs of the gradient.
+
+    Parameters
+    ----------
+    plan : Plan
+    slabs : list of (int, int)
+        For each layer, in how many slabs the gradients of its weights and of its biases lie.
+    """
+    spec, offsets = plan.spec, plan.layout.offsets
+    length = _LARGE_CHUNK if plan.layout.size > _LARGE else _CHUNK
+    rows = []
+    for is_weight in (1, 0):
+        for layer in range(spec.layers):
+            if spec.frozen[layer]:
+                continue
+            start = offsets[layer][1 - is_weight]
+            stop = start + spec.units[layer + 1] * (spec.units[layer] if is_weight else 1)
+            for at in range(start, stop, length):
+                rows.append((at, min(at + length, stop), is_weight, slabs[layer][1 - is_weight]))
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def slabs_of(plan: Plan, products: StepProducts) -> list[tuple[int, int]]:
+    """Return for each layer in how many slabs the gradients of its weights and of its biases are left."""
+    return [products.slabs(plan.batch, i, o) for i, o in pairwise(plan.spec.units)]
+
+
+def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) -> Arena:
+    """Return all that a training step works in, as sizes; nothing is allocated.
+
+    Parameters
+    ----------
+    plan : Plan
+    products : StepProducts
+    rows : int
+        Rows of the data set.
+    targets : array
+        The targets of the data set, of which shape and type are looked at.
+    """
+    spec, batch, real = plan.spec, plan.batch, plan.precision.products
+    steps, slabs = -(-rows // batch), slabs_of(plan, products)
+    parts: dict[str, tuple[tuple[int, ...], Any]] = {
+        "x": ((batch, spec.units[0]), real),
+        "y": ((batch, *targets.shape[1:]), targets.dtype),
+        "weights": ((batch,), real),
+        "row_losses": ((batch,), real),
+        "row_hits": ((batch,), real),
+        "grads": ((max(max(s) for s in slabs) * plan.layout.size,), real),
+        "chunks": (chunk_table(plan, slabs).shape, np.int64),
+        "partials": ((NORM_BLOCKS,), np.float64),
+        "rule": ((7,), np.float64),
+        "order": ((rows,), np.int64),
+        "cursor": ((3,), np.int64),
+        "table": ((steps, 5), np.float64),
+        "report": ((steps, 3), np.float64),
+        "frozen": ((steps + 1,), np.int32),
+    }
+    for layer, o in enumerate(spec.units[1:]):
+        parts[f"z{layer}"] = parts[f"dz{layer}"] = ((batch, o), real)
+        if plan.needs_slope[layer]:
+            parts[f"slope{layer}"] = ((batch, o), real)
+    return Arena(parts)
+
+
+def check_room(needed: int, plan: Plan, products: StepProducts, x: Array, y: Array, memory: Mapping[str, int]) -> None:
+    """Raise MemoryError, with the figures and what would fit, where a step does not fit on the device."""
+    free = memory.get("free", needed) + memory.get("kept", 0)
+    if needed > free:
+        cure = _largest_batch(plan, products, len(x), y, free)
+        raise MemoryError(
+            f"training in batches of {plan.batch} rows needs {needed:,} bytes on the device beside the data "
+            f"({x.nbytes:,} bytes) and the parameters; {free:,} are free; {cure}"
+        )
+
+
+def _largest_batch(plan: Plan, products: StepProducts, rows: int, y: Array, free: int) -> str:
+    """Say what would fit into so many bytes."""
+    low, high = 0, plan.batch  # the largest batch that fits is in low..high - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = step_arena(replace(plan, batch=middle), products, rows, y).nbytes <= free
+        low, high = (middle, high) if fits else (low, middle)
+    return f"the largest batch that fits is {low}" if low else "not even a batch of one row fits: use a smaller network"
+
+
+def held_types(plan: Plan, x: Array, y: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Return the types in which inputs and targets lie on the device while a step gathers them."""
+    held = x.dtype.name in ("uint8", "float32", "float64")
+    return x.dtype if held else plan.precision.products, np.dtype(np.int64) if y.ndim == 1 else plan.precision.products
+
+
+def arena_bytes(plan: Plan, products: StepProducts, data: HostData) -> int:
+    """Return the bytes that a training step on some data works in."""
+    return step_arena(plan, products, len(data), _held_targets(plan, data)).nbytes
+
+
+def _held_targets(plan: Plan, data: HostData) -> NDArray[Any]:
+    """Return no rows of what the targets are on the device."""
+    return np.empty((0, *data.y.shape[1:]), held_types(plan, data.x, data.y)[1])
+
+
+def data_bytes(plan: Plan, data: HostData) -> int:
+    """Return the bytes that a data set takes on the device, beside what lies there already."""
+    types = (*held_types(plan, data.x, data.y), plan.precision.products)
+    here = (data.x, data.y, data.weights)
+    there = (None if isinstance(data.x, np.ndarray) else data.x, data.y_there, data.weights_there)
+    total = 0
+    for array, own, held in zip(here, there, types, strict=True):
+        if array is not None:
+            total += array.nbytes if own is None else 0
+            total += array.size * held.itemsize if array.dtype != held else 0  # a copy is converted
+    return total
+
+
+def check_fit(plan: Plan, ways: Sequence[StepProducts], data: HostData, more: int, memory: Mapping[str, int]) -> None:
+    """Raise MemoryError, with the figures and what would fit, where a run in any of some ways does not fit.
+
+    Parameters
+    ----------
+    plan : Plan
+    ways : sequence of StepProducts
+    data : HostData
+    more : int
+        Bytes of moments and the like that are to be made first.
+    memory : mapping
+        What `Backend.memory_info` returns.
+    """
+    free, rows = memory["free"] + memory["kept"], len(data)
+    resident = data_bytes(plan, data) + 16 * rows
+    arenas = {products: arena_bytes(plan, products, data) for products in ways}
+    products = min(arenas, key=lambda p: arenas[p])
+    needed = more + resident + arenas[products]
+    if needed <= free:
+        return
+    left = free - more - resident
+    if left > 0:
+        cure = _largest_batch(plan, products, rows, _held_targets(plan, data), left)
+    else:
+        cure = f"of the data, about {max(free - more, 0) * rows // (2 * resident):,} rows would"
+    raise MemoryError(
+        f"fit needs {needed:,} bytes on the GPU: {resident:,} for {rows:,} rows of data, {arenas[products]:,} for "
+        f"batches of {plan.batch} rows, {more:,} for the optimizer; {free:,} are free; {cure}"
+    )

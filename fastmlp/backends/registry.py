@@ -1,0 +1,116 @@
+"""The backends by name: whether each can run here, and making one.  Nothing is imported before it is asked for.
+
+It lies below the interface, which it therefore does not know: what it makes it returns as it is, and `choosing` hands
+that to users with its type.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastmlp.errors import BackendUnavailable
+from fastmlp.formulas.records import check_new_name, choose
+
+_log = logging.getLogger("fastmlp")
+
+# name: (module, class).  A module may have a function `probe() -> Availability`; importing it must not be costly.
+_BACKENDS: dict[str, tuple[str, str]] = {
+    "numpy": ("fastmlp.backends.numpy_backend", "NumpyBackend"),
+    "numba": ("fastmlp.backends.cpu.backend", "NumbaBackend"),
+    "cupy": ("fastmlp.backends.cuda.backend", "CupyBackend"),
+}
+# CuPy has its place before the others when its self-test has passed on a GPU; until then it is for those who ask for it
+# by name.
+_AUTOMATIC = ("numba", "numpy")
+_made: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run here.
+
+    Attributes
+    ----------
+    available : bool
+    reason : str
+        Why not, and the cure; or, where it can, on what it runs.
+    """
+
+    available: bool
+    reason: str = ""
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all backends, whether they can run here or not."""
+    return tuple(_BACKENDS)
+
+
+def available_backends() -> dict[str, Availability]:
+    """Return, for every backend by name, whether it can run here and, if not, why and the cure."""
+    return {name: _probe(name) for name in _BACKENDS}
+
+
+def _probe(name: str) -> Availability:
+    module, _ = _BACKENDS[name]
+    try:
+        if importlib.util.find_spec(module) is None:
+            return Availability(False, f"this version of fastmlp has no {name} backend; use backend='numpy'")
+        probe = getattr(importlib.import_module(module), "probe", None)
+    except ImportError as e:
+        return Availability(False, f"{module} cannot be imported: {e}; install what is missing")
+    result: Availability = probe() if probe is not None else Availability(True)
+    return result
+
+
+def make(name: str, options: Mapping[str, Any]) -> Any:
+    """Return the backend of that name, the same one wherever no options are given; errors as of `get_backend`."""
+    module, cls = choose("backend", name, _BACKENDS)
+    if not options and name in _made:
+        return _made[name]
+    found = _probe(name)
+    if not found.available:
+        raise BackendUnavailable(f"backend {name!r} cannot run here: {found.reason}")
+    backend = getattr(importlib.import_module(module), cls)(**options)
+    if not options:
+        _made[name] = backend
+    return backend
+
+
+def choose_backend() -> tuple[str, str]:
+    """Return the name that ``"auto"`` stands for here, and why."""
+    passed_over: list[str] = []
+    for name in _AUTOMATIC:
+        found = _probe(name)
+        if found.available:
+            return name, "; ".join(passed_over) or "the first choice"
+        passed_over.append(f"not {name}: {found.reason}")
+    raise AssertionError("NumPy is always there")
+
+
+def restored_backend(name: str, options: Mapping[str, Any]) -> Any:
+    """Return the backend of a pickled model; where it cannot run, "auto", with a logged warning."""
+    try:
+        return make(name, options)
+    except (RuntimeError, ValueError) as e:
+        found = make(choose_backend()[0], {})
+        _log.warning("backend %s of a pickled model cannot be used here, so it runs on %s: %s", name, found.name, e)
+        return found
+
+
+def register_backend(name: str, module: str, cls: str) -> None:
+    """Make a backend of your own known under `name`.
+
+    Parameters
+    ----------
+    name : str
+        A new name.
+    module, cls : str
+        Where its class is, a subclass of `fastmlp.backends.base.Backend`; the module is imported when first asked for.
+    """
+    check_new_name("backend", name, _BACKENDS)
+    _BACKENDS[name] = (module, cls)

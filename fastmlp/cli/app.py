@@ -1,0 +1,384 @@
+"""The command line: ``fastmlp train``, ``evaluate``, ``predict``, ``summary``, ``info``, ``selftest`` and ``warmup``.
+
+Exit codes: 0; 1 for data, files or a machine that cannot be used (one line on stderr); 2 for options that make no
+sense; 130 after Ctrl-C.  Any other error is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from typer.core import TyperGroup
+
+from fastmlp._version import __version__
+from fastmlp.cli import settings as run_settings
+from fastmlp.cli.folder import RunFolder
+from fastmlp.cli.settings import Settings
+from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError
+
+if TYPE_CHECKING:
+    from fastmlp.model import MLP
+
+INTERRUPTED = 130
+_USERS = (DataError, FileFormatError, BackendUnavailable, NonFiniteLossError, OSError)
+
+
+class _Group(TyperGroup):
+    """Turns what a user can mend into one line and an exit code; other errors are left alone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                raise  # `| head` is no mistake
+            except _USERS as e:
+                _say_error("error", e)
+                raise typer.Exit(1) from None
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                raise typer.Exit(INTERRUPTED) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _say_error("warning", message)
+
+
+def _say_error(kind: str, error: Warning | Exception | str) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    print(f"{kind}: {text}".replace("\n", " "), file=sys.stderr)
+
+
+@contextmanager
+def _options() -> Iterator[None]:
+    """Report a ValueError of the library about an argument as a mistake in the options."""
+    try:
+        yield
+    except _USERS:
+        raise
+    except (ValueError, TypeError) as e:
+        raise typer.BadParameter(str(e)) from None
+
+
+# without rich's boxes messages stay whole lines, whatever they are piped into
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train multi-layer perceptrons and use them.",
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point ``fastmlp``."""
+    app(prog_name="fastmlp")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"fastmlp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- train --------------------------------------------------------------------------------------------------------
+
+
+def _default(name: str) -> str:
+    mnist, table = (
+        ",".join(map(str, v)) if isinstance(v, tuple) else v
+        for v in (run_settings.MNIST[name], run_settings.TABLE[name])
+    )
+    return f"Default: {mnist} for mnist, {table} for a file."
+
+
+_RATES = ", ".join(f"{rate:g} for {name}" for name, rate in run_settings.RATES.items())
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Argument(help="mnist, or a .csv, .npz, .npy or IDX file.", metavar="DATA")],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Column of a CSV file to learn, array of an .npz file; for .npy and IDX another file."),
+    ] = None,
+    hidden: Annotated[
+        str | None,
+        typer.Option(help=f"Units of the hidden layers, such as 256,128; '' for none. {_default('hidden')}"),
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="Of the hidden layers: one name, or one each. Default: relu.")
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="Default: softmax_cross_entropy for classes, mean_squared_error for values."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help=_default("epochs"))] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help=_default("batch_size"))] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw or rmsprop. Default: adam.")] = None,
+    lr: Annotated[float | None, typer.Option(help=f"Learning rate, at its highest. Default: {_RATES}.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="constant, step (a tenth after each third of the run), exponential, inverse_scaling, cosine, "
+            "one_cycle or reduce_on_plateau. Default: one_cycle."
+        ),
+    ] = None,
+    dropout: Annotated[
+        str | None,
+        typer.Option(help=f"A rate for all hidden layers, or input,hidden1,... {_default('dropout')}"),
+    ] = None,
+    l2: Annotated[float | None, typer.Option(help="Adds 0.5 * L2 * ||W||^2 to the loss. Default: 0.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled decay. Default: 0.01 for adamw, else 0.")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd and rmsprop. Default: 0.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Of softmax_cross_entropy. Default: 0.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of a gradient. Default: none.")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, which the model then uses.")
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of the rows to hold out and measure on after each epoch: random rows, of mnist and .npy "
+            f"files the last ones. {_default('validation')}"
+        ),
+    ] = None,
+    standardize: Annotated[
+        bool | None,
+        typer.Option(
+            help="Train on features (and values to learn) with mean 0 and deviation 1; the saved model takes and gives "
+            "the units of the file. Default: for CSV files only."
+        ),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, numpy, numba or cupy. Default: auto.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: float32.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Drawn, and kept in config.toml, when not given.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run. Default: runs/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder --out.")] = False,
+) -> None:
+    """Train a network on MNIST or on a file, and leave a run folder.
+
+    The folder holds model.safetensors, history.json, config.toml (every setting, the seed too, and the command that
+    repeats the run) and pictures; checkpoint.safetensors, written after each epoch, is removed when the run is
+    finished.  A run that was interrupted or killed goes on, to the same numbers, with --resume --out DIR.
+    """
+    from fastmlp.cli import run as running
+
+    typed = {k: v for k, v in ctx.params.items() if v is not None and k not in ("out", "resume")}
+    with _options():
+        given = run_settings.parse(typed)
+    if not resume:
+        folder, settings = RunFolder.new(out, given["data"]), _new_settings(given)
+    elif out is None:
+        raise typer.BadParameter("--resume needs --out DIR, the folder of the run to go on with")
+    else:
+        folder = RunFolder.existing(out)
+        settings = folder.settings()
+        if given.get("backend") == "auto":
+            del given["backend"]  # the run has found out already what that is
+        if differ := run_settings.contradictions(given, settings):
+            raise typer.BadParameter(f"--resume goes on with the same settings; not {'; '.join(differ)}")
+    with _options():
+        run = running.prepare(folder, settings)
+    if not running.finish(run, running.fit(run)):
+        raise typer.Exit(INTERRUPTED)
+
+
+def _new_settings(given: Mapping[str, Any]) -> Settings:
+    import secrets
+
+    defaults = run_settings.MNIST if given["data"] == "mnist" else run_settings.TABLE
+    with _options():
+        # 32 bits are few enough to be typed
+        settings = Settings(**{"seed": secrets.randbits(32), **defaults, **given})
+        settings.optimizer_record(1)
+    return settings
+
+
+# --- using a model ------------------------------------------------------------------------------------------------
+
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model.safetensors, or a run folder.")]
+_Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="mnist (its test images), or a .csv, .npz, .npy or IDX file.")
+]
+_Backend = Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")]
+
+
+def _load(model: str, backend: str = "auto") -> MLP:
+    from pathlib import Path
+
+    from fastmlp.files import safetensors
+    from fastmlp.loading import load
+
+    path = Path(model)
+    if path.is_dir():
+        path /= "model.safetensors"
+    if safetensors.read(path)[0].get("kind") == "checkpoint":
+        # its weights may be those for scaled columns, which nothing here would scale
+        raise FileFormatError(
+            f"{path} is a checkpoint, from which --resume goes on; use the model.safetensors that a run leaves at its "
+            "end or at Ctrl-C"
+        )
+    with _options():
+        return load(path, backend)
+
+
+@app.command()
+def evaluate(
+    model: _Model,
+    data: _Data,
+    target: Annotated[
+        str | None, typer.Option(help="Column of a CSV file, array of an .npz file, or file, to compare with.")
+    ] = None,
+    backend: _Backend = "auto",
+) -> None:
+    """Print the loss of a model on some data and, for classes, accuracy, precision, recall and F1."""
+    from fastmlp.cli.data import load_rows
+    from fastmlp.cli.output import class_scores, extra_figures
+
+    _refuse_target(data, target)
+    network = _load(model, backend)
+    x, y = load_rows(network, data, target, with_target=True)
+    figures = network.evaluate(x, y, metrics=extra_figures(network))
+    _print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
+    if "accuracy" in figures:
+        print()
+        _print_table(("class", "precision", "recall", "F1", "rows"), class_scores(network, x, y))
+
+
+@app.command()
+def predict(
+    model: _Model,
+    data: _Data,
+    out: Annotated[str, typer.Option(help="File to write: .csv, .npy or .npz.")],
+    target: Annotated[str | None, typer.Option(help="Column of a CSV file to leave out, where there is one.")] = None,
+    proba: Annotated[bool, typer.Option("--proba", help="Write probabilities too (.npy: only them).")] = False,
+    backend: _Backend = "auto",
+) -> None:
+    """Write what a model predicts for some data, classes by their names."""
+    from fastmlp.cli.data import load_rows
+    from fastmlp.cli.output import write_predictions
+
+    if not out.lower().endswith((".csv", ".npy", ".npz")):
+        raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
+    _refuse_target(data, target, csv_only=True)
+    network = _load(model, backend)
+    x, _ = load_rows(network, data, target, with_target=False)
+    with _options():
+        chances = network.predict_proba(x) if proba else None
+    write_predictions(out, network, network.predict(x), chances)
+    print(f"{len(x):,} predictions in {out}")
+
+
+def _refuse_target(data: str, target: str | None, csv_only: bool = False) -> None:
+    if target is not None and (data == "mnist" or (csv_only and not data.lower().endswith(".csv"))):
+        raise typer.BadParameter(f"--target has no meaning for {data}: its features are known without it")
+
+
+@app.command()
+def summary(model: _Model) -> None:
+    """Print the layers of a model."""
+    network = _load(model, "numpy")
+    network.summary()
+    if network.class_names is not None:
+        print(f"classes {', '.join(network.class_names)}")
+
+
+@app.command()
+def info() -> None:
+    """Print versions, BLAS libraries, threads, and which backends can run here and, if not, why and the cure."""
+    from fastmlp.cli.output import environment
+
+    for title, rows in environment().items():
+        _print_table((title, ""), rows)
+        print()
+
+
+@app.command()
+def selftest(backend: _Backend = "auto") -> None:
+    """Look whether a backend computes rightly on this machine; each stage in a process of its own, half a minute."""
+    from fastmlp.backends.registry import choose_backend
+    from fastmlp.cli.output import environment
+    from fastmlp.doctor.selftest import run_all
+
+    name = choose_backend()[0] if backend == "auto" else backend
+    failed = []
+    for outcome in run_all(name):
+        last = outcome.text.splitlines()[-1] if outcome.text else ""
+        print(
+            f"{'passed' if outcome.passed else 'FAILED'}  {outcome.stage:<20}{outcome.seconds:5.1f} s  {last}",
+            flush=True,
+        )
+        if not outcome.passed:
+            failed.append(outcome)
+    if not failed:
+        return
+    print(f"\nThe {name} backend is wrong here. Please report all of this, and use another backend until then:\n")
+    for outcome in failed:
+        print(f"{outcome.stage}:\n{outcome.text}\n")
+    for title, rows in environment().items():
+        _print_table((title, ""), rows)
+    raise typer.Exit(1)
+
+
+@app.command()
+def warmup() -> None:
+    """Compile everything that the Numba backend runs, for float32 and float64, so that no first fit has to."""
+    import time
+
+    import numpy as np
+
+    from fastmlp.backends.choosing import get_backend
+    from fastmlp.model import MLP
+
+    numba = get_backend("numba")
+    from fastmlp.kernels.cpu.compiling import cache_folder
+
+    for dtype in ("float32", "float64"):
+        began = time.perf_counter()
+        model = MLP((2, 2, 2), backend=numba, dtype=dtype, seed=0)
+        model.fit(np.eye(2), [0, 1], epochs=1, verbose=0)
+        model.evaluate(np.eye(2), [0, 1])
+        model.predict(np.eye(2))
+        print(f"{dtype}: {time.perf_counter() - began:.1f} s", flush=True)
+    folder = cache_folder()
+    print(f"kept in {folder}" if folder else "kept nowhere: no cache folder can be written; set NUMBA_CACHE_DIR")
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        # columns of numbers line up on the right; the others, the first and those without a title, on the left
+        cells = [
+            cell.rjust(width) if i and header[i] else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,296 @@
+"""What a run of the command line trains on: the rows, those held out, the loss that suits them, their scaling."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.cli.settings import Settings
+from fastmlp.datasets.mnist import load_mnist
+from fastmlp.datasets.table import Table, Task
+from fastmlp.datasets.tables import load_table
+from fastmlp.errors import DataError
+from fastmlp.formulas.losses import LOSSES, SigmoidCrossEntropy
+from fastmlp.formulas.random_bits import epoch_order
+
+if TYPE_CHECKING:
+    from fastmlp.model import MLP
+
+Examples = tuple[NDArray[Any], NDArray[Any]]
+"""Inputs and targets."""
+
+DIGITS = tuple("0123456789")
+MAX_CLASSES = 100
+"""Whole numbers with more different values than this are taken as values, not as classes."""
+MAX_RATIO = 10_000
+"""Of a column's mean to its deviation; beyond it the weights of the saved model lose too many digits in float32."""
+_SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber")
+_HELD_OUT = 2**63
+"""The step whose random numbers choose the rows held out; no run gets there."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Examples to train on and to measure with.
+
+    Attributes
+    ----------
+    train, validation, test : (x, y), or None
+        As they are in the file; the training alone sees them scaled.
+    outputs : int
+        Of the network.
+    loss : str
+    scaling : Scaling or None
+    class_names, feature_names : tuple of str or None
+    image_shape : tuple of int or None
+        Height and width, where rows are images.
+    description : str
+        What was made of the data, a line.
+    """
+
+    train: Examples
+    validation: Examples | None
+    test: Examples | None
+    outputs: int
+    loss: str
+    scaling: Scaling | None
+    class_names: tuple[str, ...] | None
+    feature_names: tuple[str, ...] | None
+    image_shape: tuple[int, int] | None
+    description: str
+
+    @property
+    def measured(self) -> tuple[str, Examples]:
+        """The rows that the final figures are taken on, and what to call them."""
+        if self.test is not None:
+            return "test", self.test
+        return ("validation", self.validation) if self.validation is not None else ("training", self.train)
+
+    def scaled(self, rows: Examples) -> Examples:
+        """Return rows as the training sees them."""
+        return rows if self.scaling is None else self.scaling.apply(*rows)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Features, and the target of a regression, with mean 0 and standard deviation 1 for the training.
+
+    Attributes
+    ----------
+    mean, factor : (I,) float64
+        Features become ``(x - mean) * factor``; the factor of a constant feature is 0.
+    target : two (K,) float64, or None
+        Mean and deviation; targets become ``(y - mean) / deviation``.
+    """
+
+    mean: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    target: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+
+    @classmethod
+    def of(cls, rows: Examples, with_target: bool) -> Scaling:
+        """Return the scaling of some rows."""
+        x, y = rows
+        mean, deviation = _moments(x)
+        factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+        if not with_target:
+            return cls(mean, factor, None)
+        middle, spread = _moments(y.reshape(len(y), -1))
+        return cls(mean, factor, (middle, np.where(spread > 0, spread, 1.0)))
+
+    def apply(self, x: NDArray[Any], y: NDArray[Any]) -> Examples:
+        """Return scaled copies, float64."""
+        if self.target is not None:
+            middle, spread = self.target
+            y = (y.reshape(len(y), -1) - middle) / spread
+        return (x - self.mean) * self.factor, y
+
+    def fold(self, model: MLP) -> None:
+        """Change the weights of a network trained on scaled rows, so that it takes and gives the original units.
+
+        ``(x - m) f W + b = x (f W) + (b - m f W)`` for the first layer; the last is multiplied by the deviation of
+        the target and moved by its mean, its outputs being linear.
+        """
+        weights = [array.astype(np.float64) for array in model.get_weights()]
+        weights[0] *= self.factor[:, None]
+        weights[1] -= self.mean @ weights[0]
+        if self.target is not None:
+            middle, spread = self.target
+            weights[-2] *= spread
+            weights[-1] = weights[-1] * spread + middle
+        model.set_weights(weights)
+
+
+def _moments(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    mean = columns.mean(axis=0, dtype=np.float64)
+    deviation = columns.std(axis=0, dtype=np.float64)
+    # the rounding of the mean must not make a constant column look as if it varied
+    return mean, np.where(columns.max(axis=0) > columns.min(axis=0), deviation, 0.0)
+
+
+def load_run(settings: Settings) -> RunData:
+    """Read what a run needs.
+
+    Raises
+    ------
+    DataError, FileFormatError, OSError
+        The data cannot be used with these settings.
+    ValueError
+        The settings make no sense.
+    """
+    loss = LOSSES.record(settings.loss) if settings.loss else None
+    if settings.data == "mnist":
+        if loss and not loss.takes_labels:
+            raise ValueError(f"--loss {loss.name} is not for classes, and mnist has ten of them")
+        train, test = load_mnist(raw=True)
+        train, validation = _hold_out(train, settings, in_order=True)
+        name, said = settings.loss or "softmax_cross_entropy", f"tested on {len(test[0]):,} more"
+        said = _counts(train, validation, said)
+        return RunData(train, validation, test, 10, name, None, DIGITS, None, (28, 28), said)
+    table, name, said = _table(settings)
+    assert table.y is not None
+    train, validation = _hold_out((table.x, table.y), settings, isinstance(table.x, np.memmap))
+    scaling = None
+    if _standardizes(settings, table):
+        scaling = Scaling.of(train, name in _SCALED_TARGETS)
+        ratios = np.abs(scaling.mean) * scaling.factor
+        if settings.dtype == "float32" and ratios.max() > MAX_RATIO:
+            column = table.feature_names[ratios.argmax()]
+            warnings.warn(
+                f"column {column!r} varies by less than a {MAX_RATIO:,}th of its size, which leaves few of the digits "
+                "of float32: subtract a constant from it, or use --dtype float64",
+                stacklevel=2,
+            )
+        said += ", standardized for the training"
+        if scaling.target is not None:
+            said += " (and so are the losses of its epochs)"
+    described = _counts(train, validation, f"{table.x.shape[1]} features, {said}")
+    outputs = _outputs(name, table, settings)
+    names = table.class_names, table.names_of_file
+    return RunData(train, validation, None, outputs, name, scaling, *names, None, described)
+
+
+def _counts(train: Examples, validation: Examples | None, rest: str) -> str:
+    held = f", {len(validation[0]):,} held out" if validation is not None else ""
+    return f"{len(train[0]):,} rows to train on{held}, {rest}"
+
+
+def _standardizes(settings: Settings, table: Table) -> bool:
+    """Decide whether columns are scaled: those of CSV files come in units of their own, arrays as they should be."""
+    if settings.standardize is None:
+        return settings.data.lower().endswith(".csv")
+    if settings.standardize and table.x.dtype == np.uint8:
+        raise ValueError("--standardize: features of type uint8 are divided by 255 already")
+    return settings.standardize
+
+
+def _table(settings: Settings) -> tuple[Table, str, str]:
+    """Return the table with classes numbered, the loss, and what the target was taken for."""
+    loss = LOSSES.record(settings.loss) if settings.loss else None
+    task: Task = "auto"
+    if loss:
+        task = "classification" if loss.takes_labels or _is_sigmoid(loss) else "regression"
+    table = load_table(settings.data, target=settings.target, task=task)
+    if table.y is None:
+        raise DataError(
+            f"{settings.data}: expected a target to learn; name it with --target (the column of a CSV file, the "
+            "array of an .npz file, for .npy and IDX the file with the targets)"
+        )
+    names, cure = table.class_names, ""
+    if loss is None and names is None and table.y.ndim == 1 and table.y.dtype.kind == "i":
+        if len(np.unique(table.y)) <= MAX_CLASSES:
+            table = load_table(settings.data, target=settings.target, task="classification")
+            names, cure = table.class_names, " (for values, --loss mean_squared_error)"
+        else:
+            cure = " (for classes, --loss softmax_cross_entropy)"
+    if names is not None:
+        if len(names) < 2:
+            raise DataError(f"{settings.data}: expected two classes or more in the target, got {names[0]!r} only")
+        return table, loss.name if loss else "softmax_cross_entropy", f"{len(names)} classes{cure}"
+    return table, loss.name if loss else "mean_squared_error", f"target in values{cure}"
+
+
+def _is_sigmoid(loss: object) -> bool:
+    return isinstance(loss, SigmoidCrossEntropy)
+
+
+def _outputs(loss: str, table: Table, settings: Settings) -> int:
+    assert table.y is not None
+    if table.class_names is None:
+        return table.y.shape[1] if table.y.ndim == 2 else 1
+    if loss == SigmoidCrossEntropy.name:
+        if len(table.class_names) != 2:
+            raise DataError(
+                f"{settings.data}: --loss {loss} is for two classes, the target has {len(table.class_names)}; use "
+                "softmax_cross_entropy"
+            )
+        return 1
+    return len(table.class_names)
+
+
+def _hold_out(rows: Examples, settings: Settings, in_order: bool) -> tuple[Examples, Examples | None]:
+    """Split off the validation rows: random ones, or the last where all rows stay in place on the disk."""
+    x, y = rows
+    if settings.validation == 0.0:
+        return rows, None
+    count = round(settings.validation * len(x))
+    if not 0 < count < len(x):
+        raise DataError(
+            f"--validation {settings.validation:g} of {len(x)} rows leaves no row to "
+            f"{'validate with' if count == 0 else 'train on'}; choose another fraction, or 0"
+        )
+    if in_order:
+        return (x[:-count], y[:-count]), (x[-count:], y[-count:])
+    order = epoch_order(settings.seed, _HELD_OUT, len(x))
+    # both parts keep the order of the file
+    train, held = np.sort(order[:-count]), np.sort(order[-count:])
+    return (x[train], y[train]), (x[held], y[held])
+
+
+def load_rows(model: MLP, data: str, target: str | None, *, with_target: bool) -> tuple[NDArray[Any], Any]:
+    """Read rows for a model that is there: x, and y as its loss takes it (None where it is not asked for).
+
+    Raises
+    ------
+    DataError, FileFormatError, OSError
+        The data cannot be used with this model.
+    """
+    loss = model.spec.loss
+    if data == "mnist":
+        _, (x, y) = load_mnist(raw=True)
+        table = Table(x, y, (), None)
+    elif not with_target:
+        table = _without_target(model, data, target)
+    elif (loss.takes_labels or _is_sigmoid(loss)) and model.class_names is not None:
+        table = load_table(data, target=target, feature_names=model.feature_names, class_names=model.class_names)
+    else:
+        task: Task = "auto" if loss.takes_labels else "regression"
+        table = load_table(data, target=target, task=task, feature_names=model.feature_names)
+    if with_target and table.y is None:
+        raise DataError(f"{data}: expected a target to compare with; name it with --target")
+    if table.x.shape[1] != model.spec.units[0]:
+        cure = "" if target is not None or data == "mnist" else "; if one of them is the target, name it with --target"
+        raise DataError(
+            f"{data}: expected {model.spec.units[0]} features, as the model has inputs; got {table.x.shape[1]}{cure}"
+        )
+    return table.x, table.y
+
+
+def _without_target(model: MLP, data: str, target: str | None) -> Table:
+    """Read features, leaving out the target column of a CSV file, whatever it holds, where the file has it."""
+    if target is None or not data.lower().endswith(".csv"):
+        return load_table(data, feature_names=model.feature_names)
+    with open(data, encoding="utf-8-sig", errors="replace", newline="") as file, suppress(csv.Error):
+        header = [cell.strip() for cell in next(csv.reader(file), [])]
+        if target in header:
+            names = model.feature_names or [name for name in header if name != target]
+            return load_table(data, feature_names=names)
+        if len(header) > model.spec.units[0] and target.lstrip("-").isdecimal():
+            return load_table(data, target=target, feature_names=model.feature_names)
+    return load_table(data, feature_names=model.feature_names)

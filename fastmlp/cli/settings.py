@@ -1,0 +1,193 @@
+"""What a run of the command line is told: its settings, as options and as records."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from os import fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmlp.formulas.losses import Loss
+    from fastmlp.formulas.optimizers import Optimizer
+    from fastmlp.formulas.schedules import Schedule
+
+MNIST: dict[str, Any] = {
+    "hidden": (512,),
+    "epochs": 10,
+    "batch_size": 128,
+    "dropout": (0.2,),
+    "validation": 0.1,
+}
+"""Defaults of ``fastmlp train mnist``, chosen on 10,000 held-out training images."""
+TABLE: dict[str, Any] = {
+    "hidden": (64, 64),
+    "epochs": 50,
+    "batch_size": 32,
+    "dropout": (0.0,),
+    "validation": 0.2,
+}
+"""Defaults of ``fastmlp train FILE``."""
+RATES = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3}
+"""Default learning rate by optimizer; that of the schedule's highest point."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run computes; a field is called as its option.
+
+    Parameters
+    ----------
+    data : str
+        ``"mnist"`` or the absolute path of a file.
+    target, loss, standardize, weight_decay, momentum, label_smoothing, clip_norm, ema
+        None where the data or the optimizer decide, or where there is none.
+    dropout : tuple of float
+        One rate for all hidden layers, or (input, hidden 1, ...).
+    seed : int
+    """
+
+    data: str
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    dropout: tuple[float, ...]
+    validation: float
+    seed: int
+    target: str | None = None
+    loss: str | None = None
+    standardize: bool | None = None
+    activation: str = "relu"
+    optimizer: str = "adam"
+    lr: float | None = None
+    schedule: str = "one_cycle"
+    l2: float = 0.0
+    weight_decay: float | None = None
+    momentum: float | None = None
+    label_smoothing: float | None = None
+    clip_norm: float | None = None
+    ema: float | None = None
+    backend: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation < 1.0:
+            raise ValueError(f"--validation is a fraction of the rows, in [0, 1); got {self.validation!r}")
+        names = self.activation.split(",")
+        if len(names) > 1 and len(names) != len(self.hidden):
+            raise ValueError(
+                f"--activation needs one name, or one for each of the {len(self.hidden)} hidden layers; "
+                f"got {self.activation!r}"
+            )
+
+    def optimizer_record(self, steps: int) -> Optimizer:
+        """Return the optimizer with its schedule, for a run of so many steps; ValueError where options do not fit."""
+        from fastmlp.formulas.optimizers import OPTIMIZERS
+
+        kind: type[Any] = OPTIMIZERS.type_of(self.optimizer)
+        if self.momentum is not None and not hasattr(kind, "momentum"):
+            raise ValueError(f"--momentum: the optimizer {self.optimizer!r} has none; use --optimizer sgd or rmsprop")
+        names = ("weight_decay", "momentum", "clip_norm", "ema")
+        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        record: Optimizer = kind(learning_rate=self._schedule(steps), **options)
+        return record
+
+    def _schedule(self, steps: int) -> Schedule:
+        from fastmlp.formulas.schedules import SCHEDULES
+
+        kind = SCHEDULES.type_of(self.schedule)
+        extra: dict[str, Any] = {}
+        if self.schedule == "step":
+            extra = {"every": max(-(-steps // 3), 1)}
+        elif self.schedule == "reduce_on_plateau":
+            extra = {"monitor": "val_loss" if self.validation else "loss"}
+        return kind(learning_rate=self.rate, **extra)  # type: ignore[call-arg]  # each has one
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, given or the optimizer's default."""
+        return RATES[self.optimizer] if self.lr is None else self.lr
+
+    def loss_record(self) -> Loss:
+        """Return the loss; ValueError where an option does not fit it."""
+        from fastmlp.formulas.losses import LOSSES, SoftmaxCrossEntropy
+
+        assert self.loss is not None
+        loss = LOSSES.record(self.loss)
+        if self.label_smoothing is None:
+            return loss
+        if not isinstance(loss, SoftmaxCrossEntropy):
+            raise ValueError(f"--label-smoothing: the loss {self.loss!r} has none; use --loss softmax_cross_entropy")
+        return SoftmaxCrossEntropy(self.label_smoothing)
+
+    def network(self) -> dict[str, Any]:
+        """Return the arguments of `fastmlp.MLP` other than units."""
+        names = self.activation.split(",")
+        return {
+            "activation": names if len(names) > 1 else self.activation,
+            "loss": self.loss_record(),
+            "dropout": self.dropout[0] if len(self.dropout) == 1 else self.dropout,
+            "l2": self.l2,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
+
+    def complete(self, loss: str, standardize: bool | None, backend: str) -> Settings:
+        """Return the settings with everything filled in that data, machine and optimizer have decided."""
+        full = replace(self, loss=loss, standardize=standardize, backend=backend, lr=self.rate)
+        return replace(full, weight_decay=full.optimizer_record(1).weight_decay)
+
+    def command(self) -> str:
+        """Return the command line that repeats the run."""
+        words = ["fastmlp", "train", self.data]
+        for name, value in asdict(self).items():
+            option = option_of(name)
+            if name == "data" or value is None:
+                continue
+            if isinstance(value, bool):
+                words.append(option if value else option.replace("--", "--no-", 1))
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [option, text]
+        return shlex.join(words)
+
+
+def option_of(name: str) -> str:
+    """Return the command-line option of a setting."""
+    return f"--{name.replace('_', '-')}" if name != "data" else "DATA"
+
+
+def contradictions(given: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Return, for each option given that is not as the run has it, what it is and what it should be."""
+    had = asdict(settings)
+    differ = [name for name, value in had.items() if name in given and given[name] != value]
+    return [f"{option_of(name)} {_text(given[name])} (the run has {_text(had[name])})" for name in differ]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn options as typed into values of settings; ValueError names the one that makes no sense."""
+    values = dict(given)
+    for name, kind, example in (("hidden", int, "256,128"), ("dropout", float, "0.2 or 0.1,0.2,0.2")):
+        if name in values:
+            try:
+                values[name] = tuple(kind(part) for part in values[name].split(",") if part.strip())
+            except ValueError:
+                raise ValueError(f"--{name}: expected such as {example}, got {values[name]!r}") from None
+    if values.get("dropout") == ():
+        raise ValueError("--dropout: expected such as 0.2 or 0.1,0.2,0.2, got nothing")
+    if values["data"] == "mnist":
+        for name, why in (("target", "its labels are known"), ("standardize", "pixels are divided by 255")):
+            if name in values:
+                raise ValueError(f"{option_of(name)} has no meaning for mnist: {why}")
+    else:
+        values["data"] = fspath(Path(values["data"]).resolve())
+        if "target" in values and not values["data"].lower().endswith((".csv", ".npz")):
+            values["target"] = fspath(Path(values["target"]).resolve())
+    return values

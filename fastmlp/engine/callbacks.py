@@ -1,0 +1,286 @@
+"""What can happen between steps and epochs of a training run; `loop.Callback` is what they all are."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmlp.arguments import check_count, check_flag, check_number
+from fastmlp.engine.loop import Callback
+
+if TYPE_CHECKING:
+    from fastmlp.engine.loop import Training
+
+
+def _lower_is_better(monitor: str, mode: str) -> bool:
+    if mode not in ("auto", "min", "max"):
+        raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
+    return mode == "min" or (mode == "auto" and "loss" in monitor)
+
+
+class EarlyStopping(Callback):
+    """Stop when a figure has not improved for some epochs, and go back to the weights of its best epoch.
+
+    Parameters
+    ----------
+    monitor : str
+        A figure of the history.
+    patience : int
+        Epochs without improvement before training stops.
+    min_delta : float
+        The least change that counts, in units of the figure.
+    mode : {"auto", "min", "max"}
+        Whether less or more is better; auto: less for losses, more for anything else.
+    restore_best : bool
+        Go back to the best epoch's weights at the end, also where training ended for another reason.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        self.monitor, self.restore_best = monitor, check_flag("restore_best", restore_best)
+        self.patience, self.min_delta = check_count("patience", patience, 0), check_number("min_delta", min_delta, 0.0)
+        self._sign = 1.0 if _lower_is_better(monitor, mode) else -1.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.best_epoch, self.best = 0, math.nan
+        self._waited = 0
+        self._weights: dict[str, Any] = {}
+
+    def on_train_begin(self, run: Training) -> None:
+        run.check_monitor("EarlyStopping", self.monitor)
+        if run.epoch == 0:
+            self._reset()
+
+    def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
+        value = figures[self.monitor]
+        if self.best_epoch == 0 or self._sign * value < self._sign * self.best - self.min_delta:
+            self.best, self.best_epoch, self._waited = value, run.epoch, 0
+            if self.restore_best:
+                self._weights = run.learner.snapshot()
+        else:
+            self._waited += 1
+            if self._waited >= self.patience:
+                run.stop(f"{self.monitor} has not improved since epoch {self.best_epoch}")
+
+    def on_train_end(self, run: Training) -> None:
+        if self._weights and not run.failed:
+            run.learner.restore(self._weights)
+            self._weights = {}
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, **self._weights}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.best, self.best_epoch, self._waited = (
+            state["best"],
+            int(state["best_epoch"]),
+            int(state["waited"]),
+        )
+        self._weights = {k: v for k, v in state.items() if k not in ("best", "best_epoch", "waited")}
+
+
+class Checkpoint(Callback):
+    """Write the whole state of the run to a file, from which `fastmlp.load` and `MLP.resume` go on to the same bits.
+
+    Parameters
+    ----------
+    path : path
+        May contain ``{epoch}`` and ``{step}``, numbers finished, to keep every checkpoint; else each replaces the one
+        before, in one piece.
+    every_epochs : int, optional
+        After every so many epochs; the default is 1 where `every_steps` is not given.
+    every_steps : int, optional
+        After every so many steps.
+    """
+
+    runs_last = True
+
+    def __init__(
+        self, path: str | PathLike[str], *, every_epochs: int | None = None, every_steps: int | None = None
+    ) -> None:
+        if every_epochs is None and every_steps is None:
+            every_epochs = 1
+        self.path = fspath(path)
+        self.every_epochs = None if every_epochs is None else check_count("every_epochs", every_epochs)
+        self.every_steps = None if every_steps is None else check_count("every_steps", every_steps)
+
+    def _save(self, run: Training) -> None:
+        path = self.path.replace("{epoch}", str(run.epoch)).replace("{step}", str(run.steps_done))
+        run.save_checkpoint(path)
+
+    def on_train_begin(self, run: Training) -> None:
+        if not Path(self.path).parent.is_dir():
+            raise FileNotFoundError(f"Checkpoint: there is no folder {Path(self.path).parent}; create it first")
+        run.check_checkpoint()
+
+    def next_step(self, run: Training) -> int | None:
+        if self.every_steps is None:
+            return None
+        return (run.steps_done // self.every_steps + 1) * self.every_steps
+
+    def on_steps(self, run: Training) -> None:
+        if self.every_steps is not None and run.steps_done % self.every_steps == 0:
+            self._save(run)
+
+    def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
+        if self.every_epochs is not None and run.epoch % self.every_epochs == 0:
+            self._save(run)
+
+    def on_interrupt(self, run: Training) -> None:
+        self._save(run)
+
+
+class CSVLog(Callback):
+    """Write the figures of each epoch to a CSV file as soon as they are there; a resumed run goes on in it.
+
+    Parameters
+    ----------
+    path : path
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def on_train_begin(self, run: Training) -> None:
+        rows: list[list[str]] = []
+        if run.epoch and self.path.exists():  # of a resumed run, keep what was written up to the checkpoint
+            with self.path.open(newline="") as file:
+                rows = list(csv.reader(file))[: run.epoch + 1]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(["epoch", *figures])
+            writer.writerow([run.epoch, *figures.values()])
+
+
+class TimeLimit(Callback):
+    """Stop after the step at hand when the run, counted over all its parts, has taken so long.
+
+    Parameters
+    ----------
+    seconds : float
+        Positive.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = check_number("seconds", seconds, 0.0, above=True)
+        self._before = self._began = 0.0
+
+    def on_train_begin(self, run: Training) -> None:
+        if run.steps_done == 0:
+            self._before = 0.0
+        self._began = time.perf_counter()
+
+    def _used(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def on_steps(self, run: Training) -> None:
+        if self._used() >= self.seconds:
+            run.stop(f"the time limit of {self.seconds:g} s was reached")
+
+    def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
+        self.on_steps(run)
+
+    def state(self) -> dict[str, Any]:
+        return {"used": self._used()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._before = float(state["used"])
+
+
+class ProgressBar(Callback):
+    """Show the epoch, the time left and the figures in the terminal; fit adds one by itself where ``verbose`` is not 0.
+
+    Parameters
+    ----------
+    bar : bool
+        Show a moving bar; where the output is no terminal there is only a line for each epoch.
+    """
+
+    def __init__(self, *, bar: bool = True) -> None:
+        self.bar = check_flag("bar", bar)
+        self._progress: Any = None
+
+    def on_train_begin(self, run: Training) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(highlight=False)
+        if self.bar and self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(
+                "",
+                total=run.total_steps,
+                completed=run.steps_done,
+                epoch=run.epoch + 1,
+                epochs=run.epochs,
+                figures="",
+            )
+            self._progress.start()
+
+    def on_steps(self, run: Training) -> None:
+        if self._progress is not None:
+            figures = _in_words(run.running_figures())
+            epoch = min(run.epoch + 1, run.epochs)
+            self._progress.update(self._task, completed=run.steps_done, epoch=epoch, figures=figures)
+
+    def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
+        width = len(str(run.epochs))
+        self._console.print(f"epoch {run.epoch:>{width}}/{run.epochs}  {_in_words(figures)}", soft_wrap=True)
+
+    def on_train_end(self, run: Training) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if run.history.stop_reason and not run.failed:
+            self._console.print(f"stopped: {run.history.stop_reason}", soft_wrap=True)
+
+
+def _in_words(figures: Mapping[str, float]) -> str:
+    parts = []
+    for name, value in figures.items():
+        if name == "epoch_seconds":
+            parts.append(f"{value:.1f} s")
+        elif name == "learning_rate":
+            parts.append(f"rate {value:.2g}")
+        else:
+            parts.append(f"{name} {value:.4f}")
+    return "  ".join(parts)
+
+
+def check_callbacks(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
+    """Return the callbacks of a run, with the progress bar that `verbose` asks for."""
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
+    found = list(callbacks)
+    for callback in found:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be Callback objects such as EarlyStopping(), got {callback!r}")
+    if verbose and not any(isinstance(c, ProgressBar) for c in found):
+        found.append(ProgressBar(bar=verbose == 1))
+    return found

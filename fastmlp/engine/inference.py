@@ -1,0 +1,127 @@
+"""What a network answers: outputs, figures and gradients, worked out in chunks of rows that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmlp.network.plan import Plan, Precision
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.data import HostData
+    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.sessions import SessionPool
+    from fastmlp.network.spec import NetworkSpec
+
+PREDICT_BYTES = 16 * 2**20
+"""Memory that the activations of a chunk of rows may take in prediction."""
+MAX_PREDICT_ROWS = 4096
+SMALL_BYTES = 2**20
+"""Up to which nobody asks whether data fits where the model is."""
+
+
+class Inference:
+    """Answers for one model on one backend; the flat parameters and the checked inputs come with each question.
+
+    Parameters
+    ----------
+    pool : SessionPool
+        Of the model.
+    dtype : numpy.dtype
+        In which the network computes.
+    """
+
+    def __init__(self, pool: SessionPool, dtype: np.dtype[Any]) -> None:
+        self._pool, self._dtype = pool, dtype
+        self._rows = 1
+        self._last: tuple[NetworkSpec, Plan] | None = None
+
+    def plan(self, spec: NetworkSpec, rows: int, batch_size: int | None = None) -> Plan:
+        """Return the plan for so many rows, worked on `batch_size` at once or as many as fit."""
+        if batch_size is None:
+            width = self._dtype.itemsize * (spec.units[0] + 5 * max(spec.units[1:]))
+            most = max(min(PREDICT_BYTES // width, MAX_PREDICT_ROWS), 16)
+            # grows by doubling, so that calls with more and more rows do not each need memory of their own
+            while self._rows < min(rows, most):
+                self._rows = min(2 * self._rows, most)
+            batch_size = self._rows
+        last = self._last
+        if last is None or last[0] is not spec or last[1].batch != batch_size:
+            last = self._last = spec, Plan(spec.deterministic(), batch_size, Precision.of(self._dtype))
+        return last[1]
+
+    def prepare(self, spec: NetworkSpec, rows: int, check: Callable[[], None]) -> None:
+        """Do what the first answer would wait for, such as compiling; `check` as in `Backend.prepare`."""
+        with self._pool.use(self.plan(spec, rows)) as session:
+            self._pool.backend.prepare(session, check)
+
+    def outputs(self, spec: NetworkSpec, params: Array, x: Array, batch_size: int | None = None) -> Array:
+        """Return the outputs for checked inputs, (n, K), where the inputs are."""
+        plan = self.plan(spec, len(x), batch_size)
+        if not isinstance(x, np.ndarray):
+            return self._outputs_there(plan, params, x)
+        width = spec.units[-1] * self._dtype.itemsize
+        parts = self._parts(len(x), x.nbytes // max(len(x), 1) + width)
+        found = [self._pool.backend.to_numpy(self._outputs_there(plan, params, x[part])) for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _outputs_there(self, plan: Plan, params: Array, x: Array) -> Array:
+        """Return the outputs on the backend; their memory is the caller's, so it is for its stream to free."""
+        backend = self._pool.backend
+        with backend.placed():
+            out = backend.empty((len(x), plan.spec.units[-1]), self._dtype)
+        with self._pool.use(plan) as session:
+            backend.predict(session, params, backend.asarray(x), out)
+        return out
+
+    def _parts(self, rows: int, row_bytes: int) -> list[slice]:
+        """Cut rows in host memory into parts that fit on the backend."""
+        most = self._pool.backend.rows_at_once(row_bytes) if rows * row_bytes > SMALL_BYTES else max(rows, 1)
+        return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
+
+    def evaluate(self, spec: NetworkSpec, params: Array, data: HostData) -> dict[str, float]:
+        """Return the loss without L2 and, where there is one, the accuracy: weighted means over the rows."""
+        backend, totals = self._pool.backend, np.zeros(3)
+        with self._pool.use(self.plan(spec, len(data))) as session:
+            on_host = isinstance(data.x, np.ndarray)
+            for part in self._parts(len(data), data.row_bytes) if on_host else [slice(None)]:
+                totals += backend.evaluate(session, params, data.window(part).on(backend.asarray))
+        loss, weight, hits = totals.tolist()
+        figures = {"loss": loss / weight}
+        if spec.loss.has_accuracy:
+            figures["accuracy"] = hits / weight
+        return figures
+
+    def metric_values(
+        self, spec: NetworkSpec, params: Array, data: HostData, metrics: Mapping[str, Metric]
+    ) -> dict[str, float]:
+        """Return ``f(y, predict(x))`` of each metric, whose arrays are on the host."""
+        if not metrics:
+            return {}
+        y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y
+        if y.ndim == 2 and spec.loss.takes_labels:
+            y = y.argmax(axis=1)
+        outputs = self.outputs(spec, params, data.x)
+        outputs = outputs if isinstance(outputs, np.ndarray) else self._pool.backend.to_numpy(outputs)
+        predicted = spec.loss.predict(outputs)
+        return {name: float(metric(y, predicted)) for name, metric in metrics.items()}
+
+    def loss_and_gradients(self, spec: NetworkSpec, params: Array, data: HostData) -> tuple[float, list[Array]]:
+        """Return the loss of all rows as one batch, L2 included and dropout left out, and [dW1, db1, ...]."""
+        backend, plan = self._pool.backend, Plan(spec.deterministic(), len(data), Precision.of(self._dtype), True)
+        total = float(len(data)) if data.weights is None else float(data.weights.sum(dtype=np.float64))
+        there = not isinstance(data.x, np.ndarray)
+        with backend.placed():
+            shapes = [a.shape for pair in plan.layout.views(params) for a in pair]
+            results = [backend.empty(shape, self._dtype) for shape in shapes] if there else []
+        with self._pool.use(plan) as session:
+            loss = backend.loss_and_gradients(session, params, data.on(backend.asarray), 1 / total)
+            found = [array for pair in plan.layout.views(session.grads) for array in pair]
+            if not there:
+                return loss, [backend.to_numpy(array).copy() for array in found]
+            for result, array in zip(results, found, strict=True):
+                result[...] = array
+        return loss, results

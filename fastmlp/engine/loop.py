@@ -1,0 +1,377 @@
+"""The training loop: epochs, steps, what happens between them, and how a run is stopped and saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.engine.batches import Order, Orders, inverse_totals, steps_per_epoch
+from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
+from fastmlp.engine.history import History
+from fastmlp.engine.interrupts import CtrlC
+from fastmlp.errors import NonFiniteLossError, TrainingInterrupted
+from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.data import DeviceData, HostData
+    from fastmlp.backends.session import Session
+    from fastmlp.engine.learner import Learner
+    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.progress import PausedRun, Progress
+    from fastmlp.network.plan import Plan
+
+CALL_SECONDS = 0.2
+"""How long a call to a backend should last: short enough for Ctrl-C and a moving progress bar."""
+
+
+class Callback:
+    """Base of all callbacks; every method may be left as it is.
+
+    The methods are given the `Training`, which tells the model, the epoch, the steps and the figures, and which
+    ``stop(reason)`` ends after the step or epoch at hand.
+
+    Attributes
+    ----------
+    runs_last : bool
+        True for those that must see what the others made of an epoch, such as checkpoints.
+    """
+
+    runs_last = False
+
+    def on_train_begin(self, run: Training) -> None:
+        """Before the first step, also of a resumed run; an error here leaves the model as it was."""
+
+    def on_epoch_begin(self, run: Training) -> None:
+        """Before an epoch, or the rest of one."""
+
+    def on_steps(self, run: Training) -> None:
+        """After some steps; after exactly those that `next_step` asks for, and about five times a second."""
+
+    def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
+        """After an epoch, with its figures; ``run.epoch`` counts it already."""
+
+    def on_interrupt(self, run: Training) -> None:
+        """After Ctrl-C, before `on_train_end`."""
+
+    def on_train_end(self, run: Training) -> None:
+        """At the end, after an error too (then ``run.failed``)."""
+
+    def next_step(self, run: Training) -> int | None:
+        """Return the next step of the run, counted from 1, after which `on_steps` must be called."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep of this callback: numbers, strings and NumPy arrays by name."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
+
+
+class Training:
+    """One run of training, what callbacks are given.
+
+    Attributes
+    ----------
+    model : MLP
+        What `fit` was called on.
+    learner : Learner
+        Which is trained.
+    optimizer : Optimizer
+    history : History
+    failed : bool
+        Whether an error is ending the run.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        data: HostData,
+        validation: HostData | None,
+        progress: Progress,
+        optimizer: Optimizer,
+        metrics: Mapping[str, Metric],
+        callbacks: Sequence[Callback],
+        model: Any,
+        history: History | None = None,
+    ) -> None:
+        self.learner, self.model, self.optimizer = learner, model, optimizer
+        self.history, self.failed = history or History(), False
+        self._data, self._validation, self._progress = data, validation, progress
+        self._schedule = optimizer.schedule
+        self._metrics = dict(metrics)
+        self.callbacks = sorted(callbacks, key=lambda c: c.runs_last)
+        self._steps_per_epoch = steps_per_epoch(len(data), progress.batch_size)
+        self._orders = Orders(learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray)
+        self._order: Order | None = None
+        self._totals = np.array(progress.totals)
+        self._interrupted = False
+        self._fingerprint = ""
+        self._validation_there: HostData | None = None
+        self._session: Session | None = None
+
+    # --- what callbacks may ask ---
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self._progress.epoch
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self._progress.epochs
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run finished."""
+        return self._progress.epoch * self._steps_per_epoch + self._progress.position
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self._progress.epochs * self._steps_per_epoch
+
+    def figure_names(self) -> list[str]:
+        """Return the names of the figures that the history will have."""
+        names = ["loss", *(["accuracy"] if self.learner.spec.loss.has_accuracy else []), *self._metrics]
+        if self._validation is not None:
+            names += [f"val_{name}" for name in names]
+        return [*names, "learning_rate", "epoch_seconds"]
+
+    def check_monitor(self, who: str, monitor: str) -> None:
+        """Raise ValueError where there will be no figure called `monitor`."""
+        if monitor not in self.figure_names():
+            cure = "; give fit validation_data or validation_split" if monitor.startswith("val_") else ""
+            raise ValueError(
+                f"{who}(monitor={monitor!r}): there is no such figure; there are {', '.join(self.figure_names())}{cure}"
+            )
+
+    def running_figures(self) -> dict[str, float]:
+        """Return the loss, and the accuracy where there is one, of the epoch at hand so far."""
+        loss, weight, hits = self._totals.tolist()
+        if not weight:
+            return {}
+        figures = {"loss": loss / weight}
+        if self.learner.spec.loss.has_accuracy:
+            figures["accuracy"] = hits / weight
+        return figures
+
+    def stop(self, reason: str) -> None:
+        """End the run after the step or epoch at hand."""
+        if not self.history.stop_reason:
+            self.history.stop_reason = reason
+
+    # --- the loop ---
+
+    def run(self) -> History:
+        """Train to the end of the run, or until something stops it."""
+        monitor = getattr(self._schedule, "monitor", None)
+        if monitor is not None:
+            self.check_monitor(type(self._schedule).__name__, monitor)
+        learner = self.learner
+        data = self._data.on(learner.backend.asarray)
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
+        try:
+            with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
+                self._session, session.meanwhile = session, self._order_ahead
+                try:
+                    self._prepare(session, ctrl_c)
+                    while self.epoch < self.epochs and not self.history.stop_reason:
+                        self._epoch(session, data, ctrl_c)
+                finally:
+                    self._session = session.meanwhile = self._validation_there = None
+                    session.release()
+            if self._interrupted:
+                for callback in self.callbacks:
+                    callback.on_interrupt(self)
+        except BaseException:
+            self.failed = True
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_train_end(self)
+        if self._interrupted:
+            warnings.warn(
+                f"training was interrupted in epoch {self.epoch + 1} of {self.epochs}, after {self.steps_done} whole "
+                "steps; the model is usable as it is, and fit goes on from here",
+                TrainingInterrupted,
+                stacklevel=4,  # the call of fit or resume, whose face and `runs` lie between
+            )
+        return self.history
+
+    def _prepare(self, session: Session, ctrl_c: CtrlC) -> None:
+        """Let the backend compile; Ctrl-C ends that before it is done, since no step is at hand."""
+        learner = self.learner
+        try:
+            learner.backend.prepare(session, ctrl_c.check)
+            if self._validation is not None:
+                learner.inference.prepare(learner.spec, len(self._validation), ctrl_c.check)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            self.stop("interrupted")
+
+    def _plan(self) -> Plan:
+        """Return the plan of a step as the network is now: a callback may freeze layers before the first one."""
+        return self.learner.plan(self._progress.batch_size, self.optimizer)
+
+    def check_memory(self) -> None:
+        """Raise MemoryError where the run does not fit on the backend, before anything is made for it."""
+        learner, optimizer = self.learner, self.optimizer
+        buffers = 0 if learner.state.optimizer == optimizer else optimizer.moments + (optimizer.ema is not None)
+        more = buffers * learner.state.layout.size * learner.dtype.itemsize
+        learner.backend.check_memory(self._plan(), self._data, more)
+
+    def adopt(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the choices of the run that goes on, as far as they are left open; return those of this run."""
+        with self.learner.sessions.use(self._plan()) as session:
+            session.adopt(choices)
+            return session.choices()
+
+    def _epoch(self, session: Session, data: DeviceData, ctrl_c: CtrlC) -> None:
+        progress, state = self._progress, self.learner.state
+        began = time.perf_counter() - progress.seconds
+        self._order = self._orders.of_epoch(state.step - progress.position)
+        for callback in self.callbacks:
+            callback.on_epoch_begin(self)
+        rate = math.nan
+        while progress.position < self._steps_per_epoch:
+            rate = self._steps(session, data, self._order)
+            progress.seconds = time.perf_counter() - began
+            for callback in self.callbacks:
+                callback.on_steps(self)
+            if ctrl_c.pressed:
+                self._interrupted = True
+                self.stop("interrupted")
+            if self.history.stop_reason and progress.position < self._steps_per_epoch:
+                return
+        if math.isnan(rate):  # resumed just before the end of the epoch
+            rate = float(self._rates(state.optimizer_step - 1, 1)[0])
+        figures = self._figures(rate)
+        figures["epoch_seconds"] = time.perf_counter() - began
+        self.history.append(figures)
+        progress.memory = self._schedule.observe(progress.memory, figures)
+        progress.epoch, progress.position, progress.seconds = progress.epoch + 1, 0, 0.0
+        self._totals[:] = 0
+        progress.totals = self._totals.tolist()
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, figures)
+
+    def _order_ahead(self) -> None:
+        """Make the order of the next epoch, and bring it to the device, while the device works on this one."""
+        if self._order is not None and self.epoch + 1 < self.epochs:
+            self._orders.of_epoch(self._order.begins + self._steps_per_epoch)
+
+    def _rates(self, optimizer_step: int, count: int) -> NDArray[np.float64]:
+        schedule = self._schedule
+        first = optimizer_step - (self._progress.schedule_start if schedule.follows_call else 0)
+        horizon = getattr(schedule, "steps", None) or self._progress.horizon
+        return schedule.rates(first, count, horizon, self._progress.memory)
+
+    def _steps(self, session: Session, data: DeviceData, order: Order) -> float:
+        """Carry out as many steps as suit a call; return the learning rate of the last."""
+        progress, state = self._progress, self.learner.state
+        count = self._steps_per_epoch - progress.position
+        seconds = min(CALL_SECONDS, session.call_seconds)
+        count = min(count, int(seconds / session.seconds_per_step) if session.seconds_per_step else 8)
+        for callback in self.callbacks:
+            due = callback.next_step(self)
+            if due is not None:
+                count = min(count, due - self.steps_done)
+        count = max(count, 1)
+        rates = self._rates(state.optimizer_step, count)
+        inverse = inverse_totals(self._data.weights, order.host, progress.batch_size, progress.position, count)
+        table = self.optimizer.table(rates, state.optimizer_step, inverse)
+        start = time.perf_counter()
+        report = self.learner.backend.train_steps(
+            session, state, data, order.device, table, progress.position, self._totals
+        )
+        session.seconds_per_step = (time.perf_counter() - start) / max(report.done, 1)
+        progress.position += report.done
+        progress.totals = self._totals.tolist()
+        if not report.finite:
+            raise self._non_finite(session, data, order.device)
+        return float(rates[-1])
+
+    def _non_finite(self, session: Session, data: DeviceData, order: Array) -> NonFiniteLossError:
+        progress, state = self._progress, self.learner.state
+        row, where = self.learner.backend.first_nonfinite(session, state, data, order, progress.position)
+        whose = f", row {row} of the training data" if row >= 0 else ""
+        if "input" in where:
+            cure = "remove or fill in missing values"
+        elif "weights" in where or "biases" in where:
+            cure = "an earlier step made them so; lower the learning rate or set clip_norm"
+        else:
+            cure = "lower the learning rate, set clip_norm, or scale the inputs"
+        return NonFiniteLossError(
+            f"the loss is not finite in epoch {self.epoch + 1}, step {self.steps_done}{whose}: {where} went wrong "
+            f"first. The model is as it was before that step. {cure[0].upper()}{cure[1:]}.",
+            epoch=self.epoch + 1,
+            step=self.steps_done,
+            row=row,
+            where=where,
+        )
+
+    def _figures(self, rate: float) -> dict[str, float]:
+        learner, figures = self.learner, self.running_figures()
+        if not figures:  # every batch of the epoch had weight 0
+            figures = dict.fromkeys(self.figure_names()[: 1 + learner.spec.loss.has_accuracy], math.nan)
+        if self._metrics:
+            asked = learner.spec, learner.state.evaluated, self._data, self._metrics
+            figures.update(learner.inference.metric_values(*asked))
+        validation = self._validation_data()
+        if validation is not None:
+            found = learner.figures(validation, self._metrics)
+            figures.update({f"val_{name}": value for name, value in found.items()})
+        figures["learning_rate"] = rate
+        return figures
+
+    def _validation_data(self) -> HostData | None:
+        """Return the validation data; brought to the backend once a run, where there is room beside the training."""
+        given, backend = self._validation, self.learner.backend
+        if given is not None and self._validation_there is None:
+            fits = backend.rows_at_once(given.row_bytes) >= len(given)
+            self._validation_there = given.moved(backend.asarray) if fits else given
+        return self._validation_there
+
+    # --- checkpoints ---
+
+    def check_checkpoint(self) -> None:
+        """Raise ValueError where the run holds something that no file can: a schedule or an optimizer of one's own."""
+        json.dumps(optimizer_to_json(self.optimizer))
+
+    def save_checkpoint(self, path: str | PathLike[str]) -> None:
+        """Write everything that the run needs to go on to the same bits."""
+        backend = self.learner.backend
+        if not self._fingerprint:
+            self._fingerprint = self._data.fingerprint(backend.to_numpy)
+        choices = backend.choices() if self._session is None else self._session.choices()
+        contents = RunContents(
+            optimizer=self.optimizer,
+            progress=self._progress,
+            history=self.history.history,
+            figures=self.figure_names(),
+            callbacks=self.callbacks,
+            data=self._fingerprint,
+            choices=choices,
+        )
+        save_run(self.learner, path, contents)
+
+    def restore_callbacks(self, paused: PausedRun) -> None:
+        """Give the callbacks back their states; ValueError where they or the figures are not the checkpoint's."""
+        restore_callbacks(paused, self.callbacks)
+        if paused.header["figures"] != self.figure_names():
+            raise ValueError(
+                f"validation data and metrics must be those of the checkpoint {paused.path}, whose figures are "
+                f"{', '.join(paused.header['figures'])}; they now are {', '.join(self.figure_names())}"
+            )

@@ -1,0 +1,113 @@
+"""Predictions for one example at a time, at the least cost a call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastmlp.backends.foreign import host_array
+from fastmlp.engine.checks import check_inputs
+from fastmlp.errors import DataError
+from fastmlp.network.plan import Plan, Precision
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.base import Backend
+    from fastmlp.network.spec import NetworkSpec
+
+_ONE = "x must be one example of shape ({},), got {}; several at once are for the model's predict"
+
+
+class Predictor:
+    """Predicts single examples with a copy of a model's weights; made by `MLP.predictor`.
+
+    A call costs a few microseconds beside the network's products, because memory and arguments are made ready once.
+    One thread uses a predictor at a time; several threads need one each.
+
+    Parameters
+    ----------
+    backend : Backend
+    spec : NetworkSpec
+    dtype : numpy.dtype
+    params : (size,) array
+        Flat parameters on that backend; copied.
+    """
+
+    def __init__(self, backend: Backend, spec: NetworkSpec, dtype: np.dtype[Any], params: Any) -> None:
+        self._loss, self._inputs, self._dtype = spec.loss, spec.units[0], dtype
+        self._backend = backend
+        session = backend.open(Plan(spec.deterministic(), 1, Precision.of(dtype)))
+        self._x, self._out = backend.zeros((1, self._inputs), dtype), backend.empty((1, spec.units[-1]), dtype)
+        self._params = backend.copy(params)
+        self._run = backend.bind_predict(session, self._params, self._x, self._out)
+        self._session = session
+
+    def outputs(self, x: ArrayLike) -> Array:
+        """Return the outputs of the network for one example (logits where the loss takes logits).
+
+        Parameters
+        ----------
+        x : (I,) array_like
+            Inputs, as for `MLP.predict`: uint8 is divided by 255.
+
+        Returns
+        -------
+        (K,) array, on the GPU where x is
+
+        Raises
+        ------
+        DataError
+            Another shape, or not numbers.
+        """
+        backend = self._backend
+        there = None if isinstance(x, np.ndarray) else backend.take(x, "x")
+        if there is not None:
+            return self._outputs_there(there)
+        if isinstance(x, np.ndarray) and x.shape == (self._inputs,) and x.dtype == self._dtype:
+            row: NDArray[Any] = x
+        else:
+            row = self._converted(x)
+        with backend.working():
+            self._x[0] = backend.asarray(row)
+            self._run()
+            outputs: NDArray[Any] = backend.to_numpy(self._out)[0].copy()
+        return outputs
+
+    def _outputs_there(self, x: Array) -> Array:
+        if x.ndim != 1:
+            raise DataError(_ONE.format(self._inputs, x.shape))
+        check_inputs(x[None], self._inputs, self._backend)
+        with self._backend.placed():
+            out = self._backend.empty((self._out.shape[1],), self._dtype)
+        with self._backend.working():
+            self._backend.gather_rows(x[None], slice(0, 1), self._x)
+            self._run()
+            out[...] = self._out[0]
+        return out
+
+    def __call__(self, x: ArrayLike) -> Any:
+        """Return what the network predicts for one example: ``model.predict(x[None])[0]``.
+
+        Parameters
+        ----------
+        x : (I,) array_like
+
+        Returns
+        -------
+        numpy scalar, or (K,) array
+            A class, a value, or several, as `MLP.predict` returns them.
+        """
+        outputs = self.outputs(x)
+        with self._backend.placed():
+            return self._loss.predict(outputs[None])[0]
+
+    def _converted(self, x: ArrayLike) -> NDArray[Any]:
+        array = host_array(x)
+        if array.ndim != 1:
+            raise DataError(_ONE.format(self._inputs, array.shape))
+        row = check_inputs(array[None], self._inputs, self._backend)[0]
+        if row.dtype == np.uint8:
+            row = row / self._dtype.type(255)
+        return np.asarray(row, self._dtype)

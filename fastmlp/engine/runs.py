@@ -1,0 +1,129 @@
+"""How a run of training begins, and how one that was saved goes on: all refusals come before anything changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastmlp.engine.batches import split_rows, steps_per_epoch
+from fastmlp.engine.history import History
+from fastmlp.engine.loop import Callback, Training
+from fastmlp.engine.progress import Progress
+from fastmlp.errors import DataError, ReproducibilityWarning
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastmlp.backends.data import HostData
+    from fastmlp.engine.learner import Learner
+    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.progress import PausedRun
+    from fastmlp.formulas.optimizers import Optimizer
+
+
+def hold_out(
+    learner: Learner, data: HostData, validation_data: tuple[ArrayLike, ...] | None, fraction: float
+) -> tuple[HostData, HostData | None]:
+    """Return the data to train on, and those to validate with: given ones, or a last part of the others."""
+    train, held_out = split_rows(data, fraction)
+    if validation_data is None:
+        return train, held_out
+    if held_out is not None:
+        raise ValueError("give either validation_data or validation_split, not both")
+    if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+        raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
+    weights = validation_data[2] if len(validation_data) == 3 else None
+    x, y = validation_data[:2]
+    return train, learner.data(x, y, weights, suffix=" of validation_data")
+
+
+class Wanted(NamedTuple):
+    """What a new run is asked for; of `fastmlp.MLP.fit`, checked.  The split has been made, and is kept for `go_on`."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    shuffle: bool
+    validation_split: float
+
+
+class Extras(NamedTuple):
+    """What looks at a run: metrics by name, callbacks, and what these are shown as ``run.model``."""
+
+    metrics: Mapping[str, Metric]
+    callbacks: Sequence[Callback]
+    model: Any
+
+
+def begin(learner: Learner, data: HostData, validation: HostData | None, wanted: Wanted, extras: Extras) -> History:
+    """Train a learner on checked data, on from where it stands; see `fastmlp.MLP.fit`."""
+    epochs, optimizer = wanted.epochs, wanted.optimizer
+    batch_size = min(wanted.batch_size, len(data))
+    with learner.exclusive():
+        # all that can fail on the arguments is done before the state changes
+        progress = Progress(
+            epochs=epochs,
+            batch_size=batch_size,
+            rows=len(data),
+            shuffle=wanted.shuffle,
+            validation_split=wanted.validation_split,
+            horizon=epochs * steps_per_epoch(len(data), batch_size),
+            schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
+        )
+        run = Training(learner, data, validation, progress, optimizer, *extras)
+        run.check_memory()
+        learner.paused = None
+        before = replace(learner.state)
+        learner.state.begin(optimizer, learner.backend.zeros, learner.backend.copy)
+        try:
+            return run.run()
+        except BaseException:
+            if run.steps_done == 0:
+                learner.state = before
+            raise
+
+
+def paused_run(learner: Learner) -> tuple[PausedRun, Progress]:
+    """Return the run that a learner was loaded with, and how far it is; RuntimeError where it cannot go on."""
+    paused = learner.paused
+    if paused is None:
+        raise RuntimeError(
+            "resume: this model was not just loaded from a checkpoint; load one with fastmlp.load, or use fit"
+        )
+    progress = Progress(**paused.header["progress"])
+    if progress.epoch >= progress.epochs:
+        raise RuntimeError(
+            f"resume: the run of {paused.path} was finished after {progress.epochs} epochs; use fit to go on"
+        )
+    return paused, progress
+
+
+def go_on(
+    learner: Learner,
+    paused: PausedRun,
+    progress: Progress,
+    data: HostData,
+    validation: HostData | None,
+    extras: Extras,
+) -> History:
+    """Go on with a paused run, to the same bits; see `fastmlp.MLP.resume`."""
+    header, optimizer = paused.header, learner.state.optimizer
+    assert optimizer is not None, "a checkpoint has one"
+    if data.fingerprint(learner.backend.to_numpy) != header["data"]:
+        raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
+    with learner.exclusive():
+        run = Training(learner, data, validation, progress, optimizer, *extras, History(header["history"]))
+        run.restore_callbacks(paused)
+        run.check_memory()
+        learner.paused = None
+        then, here = header["platform"], run.adopt(header["platform"])
+        if changed := [name for name in {**here, **then} if here.get(name) != then.get(name)]:
+            was = ", ".join(f"{name} {then.get(name)!r}, now {here.get(name)!r}" for name in sorted(changed))
+            warnings.warn(
+                f"the checkpoint was made under other choices ({was}), so the run need not go on to the same bits",
+                ReproducibilityWarning,
+                stacklevel=3,  # the call of resume
+            )
+        return run.run()

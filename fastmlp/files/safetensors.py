@@ -1,0 +1,110 @@
+"""Model and checkpoint files: safetensors, with everything that is not an array as JSON in the metadata.
+
+Nothing in a file is ever executed.  A file is written beside its name, synced and renamed, so it is there whole or not
+at all; it carries a hash of its own contents, so that one that was altered or cut short is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.errors import FileFormatError
+from fastmlp.files.atomic import atomic_writer
+
+FORMAT = 1
+_KEY = "fastmlp"
+
+
+def write(path: str | PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a file in one piece.
+
+    Parameters
+    ----------
+    path : path
+    header : mapping
+        Plain values; numbers keep all their digits.
+    tensors : mapping from name to array
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    whole = {"format": FORMAT, **header}
+    # one entry, because safetensors writes several in any order, and the same model should give the same bytes
+    text = json.dumps({"header": whole, "sha256": _digest(whole, arrays)}, sort_keys=True)
+    contents = save(arrays, {_KEY: text})
+    with atomic_writer(path) as file:
+        file.write(contents)
+
+
+def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the header and the arrays of a file that `write` wrote.
+
+    Raises
+    ------
+    FileFormatError
+        It is not one, or not whole, or from a later version; the message says which.
+    FileNotFoundError
+        There is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = fspath(path)
+    with open(path, "rb"):  # the errors of the operating system are clearer than the library's
+        pass
+    try:
+        with safe_open(name, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise FileFormatError(
+            f"{name} is no fastmlp file, or it was cut short: it cannot be read as safetensors ({e}); "
+            "a model is written by MLP.save or by a Checkpoint"
+        ) from None
+    if _KEY not in metadata:
+        raise FileFormatError(
+            f"{name} is a safetensors file, but not one of fastmlp: its metadata has no {_KEY!r} entry"
+        )
+    try:
+        described = json.loads(metadata[_KEY])
+        header, digest = described["header"], described["sha256"]
+        version = int(header["format"])
+    except (ValueError, KeyError, TypeError):
+        raise FileFormatError(f"{name} was altered: its description cannot be read; use a copy of the file") from None
+    if version > FORMAT:
+        raise FileFormatError(
+            f"{name} has format {version}, this fastmlp reads up to {FORMAT}: install a newer fastmlp"
+        )
+    if digest != _digest(header, tensors):
+        raise FileFormatError(f"{name} was altered after it was written: its sha256 does not match; use a copy")
+    return header, tensors
+
+
+def _digest(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes() if not array.flags.c_contiguous else array.data)
+    return digest.hexdigest()
+
+
+def check_arrays(
+    path: str | PathLike[str], tensors: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise FileFormatError unless every expected array is there in its shape."""
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise FileFormatError(
+                f"{fspath(path)} is inconsistent: its spec asks for the array {name!r}, which is missing"
+            )
+        if tensors[name].shape != shape:
+            raise FileFormatError(
+                f"{fspath(path)} is inconsistent: {name!r} has shape {tensors[name].shape}, its spec asks for {shape}"
+            )

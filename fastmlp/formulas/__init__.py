@@ -1,0 +1,1 @@
+"""What a network computes with: activations, losses, optimizers, schedules, initial weights, each defined once."""

@@ -1,0 +1,98 @@
+"""Choosing by name, with an error that helps; and records (losses, optimizers, ...) as plain values for files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def choose(argument: str, name: object, options: Mapping[str, T]) -> T:
+    """Return ``options[name]``.
+
+    Raises
+    ------
+    ValueError
+        There is no such option: the message names the argument, the nearest option and all of them.
+    TypeError
+        `name` is not a string.
+    """
+    if isinstance(name, str) and name in options:
+        return options[name]
+    known = ", ".join(options)
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be one of the names {known}; got {name!r}")
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{argument} {name!r} is not known; {hint}There are: {known}")
+
+
+def check_new_name(argument: str, name: object, options: Mapping[str, object]) -> None:
+    """Raise ValueError unless `name` is an identifier that is not among `options`."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{argument}: the name must be an identifier such as 'my_{argument}', got {name!r}")
+    if name in options:
+        raise ValueError(f"{argument} {name!r} is there already; choose another name")
+
+
+def settle(record: object, **fields: Any) -> None:
+    """Set fields of a frozen record to what its checks made of them; for ``__post_init__`` alone."""
+    for name, value in fields.items():
+        object.__setattr__(record, name, value)
+
+
+class RecordTypes(Generic[T]):
+    """The frozen dataclasses of one kind, by their class attribute `name`.
+
+    Parameters
+    ----------
+    kind : str
+        What they are, for messages: ``"loss"``.
+    base : type
+        Their common base class.
+    types : iterable of type
+        The dataclasses.
+    """
+
+    def __init__(self, kind: str, base: type[T], types: Iterable[type[T]]) -> None:
+        self.kind, self.base = kind, base
+        self.types: dict[str, type[T]] = {}
+        for t in types:
+            self.types[t.name] = t  # type: ignore[attr-defined]  # every base declares `name: ClassVar[str]`
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all, in the order in which they were added."""
+        return tuple(self.types)
+
+    def type_of(self, name: str) -> type[T]:
+        """Return the class called `name`; ValueError lists those there are."""
+        return choose(self.kind, name, self.types)
+
+    def record(self, value: str | T) -> T:
+        """Return a record as given, or by its name with its defaults."""
+        return value if isinstance(value, self.base) else self.type_of(value)()  # type: ignore[arg-type]
+
+    def to_json(self, record: T) -> dict[str, Any]:
+        """Return a record as plain values: its name and its fields.
+
+        Raises
+        ------
+        ValueError
+            Its class is not one of these, so that a file could not name it.
+        """
+        name = getattr(record, "name", None)
+        if self.types.get(str(name)) is not type(record):
+            raise ValueError(f"{self.kind}: a file cannot hold one of your own class, {type(record).__name__}")
+        return {"name": name, **{f.name: getattr(record, f.name) for f in fields(record)}}  # type: ignore[arg-type]
+
+    def from_json(self, values: Mapping[str, Any]) -> T:
+        """Return the record that `to_json` described; ValueError or TypeError for anything else."""
+        kind = self.type_of(values["name"])
+        types = {f.name: str(f.type) for f in fields(kind)}  # type: ignore[arg-type]  # all of them are dataclasses
+        given = {k: v for k, v in values.items() if k != "name"}
+        # files may hold what was accepted for a number before all were checked: true
+        numbers = {k: int(v) for k, v in given.items() if isinstance(v, bool) and types.get(k, "bool") != "bool"}
+        return kind(**{**given, **numbers})

@@ -1,0 +1,193 @@
+"""What a network is: a frozen record, checked once when it is made, without any arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastmlp.arguments import check_count, check_number
+from fastmlp.formulas.activations import IDENTITY, get_activation
+from fastmlp.formulas.initializers import INITIALIZERS, Initializer
+from fastmlp.formulas.losses import LOSSES, Loss
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A multi-layer perceptron: its layers, its loss and what is done to its weights.
+
+    Layer l (from 0) has the weights W (units[l], units[l + 1]) and computes ``f_l(x W + b)``.
+
+    Parameters
+    ----------
+    units : tuple of int
+        From the inputs to the outputs: at least two numbers, each at least 1.
+    activations : tuple of str
+        One a layer, the last being that of the outputs.
+    loss : Loss
+    dropout : tuple of float
+        One rate for the input of each layer: (input, hidden 1, ...), each in [0, 1).  Units are dropped in training
+        only, and those kept are scaled by ``1 / (1 - rate)`` (Srivastava et al. 2014).
+    l2 : float
+        The loss grows by ``0.5 * l2 * ||W||^2`` over all weights, biases excluded.
+    max_norm : float, optional
+        After each step, every column of every W (what comes into one unit) is scaled down to this 2-norm.
+    initializer : Initializer, optional
+        None: He for rectifiers, LeCun for selu, Glorot for the others.
+    frozen : tuple of bool
+        One a layer: its weights and biases do not train.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A field does not make sense, alone or with the others.
+    """
+
+    units: tuple[int, ...]
+    activations: tuple[str, ...]
+    loss: Loss
+    dropout: tuple[float, ...]
+    l2: float = 0.0
+    max_norm: float | None = None
+    initializer: Initializer | None = None
+    frozen: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.frozen:
+            object.__setattr__(self, "frozen", (False,) * self.layers)
+        if self.loss.from_logits and not get_activation(self.activations[-1]).is_identity:
+            raise ValueError(
+                f"activation: the loss {self.loss.name!r} takes the outputs as they are (its link function is part of "
+                f"it), so the last activation must be {IDENTITY!r}; got {self.activations[-1]!r}"
+            )
+        self.loss.check_units(self.units[-1])
+        for field in ("activations", "dropout", "frozen"):
+            if len(getattr(self, field)) != self.layers:
+                raise ValueError(f"{field} needs one entry a layer, {self.layers}; got {getattr(self, field)!r}")
+
+    @property
+    def layers(self) -> int:
+        """Number of layers with weights."""
+        return len(self.units) - 1
+
+    @property
+    def lowest_trainable(self) -> int:
+        """Number of the first layer that trains; `layers` where all are frozen."""
+        return self.frozen.index(False) if False in self.frozen else self.layers
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases, frozen ones included."""
+        return sum((i + 1) * o for i, o in zip(self.units[:-1], self.units[1:], strict=True))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether every function is fastmlp's own, so that compiled backends know it."""
+        return self.loss.compiled and all(get_activation(a).compiled for a in self.activations)
+
+    def deterministic(self) -> NetworkSpec:
+        """Return the network as it predicts: without dropout, and without what concerns training alone."""
+        return replace(
+            self, dropout=(0.0,) * self.layers, max_norm=None, initializer=None, frozen=(False,) * self.layers
+        )
+
+    def initializer_of(self, layer: int) -> Initializer:
+        """Return the initializer of a layer: the one chosen, or the one that suits its activation."""
+        return self.initializer or INITIALIZERS.record(get_activation(self.activations[layer]).initializer)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain values for a file."""
+        return {
+            "units": list(self.units),
+            "activations": list(self.activations),
+            "loss": LOSSES.to_json(self.loss),
+            "dropout": list(self.dropout),
+            "l2": self.l2,
+            "max_norm": self.max_norm,
+            "initializer": None if self.initializer is None else INITIALIZERS.to_json(self.initializer),
+            "frozen": list(self.frozen),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> NetworkSpec:
+        """Return the record that `to_json` described, checked like any other."""
+        initializer = values["initializer"]
+        spec = make_spec(
+            values["units"],
+            activation=values["activations"],
+            loss=LOSSES.from_json(values["loss"]),
+            dropout=values["dropout"],
+            l2=values["l2"],
+            max_norm=values["max_norm"],
+            initializer=None if initializer is None else INITIALIZERS.from_json(initializer),
+        )
+        return replace(spec, frozen=tuple(bool(f) for f in values["frozen"]))
+
+
+def make_spec(
+    units: Sequence[int],
+    activation: str | Sequence[str] = "relu",
+    loss: str | Loss = "softmax_cross_entropy",
+    dropout: float | Sequence[float] = 0.0,
+    l2: float = 0.0,
+    max_norm: float | None = None,
+    initializer: str | Initializer | None = None,
+) -> NetworkSpec:
+    """Return the spec that a user's arguments describe; see `fastmlp.MLP` for them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument does not make sense; the message names it, what was got and what was expected.
+    """
+    sizes = _units(units)
+    layers = len(sizes) - 1
+    return NetworkSpec(
+        units=sizes,
+        activations=_activations(activation, layers),
+        loss=LOSSES.record(loss),
+        dropout=_dropout(dropout, layers),
+        l2=check_number("l2", l2, 0.0),
+        max_norm=None if max_norm is None else check_number("max_norm", max_norm, 0.0, above=True, also="or None"),
+        initializer=None if initializer is None else INITIALIZERS.record(initializer),
+    )
+
+
+def _units(units: Sequence[int]) -> tuple[int, ...]:
+    expected = "units must be numbers of units from input to output, such as (784, 100, 10)"
+    if isinstance(units, (str, bytes)) or not hasattr(units, "__iter__"):
+        raise TypeError(f"{expected}; got {units!r}")
+    sizes = list(units)
+    if len(sizes) < 2:
+        raise ValueError(f"{expected}: at least the inputs and the outputs; got {tuple(sizes)!r}")
+    return tuple(check_count(f"units[{i}]", size) for i, size in enumerate(sizes))
+
+
+def _activations(activation: str | Sequence[str], layers: int) -> tuple[str, ...]:
+    if isinstance(activation, str):
+        names: tuple[str, ...] = (activation,) * (layers - 1) + (IDENTITY,)
+        get_activation(activation)
+    else:
+        names = tuple(activation)
+        if len(names) == layers - 1:
+            names += (IDENTITY,)
+        if len(names) != layers:
+            raise ValueError(
+                f"activation needs one name for all hidden layers, one for each hidden layer ({layers - 1}) or one "
+                f"for each layer ({layers}, the last being the outputs'); got {len(names)}: {names!r}"
+            )
+    for name in names:
+        get_activation(name)
+    return names
+
+
+def _dropout(dropout: float | Sequence[float], layers: int) -> tuple[float, ...]:
+    if hasattr(dropout, "__iter__"):
+        rates = tuple(check_number(f"dropout[{i}]", rate, 0.0, 1.0) for i, rate in enumerate(dropout))
+        if len(rates) != layers:
+            raise ValueError(
+                f"dropout needs one rate for all hidden layers or {layers} of them: (input, hidden 1, ...); "
+                f"got {len(rates)}: {rates!r}"
+            )
+        return rates
+    return (0.0,) + (check_number("dropout", dropout, 0.0, 1.0),) * (layers - 1)

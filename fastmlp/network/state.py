@@ -1,0 +1,106 @@
+"""The numbers of a network: flat buffers of one layout, the step counter and the random key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.network.layout import Layout
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.formulas.optimizers import Optimizer
+    from fastmlp.network.spec import NetworkSpec
+
+
+@dataclass
+class TrainState:
+    """All that training changes: nothing else is needed to go on.
+
+    Attributes
+    ----------
+    layout : Layout
+    params : (size,) float array of a backend
+        The weights and biases that train.
+    moments : list of (size,) arrays
+        The optimizer's, as many as it asks for.
+    average : (size,) array or None
+        The moving average of the parameters, where one is kept.
+    optimizer : Optimizer or None
+        Whose the moments are.
+    optimizer_step : int
+        Steps done since the moments began.
+    step : int
+        Steps done in all; part of every random number's counter.
+    key : int
+        64-bit seed.
+    """
+
+    layout: Layout
+    params: Array
+    key: int
+    moments: list[Array] = field(default_factory=list)
+    average: Array | None = None
+    optimizer: Optimizer | None = None
+    optimizer_step: int = 0
+    step: int = 0
+
+    @property
+    def evaluated(self) -> Array:
+        """The flat parameters that predict: the average where there is one."""
+        return self.params if self.average is None else self.average
+
+    def begin(
+        self,
+        optimizer: Optimizer,
+        zeros: Callable[[tuple[int, ...], np.dtype[Any]], Array],
+        copy: Callable[[Array], Array],
+    ) -> None:
+        """Begin with an optimizer: moments of zeros, unless the last one was equal to it.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+        zeros, copy : callable
+            `Backend.zeros` and `Backend.copy` of where the arrays are.
+        """
+        if self.optimizer == optimizer:
+            return
+        self.moments = [zeros(self.params.shape, self.params.dtype) for _ in range(optimizer.moments)]
+        self.average = None if optimizer.ema is None else copy(self.params)
+        self.optimizer, self.optimizer_step = optimizer, 0
+
+    def copied(self, copy: Callable[[Array], Array]) -> TrainState:
+        """Return the state with every array replaced by what `copy` makes of it."""
+        return replace(
+            self,
+            params=copy(self.params),
+            moments=[copy(moment) for moment in self.moments],
+            average=None if self.average is None else copy(self.average),
+        )
+
+    def named(self, numpy: Callable[[Array], NDArray[Any]], *, moments: bool = False) -> dict[str, NDArray[Any]]:
+        """Return the parameters and their average, and the moments if asked, by their names in files."""
+        arrays = self.layout.named(numpy(self.params))
+        for i, moment in enumerate(self.moments if moments else []):
+            arrays |= self.layout.named(numpy(moment), f"moment{i}.")
+        if self.average is not None:
+            arrays |= self.layout.named(numpy(self.average), "average.")
+        return arrays
+
+
+def initial_parameters(spec: NetworkSpec, layout: Layout, dtype: np.dtype[Any], key: int) -> NDArray[Any]:
+    """Return the flat parameters of a new network: drawn weights, zero biases.
+
+    Returns
+    -------
+    (layout.size,) `dtype`
+    """
+    params = np.zeros(layout.size, dtype)
+    for layer, (w, _) in enumerate(layout.views(params)):
+        w[...] = spec.initializer_of(layer).draw(key, spec.units[layer], spec.units[layer + 1], layer)
+    return params

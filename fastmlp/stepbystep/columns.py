@@ -1,0 +1,110 @@
+"""Arrays whose columns are examples: on which backend they are, in which type they meet, and whether shapes fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmlp.arguments import check_count
+from fastmlp.backends.choosing import get_backend
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.base import Backend
+
+
+def backend_of(*arrays: Array) -> Backend:
+    """Return the backend whose arrays these are."""
+    kinds = {type(array).__module__.partition(".")[0] for array in arrays}
+    if kinds not in ({"numpy"}, {"cupy"}):
+        raise TypeError(
+            f"expected NumPy arrays or CuPy arrays, all of one kind; got {', '.join(type(a).__name__ for a in arrays)} "
+            f"of {', '.join(sorted(kinds))}"
+        )
+    return get_backend(kinds.pop())
+
+
+def float_type(*arrays: Array) -> np.dtype[Any]:
+    """Return the float type in which these arrays meet: float64 wherever there is doubt."""
+    kind: np.dtype[Any] = np.result_type(*(array.dtype for array in arrays), np.float32)
+    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"expected arrays of real numbers, up to float64; got {[str(a.dtype) for a in arrays]}")
+    return kind
+
+
+def as_rows(*arrays: Array) -> list[Array]:
+    """Return the transposes in one float type: where the mathematics is done, rows are examples."""
+    kind = float_type(*arrays)
+    return [array.T.astype(kind, copy=False) for array in arrays]
+
+
+def row_copies(backend: Backend, *arrays: Array) -> list[Array]:
+    """Return copies of the transposes with two axes, for operations that work in place."""
+    return [backend.copy(array.reshape(-1, array.shape[-1] if array.ndim else 1)) for array in as_rows(*arrays)]
+
+
+def outputs_and_targets(AL: Array, Y: Array) -> tuple[Array, Array]:
+    """Return outputs (n, m) and targets shaped like them, given as that or, for one output, as (m,); as floats."""
+    backend_of(AL, Y)
+    expect_matrix(None, "AL", AL)
+    if Y.ndim == 1 and AL.shape[0] == 1:
+        Y = Y[None, :]
+    expect_shape(None, "Y", Y, AL.shape, f"AL is {AL.shape}")
+    expect_examples(None, "AL", AL)
+    kind = float_type(AL)
+    return AL.astype(kind, copy=False), Y.astype(kind, copy=False)
+
+
+def layers_of(parameters: Mapping[str, Array]) -> int:
+    """Return the number of layers of W1, b1, ..., WL, bL."""
+    last = max(sum(name[:1] == "W" for name in parameters), 1)
+    for layer in range(1, last + 1):
+        for name in (f"W{layer}", f"b{layer}"):
+            if name not in parameters:
+                raise ValueError(
+                    f"layer {layer}: parameters has no {name!r}; there are {', '.join(parameters) or 'none'}"
+                )
+    return last
+
+
+def layer_units(argument: str, dims: Sequence[int]) -> list[int]:
+    """Return the numbers of units from the inputs to the outputs."""
+    if not isinstance(dims, Iterable):
+        raise TypeError(f"{argument} must be numbers of units such as (2, 4, 1), got {dims!r}")
+    units = [check_count(argument, n) for n in dims]
+    if len(units) < 2:
+        raise ValueError(f"{argument} needs the numbers of inputs and outputs at least, got {tuple(units)}")
+    return units
+
+
+def parts_of(layer: int | None, cache: Any, names: str, maker: str) -> tuple[Any, ...]:
+    """Return what a cache holds; TypeError unless it is a tuple of as many as there are names."""
+    wanted = names.count(",") + 1
+    if not isinstance(cache, tuple | list) or len(cache) != wanted:
+        got = f"{type(cache).__name__} of {len(cache)}" if isinstance(cache, tuple | list) else type(cache).__name__
+        raise TypeError(f"{_where(layer)}cache is a {got}, expected ({names}), what {maker} returned")
+    return tuple(cache)
+
+
+def expect_examples(layer: int | None, name: str, array: Array) -> None:
+    """Raise ValueError where there are no columns to take a mean over."""
+    if not array.shape[1]:
+        raise ValueError(f"{_where(layer)}{name} is {array.shape}, expected at least one column: columns are examples")
+
+
+def expect_matrix(layer: int | None, name: str, array: Array) -> None:
+    """Raise ValueError unless the array has two axes; `layer` is named where it is known."""
+    if array.ndim != 2:
+        raise ValueError(f"{_where(layer)}{name} is {array.shape}, expected a matrix; columns are examples")
+
+
+def expect_shape(layer: int | None, name: str, array: Array, shape: tuple[int, ...], because: str) -> None:
+    """Raise ValueError unless the array has the shape that follows from another."""
+    if array.shape != shape:
+        raise ValueError(f"{_where(layer)}{name} is {array.shape}, expected {shape}, since {because}")
+
+
+def _where(layer: int | None) -> str:
+    return f"layer {layer}: " if layer else ""
