@@ -6,7 +6,7 @@ loaded once and multiplied by a number of each of R rows of A.  Rows of A are fo
 multiplied where it lies in the user's data, without being gathered; and what is added to the result is scaled first,
 so that a weight gradient and the step of gradient descent are one product.
 
-Without masked loads and fused multiplications (AVX2 or AVX-512), all products are the BLAS's.
+Without 32 registers and masked loads (AVX-512), all products are the BLAS's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from . import vectors
 from .blas import gemm
 from .compiling import INLINE, OPTIONS, part
 
-TILES = vectors.HAS_MASKS
-"""Whether there are products by tiles at all."""
+TILES = vectors.HAS_MASKS and vectors.REGISTERS == 32
+"""Whether products are computed by tiles at all.  With the 16 registers of AVX2 a tile is half as large, and its masks
+take registers of their own: the BLAS was faster there in every shape of `benchmarks/lab.py` that has to fit a cache."""
 WIDE = 8 if vectors.REGISTERS == 32 else 4
 """Rows of a tile: with three vectors a row, all registers but the few that hold B and a number of A."""
 VECTORS = 3
