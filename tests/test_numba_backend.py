@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -41,6 +42,20 @@ def trained(threads, *, rows=230, units=(7, 12, 9, 4), epochs=2, batch_size=32, 
     model = fastmlp.MLP(units, backend=backend(threads), seed=seed, **options)
     model.fit(x, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, verbose=0)
     return [*model.get_weights(), model.predict_proba(x)]
+
+
+@needs_jit
+def test_what_is_kept_of_other_kernels_is_not_even_read(tmp_path):
+    from fastmlp.kernels.cpu import compiling, predict
+
+    kept = compiling._KernelCache(predict.predict_thread.py_func)._cache_file
+    kept._index_path = str(tmp_path / "index")
+    of_a_module_that_is_gone = b"cfastmlp.kernels.cpu.records\nNetwork\n."
+    for version in (numba.__version__, f"{numba.__version__} of other kernels"):
+        (tmp_path / "index").write_bytes(pickle.dumps(version, protocol=-1) + of_a_module_that_is_gone)
+        assert kept._load_index() == {}
+    kept._save_index({"a signature": "a file"})
+    assert kept._load_index() == {"a signature": "a file"}
 
 
 @needs_jit

@@ -237,6 +237,9 @@ class _KernelCache(FunctionCache):
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_STAMP
         )
+        # Numba looks at the version first, and reads what is kept of other kernels before it looks at their stamp: that
+        # may name modules that are no longer there
+        self._cache_file._version = f"{numba.__version__} {_STAMP}"
 
 
 _STAMP = folder_stamp()
