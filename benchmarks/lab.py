@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from fastmlp.kernels.cpu import products
-from fastmlp.kernels.cpu.blas import gemm
+from fastmlp.kernels.cpu.codes import BACKWARD, FORMS, FORWARD
 from fastmlp.kernels.cpu.compiling import entry
 from fastmlp.kernels.cpu.forward import multiply_features, reads_in_place
-from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed
+from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed, multiply_transposed
 from fastmlp.kernels.cpu.structures import Batch
 from fastmlp.kernels.cpu.threads import barrier
 from fastmlp.kernels.cpu.train import layer_gradient
@@ -31,39 +31,30 @@ from results import table, unpinned, write_section
 
 import fastmlp
 from fastmlp.backends.cpu.backend import _on_threads
+from fastmlp.backends.cpu.forms import scratch_size
 from fastmlp.backends.data import HostData
 
 SHAPES = [
-    *((16, 784, 64), (16, 64, 32), (16, 32, 10), (300, 784, 32), (300, 32, 128), (100, 784, 100), (100, 100, 10)),
-    *((64, 784, 512), (64, 512, 256), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
+    *((1, 784, 64), (16, 784, 64), (16, 64, 32), (16, 32, 10), (300, 784, 32), (300, 32, 128), (300, 128, 10)),
+    *((100, 784, 100), (100, 100, 10), (64, 784, 512), (64, 512, 256), (64, 256, 10), (128, 784, 512)),
+    *((128, 512, 512), (256, 768, 768), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
 ]
 """Rows, inputs, outputs: what one of two threads has to do with the layers of the race."""
 
 
 @entry
-def by_tiles(form, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
-    """Compute one of the three products of a layer, by tiles or, beyond their limit, by the BLAS; flat arrays."""
+def product(form, which, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
+    """Compute one of the three products of a layer, in one of its forms; flat arrays."""
     one, zero = w.dtype.type(1), w.dtype.type(0)
     for _ in range(repeats):
-        if form == 0:
-            multiply(x, 0, index, 0, -1, inputs, rows, inputs, w, 0, outputs, out, 0)
-        elif form == 1:
-            multiply_by_transposed(d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
+        if which == FORWARD:
+            multiply(form, x, 0, index, 0, -1, inputs, rows, inputs, w, 0, outputs, out, 0, scratch)
+        elif which == BACKWARD:
+            multiply_by_transposed(form, d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
         else:
-            products.multiply_transposed(x, 0, index, 0, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0)
-
-
-@entry
-def by_blas(form, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
-    """Compute the same by the BLAS."""
-    one, zero = w.dtype.type(1), w.dtype.type(0)
-    for _ in range(repeats):
-        if form == 0:
-            gemm(False, False, rows, outputs, inputs, one, x, 0, inputs, w, 0, outputs, zero, out, 0, outputs)
-        elif form == 1:
-            gemm(False, True, rows, inputs, outputs, one, d, 0, outputs, w, 0, outputs, zero, out, 0, inputs)
-        else:
-            gemm(True, False, inputs, outputs, rows, one, x, 0, inputs, d, 0, outputs, zero, out, 0, outputs)
+            multiply_transposed(
+                *(form, x, 0, index, 0, index, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)
+            )
 
 
 @entry
@@ -71,7 +62,7 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
     """Compute the products of training steps and nothing else, divided among threads as `train_thread` does."""
     dtype = buffers.params.dtype.type
     passed = 0
-    in_place, shared = reads_in_place(net, data, buffers.params), memory.parts.size > 0
+    in_place, shared = reads_in_place(net, data, buffers.params, True), memory.parts.size > 0
     r0, r1 = batch * t // threads, batch * (t + 1) // threads
     n = r1 - r0
     layers = net.units.size - 1
@@ -90,15 +81,18 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
             start = net.z_at[layer] * batch + r0 * o
             w = net.weight_at[layer]
             if layer > 0 or not shared:
-                multiply(below, at, index, first, after, i, n, i, buffers.params, w, o, memory.z, start)
+                multiply(
+                    *(net.forms[layer, FORWARD], below, at, index, first, after, i, n, i, buffers.params, w, o),
+                    *(memory.z, start, memory.panels[t]),
+                )
             below, at, index, first, after = memory.z, start, memory.counting, 0, -1
         for layer in range(layers - 1, 0, -1):
             i, o = net.units[layer], net.units[layer + 1]
             start, lower = net.z_at[layer] * batch + r0 * o, net.z_at[layer - 1] * batch + r0 * i
             w = net.weight_at[layer]
             multiply_by_transposed(
-                *(memory.dz, start, memory.counting, n, o, buffers.params, w, i, memory.dz, lower),
-                memory.transposed[t],
+                *(net.forms[layer, BACKWARD], memory.dz, start, memory.counting, n, o, buffers.params, w, i),
+                *(memory.dz, lower, memory.panels[t]),
             )
         passed += 1
         barrier(memory.arrivals, threads, passed)
@@ -106,7 +100,9 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
             i, o = net.units[layer], net.units[layer + 1]
             first, stop = i * t // threads, i * (t + 1) // threads
             place = net.weight_at[layer] + first * o
-            layer_gradient(net, now, memory, layer, first, stop, dtype(0), dtype(1), buffers.params, place)
+            layer_gradient(
+                *(net, now, memory, layer, first, stop, dtype(0), dtype(1), buffers.params, place, memory.panels[t])
+            )
         passed += 1
         barrier(memory.arrivals, threads, passed)
 
@@ -121,28 +117,46 @@ def best(work: Callable[[], Any], rounds: int = 7) -> float:
     return min(seconds)
 
 
-def compare_products() -> str:
-    """Check and time the three products of a layer, by tiles and by the BLAS."""
-    rng, rows_of_table = np.random.default_rng(0), []
-    fastmlp.get_backend("numba")  # binds the BLAS
-    for rows, inputs, outputs in SHAPES:
-        x, w, d = (rng.random(shape, np.float32) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs)))
-        wanted = [x @ w, d @ w.T, x.T @ d]
-        scratch = np.empty(outputs * products.scratch_width(x), np.float32)
-        work = 2 * rows * inputs * outputs
-        repeats = max(1, int(3e8 / work))
-        for form, name in enumerate(("x w", "d w'", "x' d")):
-            rates = []
-            for variant in (by_tiles, by_blas):
-                out = np.zeros(wanted[form].shape, np.float32)
-                given = (x.ravel(), w.ravel(), d.ravel(), rows, inputs, outputs, np.arange(rows), out.ravel(), scratch)
-                variant(form, 1, *given)
-                np.testing.assert_allclose(out, wanted[form], rtol=1e-4)
-                seconds = best(lambda v=variant, f=form, n=repeats, g=given: v(f, n, *g)) / repeats
-                rates.append(work / seconds / 1e9)
-            sizes = f"{rows} x {inputs} x {outputs}"
-            rows_of_table.append([sizes, name, *(f"{r:.0f}" for r in rates), f"{rates[0] / rates[1]:.2f}"])
-    return table(["rows x inputs x outputs", "product", "tiles, GFLOP/s", "BLAS, GFLOP/s", "ratio"], rows_of_table)
+def rates(shape: tuple[int, int, int], which: int, dtype: np.dtype[Any], rounds: int = 7) -> dict[str, float]:
+    """Check one of the three products of a layer in every form, time them in turn, and return their GFLOP/s."""
+    rows, inputs, outputs = shape
+    rng = np.random.default_rng(0)
+    x, w, d = (rng.random(s).astype(dtype) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
+    wanted = (lambda: x @ w, lambda: d @ w.T, lambda: x.T @ d)[which]()
+    work = 2 * rows * inputs * outputs
+    repeats = max(1, int(1e8 / work))
+    calls = {}
+    for form in products.available_forms():
+        out, scratch = np.zeros(wanted.shape, dtype), np.empty(scratch_size(form, *shape, dtype), dtype)
+        flat = (x.ravel(), w.ravel(), d.ravel(), *shape, np.arange(rows), out.ravel(), scratch)
+        product(form, which, 1, *flat)
+        np.testing.assert_allclose(out, wanted, rtol=1e-4)
+        calls[FORMS[form]] = partial(product, form, which, repeats, *flat)
+    seconds = {name: min(found) for name, found in in_turn(calls, rounds).items()}
+    return {name: work * repeats / s / 1e9 for name, s in seconds.items()}
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Time calls in turn, round after round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(best(call, 1))
+    return seconds
+
+
+def compare_products(dtype: np.dtype[Any]) -> str:
+    """Time the three products of a layer in every form."""
+    lines = []
+    backend = fastmlp.get_backend("numba")  # binds the BLAS
+    for shape in SHAPES:
+        for which, name in enumerate(("x w", "d w'", "x' d")):
+            found = rates(shape, which, dtype)
+            chosen = FORMS[backend.forms.of(which, *shape, dtype)]
+            ratio = f"{found[chosen] / found['blas']:.2f}"
+            lines.append(["{} x {} x {}".format(*shape), name, *(f"{r:.0f}" for r in found.values()), chosen, ratio])
+            print(*lines[-1], flush=True)
+    return table(["rows x inputs x outputs", "product", *(f"{n}, GFLOP/s" for n in found), "chosen", "to BLAS"], lines)
 
 
 def multiply_on_threads(session: Any, shared: tuple[Any, ...], steps: int) -> None:
@@ -186,12 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["products", "step"])
     parser.add_argument("--workloads", default=",".join(FIRST))
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
     options = parser.parse_args()
     unpinned()
     if options.what == "products":
-        title, text = "Lab: products by tiles and by the BLAS, one thread, float32", compare_products()
+        title = f"Lab: products by tiles and by the BLAS, one thread, {options.dtype}"
+        text = compare_products(np.dtype(options.dtype))
     else:
         title = "Lab: a step of gradient descent and its products alone"
         text = compare_steps(options.workloads.split(","), options.rounds)

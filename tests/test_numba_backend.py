@@ -77,10 +77,6 @@ def test_other_numbers_of_threads_agree_within_rounding(threads):
 @pytest.mark.parametrize("options", [{}, {"dropout": (0.3, 0.2, 0.2)}, {"dtype": "float32"}], ids=str)
 @pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.01), fastmlp.Adam(1e-2, ema=0.9)], ids=["sgd", "adam"])
 def test_many_inputs_and_small_batches_are_shared_out_by_features(threads, options, optimizer):
-    from fastmlp.kernels.cpu import products
-
-    if not products.TILES:
-        pytest.skip("the BLAS multiplies here; NUMBA_CACHE_DIR=$(mktemp -d) pytest -p tiles_wherever_they_run runs it")
     wide = {"units": (96, 21, 9, 4), "batch_size": 11, "optimizer": optimizer, **options}
     session = backend(threads).open(
         Plan(make_spec(wide["units"]), 11, Precision.of(np.dtype("float64")), True, optimizer.without_schedule())

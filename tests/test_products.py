@@ -22,9 +22,12 @@ AVX2 = "+avx,+avx2,+fma,+sse4.2"
 ROWS, COLUMNS, DEPTHS = (1, 2, 7, 8, 9, 25), (1, 3, 4, 5, 15, 16, 17, 31, 33, 47, 48, 49, 53, 100), (1, 2, 15, 16, 40)
 
 
-def check_products(dtype, scale=1):
+forms = pytest.mark.parametrize("form", ["blas", "direct", "packed"])
+
+
+def check_products(dtype, form):
     """Hold the three products of a layer against NumPy in float64, at the edges of a tile, beside NaN outside."""
-    backend, rng = get_backend("numba"), np.random.default_rng(0)
+    backend, rng = get_backend("numba", products=form), np.random.default_rng(0)
     for n in ROWS:
         for o in COLUMNS:
             for i in DEPTHS:
@@ -38,40 +41,74 @@ def check_products(dtype, scale=1):
                     assert error <= 8 * np.finfo(dtype).eps * k**0.5 * (1 + np.abs(wanted).max()), (n, i, o, error)
 
 
+@forms
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_at_the_edges_of_a_tile(dtype):
-    check_products(dtype)
+def test_products_at_the_edges_of_a_tile(dtype, form):
+    check_products(dtype, form)
 
 
 @pytest.mark.parametrize(
-    ("name", "features", "tiles"),
-    [("haswell", AVX2, False), ("haswell", AVX2, True), ("nehalem", None, False)],
-    ids=["AVX2", "AVX2, by tiles all the same", "neither"],
+    ("name", "features", "form"),
+    [("haswell", AVX2, "direct"), ("haswell", AVX2, "packed"), ("nehalem", None, "auto")],
+    ids=["AVX2, direct", "AVX2, packed", "neither"],
 )
-def test_products_on_processors_with_other_vectors(name, features, tiles, tmp_path):
-    code = """
-        import sys
-        sys.path.insert(0, sys.argv[1])
-        import test_products
-        assert not test_products.products.TILES
-        if sys.argv[2] == "True":
-            import tiles_wherever_they_run
-        test_products.check_products("float32")
-    """
-    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CACHE_DIR": str(tmp_path)}
+def test_products_on_processors_with_other_vectors(name, features, form, tmp_path):
+    environment = {"NUMBA_CPU_NAME": name}
     if features:
         environment["NUMBA_CPU_FEATURES"] = features
     if not {"avx2", "fma"} <= products.vectors.FEATURES:
         pytest.skip("this processor has no AVX2")
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code), os.path.dirname(__file__), str(tiles)]
+    check_in_a_process_of_its_own(
+        tmp_path,
+        environment,
+        f"""
+        assert not products.vectors.MASKS
+        assert len(products.available_forms()) == {3 if features else 1}
+        test_products.check_products("float32", "{form}")
+    """,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["direct", "packed"])
+def test_products_with_the_vectors_and_masks_of_avx512(dtype, form, tmp_path):
+    """Longer vectors and masks are computed by what there is, slowly; the tiles are those of AVX-512."""
+    if not {"avx2", "fma"} <= products.vectors.FEATURES:
+        pytest.skip("this processor has no AVX2")
+    check_in_a_process_of_its_own(
+        tmp_path,
+        {},
+        f"""
+        assert products.tiles.ROWS == 8 and products.vectors.MASKS
+        test_products.check_products("{dtype}", "{form}")
+    """,
+        avx512=True,
+    )
+
+
+def check_in_a_process_of_its_own(tmp_path, environment, code, avx512=False):
+    head = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from fastmlp.kernels.cpu import vectors
+        if sys.argv[2] == "True":
+            vectors.VECTOR_BYTES, vectors.REGISTERS, vectors.MASKS = 64, 32, True
+        import test_products
+        from test_products import products
+    """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **environment}
+    text = textwrap.dedent(head) + textwrap.dedent(code)
+    command = [sys.executable, "-P", "-c", text, os.path.dirname(__file__), str(avx512)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_layers_too_large_for_tiles_are_multiplied_by_the_blas():
-    backend, rng = get_backend("numba"), np.random.default_rng(0)
-    n, i, o = 5, 1300, 1000
-    assert not products.tiled(i, o)
+@forms
+@pytest.mark.parametrize("shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40)])
+def test_products_of_more_than_one_block(form, shape):
+    """Of rows, of depth, of panels: a block after the first adds to what is there."""
+    backend, rng = get_backend("numba", products=form), np.random.default_rng(0)
+    n, i, o = shape
     x, w, d = (rng.normal(size=s).astype("float32") for s in ((n, i), (i, o), (n, o)))
     z, dw, dx, db = (np.full(s, np.nan, "float32") for s in ((n, o), (i, o), (n, i), o))
     backend.dense_forward(x, w, np.zeros(o, "float32"), z)
@@ -80,27 +117,31 @@ def test_layers_too_large_for_tiles_are_multiplied_by_the_blas():
         np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
-@pytest.mark.parametrize("units", [(1300, 1000, 3), (3, 1300, 1000)])
-def test_layers_too_large_for_tiles_train_as_on_numpy_with_any_number_of_threads(units):
+@forms
+@pytest.mark.parametrize("units", [(1300, 1000, 3), (3, 1300, 1000), (300, 70, 130, 5)])
+@pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.1), fastmlp.SGD(0.1, momentum=0.5)], ids=["SGD", "momentum"])
+def test_networks_train_as_on_numpy_in_each_form_with_any_number_of_threads(units, form, optimizer):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(21, units[0])).astype("float32"), rng.integers(0, 3, 21)
     weights = {}
     for threads in (None, 1, 2, 3):  # None: NumPy
-        backend = get_backend("numba", threads=threads) if threads else get_backend("numpy")
+        backend = get_backend("numba", threads=threads, products=form) if threads else get_backend("numpy")
         model = fastmlp.MLP(units, activation="tanh", backend=backend, seed=0)
-        model.fit(x, y, epochs=1, batch_size=8, optimizer=fastmlp.SGD(0.1), verbose=0)
+        model.fit(x, y, epochs=1, batch_size=8, optimizer=optimizer, verbose=0)
         weights[threads] = model.get_weights()
         for found, expected in zip(weights[threads], weights[None], strict=True):
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_a_batch_that_is_read_in_place_may_be_anywhere_in_the_data(tmp_path):
+@forms
+def test_a_batch_that_is_read_in_place_may_be_anywhere_in_the_data(form):
     """Rows are found by an index, also the last ones, in arrays that may not be written."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(101, 12)).astype("float32"), rng.integers(0, 3, 101)
     x.flags.writeable = False
     losses = {}
-    for name in ("numpy", "numba"):
-        model = fastmlp.MLP((12, 5, 3), activation="tanh", backend=name, seed=0)
+    for name, options in (("numpy", {}), ("numba", {"products": form})):
+        backend = get_backend(name, **options)
+        model = fastmlp.MLP((12, 5, 3), activation="tanh", backend=backend, seed=0)
         losses[name] = model.fit(x, y, epochs=3, batch_size=16, verbose=0).history["loss"]
     np.testing.assert_allclose(losses["numba"], losses["numpy"], rtol=1e-5)

@@ -40,6 +40,14 @@ SOURCES = ("float32", "float64", "uint8", "bool", "int8", "int16", "int32", "int
 FLOAT32, FLOAT64, UINT8, BOOL, INT8, INT16, INT32, INT64, UINT16, UINT32, UINT64 = range(len(SOURCES))
 """Types that inputs and targets may have."""
 
+FORMS = ("blas", "direct", "packed")
+BLAS, DIRECT, PACKED = range(len(FORMS))
+"""Ways to compute a matrix product, see `products`."""
+
+PRODUCTS = ("forward", "backward", "gradient")
+FORWARD, BACKWARD, GRADIENT = range(len(PRODUCTS))
+"""The products of a layer: ``x w``, ``d w.T``, ``x.T d``."""
+
 STEP_SCALARS = ("rate", "correction1", "correction2", "average_decay", "inverse_total")
 RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL = range(len(STEP_SCALARS))
 """The columns of the table of steps, `fastmlp.formulas.optimizers.StepScalars`."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .codes import SOFTMAX_CROSS_ENTROPY
+from .codes import BLAS, FORWARD, GRADIENT, SOFTMAX_CROSS_ENTROPY
 from .compiling import part
 from .layers import activate_rows, load_row, own_kind
 from .losses import LANES, row_hit, row_loss, softmax_cross_entropy
-from .products import by_tiles, multiply
+from .products import multiply
 from .random import dropout_row
 from .vectors import run
 
@@ -16,10 +16,10 @@ u8 = np.uint64
 
 
 @part
-def reads_in_place(net, data, params):
+def reads_in_place(net, data, params, trains):
     """Tell whether the lowest layer can multiply inputs where they lie, in the user's own array."""
-    inputs = net.units[0]
-    return data.x_kind == own_kind(params) and net.thresholds[0] == u8(0) and by_tiles(inputs, net.units[1])
+    by_index = net.forms[0, FORWARD] != BLAS and not (trains and net.forms[0, GRADIENT] == BLAS)
+    return by_index and data.x_kind == own_kind(params) and net.thresholds[0] == u8(0)
 
 
 @part
@@ -28,8 +28,18 @@ def multiply_features(net, params, batch, memory, t, threads):
     inputs, o = net.units[0], net.units[1]
     first, stop = inputs * t // threads, inputs * (t + 1) // threads
     multiply(
-        *(batch.x, first, batch.index, batch.first, batch.after, inputs, batch.rows, stop - first),
-        *(params, net.weight_at[0] + first * o, o, memory.parts[t], 0),
+        *(net.forms[0, FORWARD], batch.x, first, batch.index, batch.first, batch.after),
+        *(
+            inputs,
+            batch.rows,
+            stop - first,
+            params,
+            net.weight_at[0] + first * o,
+            o,
+            memory.parts[t],
+            0,
+            memory.panels[t],
+        ),
     )
 
 
@@ -74,7 +84,7 @@ def load_rows(net, data, order, x, at, first_row, key, step, lanes):
 
 
 @part
-def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, key, step, lanes):
+def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, key, step, lanes, panels):
     """Run rows forward.
 
     Parameters
@@ -92,10 +102,12 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
     key, step : uint64
     lanes : (4, m) float
         Overwritten.
+    panels : (m,) float
+        Of ``memory.panels``; overwritten.
     """
     units, z, slopes = net.units, memory.z, memory.slopes
     below, at, index, first, after = batch.x, x_at, batch.index, batch.first + first_row, batch.after
-    if not by_tiles(units[0], units[1]):
+    if net.forms[0, FORWARD] == BLAS:
         at += first_row * units[0]  # a BLAS looks at no index: these are gathered, and it starts where they do
     for layer in range(units.size - 1):
         i_, o = units[layer], units[layer + 1]
@@ -103,7 +115,8 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
         if multiplied and layer == 0:
             add_parts(memory.parts, start, rows * o, z)
         else:
-            multiply(below, at, index, first, after, i_, rows, i_, params, net.weight_at[layer], o, z, start)
+            form, w = net.forms[layer, FORWARD], net.weight_at[layer]
+            multiply(form, below, at, index, first, after, i_, rows, i_, params, w, o, z, start, panels)
         wanted = net.needs_slope[layer]
         activate_rows(net.activations[layer], z, start, rows, o, run(params, net.bias_at[layer], o), slopes, wanted)
         threshold = net.thresholds[layer + 1] if layer + 2 < units.size else u8(0)

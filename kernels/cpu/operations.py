@@ -13,7 +13,7 @@ from .forward import output_losses
 from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
 from .losses import row_hit
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
-from .products import multiply, multiply_by_transposed, multiply_transposed, scratch_width
+from .products import multiply, multiply_by_transposed, multiply_transposed
 from .random import dropout_row
 
 u8 = np.uint64
@@ -29,11 +29,11 @@ def gather(source, kind, order, out):
 
 
 @allocating_entry
-def dense_forward(x, w, b, out):
-    """``out = x @ w + b``."""
+def dense_forward(form, size, x, w, b, out):
+    """``out = x @ w + b``, by a form that needs so many numbers of scratch."""
     (n, i), o = x.shape, w.shape[1]
-    flat = out.reshape(-1)
-    multiply(x.reshape(-1), 0, np.arange(n), 0, -1, i, n, i, w.reshape(-1), 0, o, flat, 0)
+    flat, scratch = out.reshape(-1), np.empty(size, out.dtype)
+    multiply(form, x.reshape(-1), 0, np.arange(n), 0, -1, i, n, i, w.reshape(-1), 0, o, flat, 0, scratch)
     activate_rows(IDENTITY, flat, 0, n, o, b, flat, False)
 
 
@@ -75,11 +75,15 @@ def hits(loss, outputs, labels, targets, out):
 
 
 @allocating_entry
-def weight_gradient(x, dz, dw):
-    """``dw = x.T @ dz``."""
+def weight_gradient(form, size, x, dz, dw):
+    """``dw = x.T @ dz``, as `dense_forward`."""
     (n, i), o = x.shape, dz.shape[1]
     one, zero = dz.dtype.type(1), dz.dtype.type(0)
-    multiply_transposed(x.reshape(-1), 0, np.arange(n), 0, i, i, n, dz.reshape(-1), 0, o, one, zero, dw.reshape(-1), 0)
+    counting, scratch = np.arange(n), np.empty(size, dz.dtype)
+    multiply_transposed(
+        *(form, x.reshape(-1), 0, counting, 0, counting, i, i, n, dz.reshape(-1), 0, o, one, zero),
+        *(dw.reshape(-1), 0, scratch),
+    )
 
 
 @entry
@@ -89,11 +93,11 @@ def bias_gradient(dz, db):
 
 
 @allocating_entry
-def input_gradient(dz, w, dx):
-    """``dx = dz @ w.T``."""
+def input_gradient(form, size, dz, w, dx):
+    """``dx = dz @ w.T``, as `dense_forward`."""
     (n, o), i = dz.shape, w.shape[0]
-    scratch = np.empty(o * scratch_width(dz), dz.dtype)
-    multiply_by_transposed(dz.reshape(-1), 0, np.arange(n), n, o, w.reshape(-1), 0, i, dx.reshape(-1), 0, scratch)
+    scratch = np.empty(size, dz.dtype)
+    multiply_by_transposed(form, dz.reshape(-1), 0, np.arange(n), n, o, w.reshape(-1), 0, i, dx.reshape(-1), 0, scratch)
 
 
 @entry

@@ -33,7 +33,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     inputs, outputs = net.units[0], net.units[-1]
     at = net.z_at[net.units.size - 2] * batch
     lanes = memory.scratch[0]
-    in_place = reads_in_place(net, data, params)
+    in_place = reads_in_place(net, data, params, False)
     x = seen_as(data.x, dtype) if in_place else memory.x
     for start in range(first, stop, batch):
         rows = min(batch, stop - start)
@@ -45,7 +45,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
             x_at = 0
             load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
         now = Batch(x, memory.counting, 0, -1, rows, batch)
-        forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes)
+        forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0])
         if out.size:
             predicted = run(out, start * outputs, rows * outputs)
             for q in range(predicted.size):

@@ -34,6 +34,8 @@ class Network(NamedTuple):
         Label smoothing, or Huber's delta.
     l2, max_norm : float
         0 for none.
+    forms : (L, 3) int64
+        How each of a layer's products (`codes.PRODUCTS`) is computed: positions in `codes.FORMS`.
     """
 
     units: Any
@@ -50,6 +52,7 @@ class Network(NamedTuple):
     loss_parameter: Any
     l2: Any
     max_norm: Any
+    forms: Any
 
 
 class Rule(NamedTuple):
@@ -161,8 +164,8 @@ class Memory(NamedTuple):
         Each thread's own, where losses are worked out.
     parts : (threads, batch * O) float, or empty
         Each thread's own, for its part of the lowest layer's products where those are shared out by input features.
-    transposed : (threads, m) float
-        Each thread's own, for a part of a transposed W.
+    panels : (threads, m) float
+        Each thread's own, for copies of what is multiplied (`products.scratch_size`).
     counting, order : (batch,) int64
         0, 1, 2 ...; and rows of the data, in prediction.
     norms : (threads,) float64
@@ -180,7 +183,7 @@ class Memory(NamedTuple):
     gradients: Any
     losses: Any
     parts: Any
-    transposed: Any
+    panels: Any
     counting: Any
     order: Any
     norms: Any

@@ -19,12 +19,12 @@ import math
 
 import numpy as np
 
-from .codes import AVERAGE_DECAY, CORRECTION1, CORRECTION2, INVERSE_TOTAL, RATE, SGD
+from .codes import AVERAGE_DECAY, BACKWARD, CORRECTION1, CORRECTION2, DIRECT, GRADIENT, INVERSE_TOTAL, RATE, SGD
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, multiply_features, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
-from .products import by_tiles, multiply_by_transposed, multiply_transposed
+from .products import multiply_by_transposed, multiply_transposed
 from .structures import Batch
 from .threads import barrier
 from .vectors import run, seen_as
@@ -33,12 +33,12 @@ u8 = np.uint64
 
 IN_CACHE = 4 * 1024
 """Parameters that are updated at a time, right after their gradient: four arrays of them fit a second-level cache."""
-IN_BLAS = 256 * 1024
-"""The same, where the gradient is a BLAS's, which copies an operand for each product."""
+IN_BLOCKS = 256 * 1024
+"""The same, where the gradient's product copies an operand first."""
 
 
 @part
-def backward_rows(net, params, memory, rows, batch, first_row, scratch):
+def backward_rows(net, params, memory, rows, batch, first_row, panels):
     """Take the gradient of the outputs of these rows down to the lowest layer that trains."""
     units, dz = net.units, memory.dz
     for layer in range(units.size - 2, net.lowest - 1, -1):
@@ -49,11 +49,12 @@ def backward_rows(net, params, memory, rows, batch, first_row, scratch):
         if layer > net.lowest:
             at = net.z_at[layer - 1] * batch + first_row * i_
             w = net.weight_at[layer]
-            multiply_by_transposed(dz, start, memory.counting, rows, o, params, w, i_, dz, at, scratch)
+            form = net.forms[layer, BACKWARD]
+            multiply_by_transposed(form, dz, start, memory.counting, rows, o, params, w, i_, dz, at, panels)
 
 
 @part
-def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out_at):
+def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out_at, panels):
     """``out = beta out + alpha * (rows first..stop of W's gradient)``, from `out_at` on."""
     i_, o = net.units[layer], net.units[layer + 1]
     below, at, index, index_at = batch.x, first, batch.index, batch.first
@@ -61,8 +62,8 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
         below, at, index, index_at = memory.z, net.z_at[layer - 1] * batch.size + first, memory.counting, 0
     d = net.z_at[layer] * batch.size
     multiply_transposed(
-        *(below, at, index, index_at, i_, stop - first, batch.rows),
-        *(memory.dz, d, o, alpha, beta, out, out_at),
+        *(net.forms[layer, GRADIENT], below, at, index, index_at, memory.counting, i_, stop - first, batch.rows),
+        *(memory.dz, d, o, alpha, beta, out, out_at, panels),
     )
 
 
@@ -79,7 +80,7 @@ def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
         w, b = net.weight_at[layer], net.bias_at[layer]
         first, stop = i_ * t // threads, i_ * (t + 1) // threads
         start, end = w + first * o, w + stop * o
-        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start)
+        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[t])
         total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), net.l2)
         first, stop = o * t // threads, o * (t + 1) // threads
         sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
@@ -120,21 +121,25 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
         i_, o = net.units[layer], net.units[layer + 1]
         w, b = net.weight_at[layer], net.bias_at[layer]
         low, high = i_ * t // threads, i_ * (t + 1) // threads
-        features = max(8, (IN_CACHE if by_tiles(i_, o) else IN_BLAS) // o // 8 * 8)
+        most = IN_CACHE if net.forms[layer, GRADIENT] == DIRECT else IN_BLOCKS
+        features = max(8, most // o // 8 * 8)
         if fused:
             features = i_
         for first in range(low, high, features):
             stop = min(first + features, high)
             start, end = w + first * o, w + stop * o
             if fused:
-                layer_gradient(net, batch, memory, layer, first, stop, -rate, kept - rate * l2, params, start)
+                layer_gradient(
+                    *(net, batch, memory, layer, first, stop, -rate, kept - rate * l2, params, start),
+                    memory.panels[t],
+                )
                 if averages:
                     average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
             else:
                 if there:
                     gradient = run(buffers.grads, start, end - start)
                 else:
-                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0)
+                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0, memory.panels[t])
                     gradient = run(gradients, 0, end - start)
                 _update_run(
                     *(rule, buffers, start, end, gradient),
@@ -225,7 +230,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
     inputs, outputs = net.units[0], net.units[-1]
     last = net.z_at[net.units.size - 2] * batch
     lanes = memory.scratch[t]
-    in_place = reads_in_place(net, data, buffers.params)
+    in_place = reads_in_place(net, data, buffers.params, True)
     shared = memory.parts.size > 0
     passed = 0
     finished = 0
@@ -253,13 +258,16 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             passed += 1
             barrier(memory.arrivals, threads, passed)
         if n > 0:
-            forward_rows(net, buffers.params, now, 0, memory, n, r0, shared, key, step + u8(s), lanes)
+            forward_rows(
+                *(net, buffers.params, now, 0, memory, n, r0, shared, key, step + u8(s), lanes),
+                memory.panels[t],
+            )
             start, scale = last + r0 * outputs, dtype(scalars[INVERSE_TOTAL])
             output_losses(
                 *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
                 *(scale, run(memory.row_losses, r0, n), run(memory.row_hits, r0, n), memory.losses[t]),
             )
-            backward_rows(net, buffers.params, memory, n, batch, r0, memory.transposed[t])
+            backward_rows(net, buffers.params, memory, n, batch, r0, memory.panels[t])
         passed += 1
         barrier(memory.arrivals, threads, passed)
         # every thread sums all rows in the same order, so all come to the same decision, for any number of threads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import llvmlite.binding
 import numba
 from llvmlite import ir
@@ -24,9 +26,12 @@ def _features() -> set[str]:
 
 FEATURES = _features()
 VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx2" in FEATURES else 16
-HAS_MASKS = "avx512f" in FEATURES or {"avx2", "fma"} <= FEATURES
-"""Whether loads and stores of a part of a vector are instructions, and so are multiplications fused with additions."""
-REGISTERS = 32 if VECTOR_BYTES == 64 else 16
+_IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
+HAS_FMA = _IS_ARM or "avx512f" in FEATURES or {"avx2", "fma"} <= FEATURES
+"""Whether multiplications fused with additions are instructions."""
+MASKS = VECTOR_BYTES == 64
+"""Whether a load or store of a part of a vector costs no more than a whole one, and no register that others need."""
+REGISTERS = 32 if _IS_ARM or VECTOR_BYTES == 64 else 16
 
 
 def lanes(real: types.Float) -> int:

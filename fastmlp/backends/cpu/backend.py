@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_count
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cpu import blas
+from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.data import DeviceData
@@ -76,8 +77,8 @@ class NumbaBackend(NumbaOperations):
 
     name: ClassVar[str] = "numba"
 
-    def __init__(self, *, threads: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, *, threads: int | None = None, products: str = "auto") -> None:
+        super().__init__(Forms(products))
         also = "or None for the physical cores"
         self._threads = None if threads is None else check_count("threads", threads, also=also)
         from fastmlp.kernels.cpu import blas as kernel_blas
@@ -86,7 +87,8 @@ class NumbaBackend(NumbaOperations):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {} if self._threads is None else {"threads": self._threads}
+        given: dict[str, Any] = {} if self._threads is None else {"threads": self._threads}
+        return given if self.forms.way == "auto" else {**given, "products": self.forms.way}
 
     @property
     def threads(self) -> int:
@@ -108,7 +110,7 @@ class NumbaBackend(NumbaOperations):
     def open(self, plan: Plan) -> NumbaSession:
         weights = sum(i * o for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False))
         tiny = plan.optimizer is not None and 6 * plan.batch * weights < ALONE
-        return NumbaSession(self, plan, 1 if tiny else self.threads)
+        return NumbaSession(self, plan, 1 if tiny else self.threads, self.forms)
 
     def workspace_bytes(self, plan: Plan, data: HostData) -> int:
         assert plan.optimizer is not None

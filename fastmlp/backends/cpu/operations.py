@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.cpu.forms import Forms, scratch_size
 from fastmlp.backends.cpu.session import network_rule, rows_as_bytes
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.formulas.activations import get_activation
@@ -24,6 +25,16 @@ Floats = NDArray[Any]
 class NumbaOperations(NumpyBackend):
     """Every fine operation by the kernels that compiled steps are made of; a user's own functions by NumPy."""
 
+    def __init__(self, forms: Forms) -> None:
+        super().__init__()
+        self.forms = forms
+
+    def _form(self, product: int, rows: int, w: Floats) -> tuple[int, int]:
+        """Return the form of a product by weights like `w`, and how many numbers of scratch it needs."""
+        inputs, outputs = w.shape
+        form = self.forms.of(product, rows, inputs, outputs, w.dtype)
+        return form, scratch_size(form, rows, inputs, outputs, w.dtype)
+
     def gather_rows(
         self, source: Floats, order: NDArray[np.intp] | slice, out: Floats, scratch: Floats | None = None
     ) -> None:
@@ -37,10 +48,11 @@ class NumbaOperations(NumpyBackend):
             operations.gather(rows, kind, np.asarray(order, np.int64), target.reshape(len(target), -1))
 
     def dense_forward(self, x: Floats, w: Floats, b: Floats, out: Floats) -> None:
-        from fastmlp.kernels.cpu import operations
+        from fastmlp.kernels.cpu import codes, operations
 
         with _in_order(out) as (target,):
-            operations.dense_forward(*map(_ordered, (x, w, b)), target)
+            form = self._form(codes.FORWARD, len(x), w)
+            operations.dense_forward(*form, *map(_ordered, (x, w, b)), target)
 
     def activate(self, activation: str, z: Floats, slope: Floats | None, scratch: tuple[Floats, Floats]) -> None:
         if not get_activation(activation).compiled:
@@ -117,18 +129,20 @@ class NumbaOperations(NumpyBackend):
     def dense_backward(
         self, x: Floats, dz: Floats, w: Floats, dw: Floats | None, db: Floats | None, dx: Floats | None
     ) -> None:
-        from fastmlp.kernels.cpu import operations
+        from fastmlp.kernels.cpu import codes, operations
 
         gradient = _ordered(dz)
         if dw is not None:
             with _in_order(dw) as (out,):
-                operations.weight_gradient(_ordered(x), gradient, out)
+                form = self._form(codes.GRADIENT, len(x), out)
+                operations.weight_gradient(*form, _ordered(x), gradient, out)
         if db is not None:
             with _in_order(db) as (out,):
                 operations.bias_gradient(gradient, out)
         if dx is not None:
             with _in_order(dx) as (out,):
-                operations.input_gradient(gradient, _ordered(w), out)
+                form = self._form(codes.BACKWARD, len(dz), w)
+                operations.input_gradient(*form, gradient, _ordered(w), out)
 
     def squared_norm(self, array: Floats) -> float:
         from fastmlp.kernels.cpu import operations

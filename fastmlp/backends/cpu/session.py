@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.cpu.forms import scratch_size
 from fastmlp.backends.session import Session
 from fastmlp.formulas.random_bits import keep_threshold
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+    from fastmlp.backends.cpu.forms import Forms
     from fastmlp.backends.data import DeviceData
     from fastmlp.formulas.optimizers import Optimizer
     from fastmlp.network.plan import Plan
@@ -28,9 +30,18 @@ CHUNK_BYTES = 512 * 1024
 class NumbaSession(Session):
     """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
 
-    def __init__(self, backend: Backend, plan: Plan, threads: int) -> None:
+    def __init__(self, backend: Backend, plan: Plan, threads: int, forms: Forms) -> None:
         super().__init__(backend, plan)
         self.threads = threads
+        self._forms = forms
+
+    @cached_property
+    def forms(self) -> NDArray[np.int64]:
+        """How each layer's products are computed, see `Network`."""
+        plan = self.plan
+        rows = self.chunk if plan.optimizer is None else -(-plan.batch // self.threads)
+        found: NDArray[np.int64] = self._forms.of_layers(rows, self.threads, plan.spec.units, plan.precision.products)
+        return found
 
     @cached_property
     def network(self) -> Any:
@@ -55,6 +66,7 @@ class NumbaSession(Session):
             loss_parameter=real(spec.loss.parameter),
             l2=real(spec.l2),
             max_norm=real(spec.max_norm or 0.0),
+            forms=self.forms,
         )
 
     @cached_property
@@ -65,13 +77,15 @@ class NumbaSession(Session):
 
     def _gradients_at_once(self) -> int:
         """How many gradients a thread writes down before it uses them: none where product and update are one."""
-        from fastmlp.kernels.cpu import products, train
+        from fastmlp.kernels.cpu import train
+        from fastmlp.kernels.cpu.codes import DIRECT, GRADIENT
 
         optimizer, spec = self.plan.optimizer, self.plan.spec
         if optimizer is None or optimizer.plain:
             return 0
         pairs = list(zip(spec.units, spec.units[1:], strict=False))
-        return max(max(8 * o, int(train.IN_CACHE if products.tiled(i, o) else train.IN_BLAS)) for i, o in pairs)
+        most = [int(train.IN_CACHE if f == DIRECT else train.IN_BLOCKS) for f in self.forms[:, GRADIENT]]
+        return max(max(8 * o, min(size, i * o)) for (i, o), size in zip(pairs, most, strict=True))
 
     def buffers(self, state: TrainState) -> Any:
         """Return the flat buffers of a state, `kernels.cpu.structures.Buffers`."""
@@ -107,7 +121,7 @@ class NumbaSession(Session):
             gradients=allocate(threads, self._gradients_at_once() if training else 0),
             losses=allocate(threads, work_size(spec.units[-1])),
             parts=allocate(threads, batch * spec.units[1] if training and self._shares_features() else 0),
-            transposed=allocate(threads, self._transposed_size() if training else 0),
+            panels=allocate(threads, self._scratch_size(batch)),
             counting=np.arange(batch, dtype=np.int64),
             order=np.empty(0 if training else batch, np.int64),
             norms=self.backend.empty((threads,), np.dtype(np.float64)),
@@ -120,21 +134,17 @@ class NumbaSession(Session):
         What they pass each other is then a sum for each row and output, not the weights that each of them changed: that
         is less where a batch is small beside the inputs (measured with two threads; it is even at two thirds).
         """
-        from fastmlp.kernels.cpu import products
+        from fastmlp.kernels.cpu.codes import BLAS, FORWARD
 
-        spec, inputs = self.plan.spec, self.plan.spec.units[0]
-        small = 5 * self.plan.batch * self.threads < 3 * inputs
-        return self.threads > 1 and small and spec.lowest_trainable == 0 and products.tiled(inputs, spec.units[1])
+        small = 5 * self.plan.batch * self.threads < 3 * self.plan.spec.units[0]
+        by_tiles = self.forms[0, FORWARD] != BLAS
+        return bool(self.threads > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
 
-    def _transposed_size(self) -> int:
-        """How many numbers a thread needs to transpose parts of the weights above the lowest layer that trains."""
-        from fastmlp.kernels.cpu import products
-
-        spec = self.plan.spec
-        width = products.scratch_width(np.empty(0, self.plan.precision.products))
-        layers = range(spec.lowest_trainable + 1, len(spec.units) - 1)
-        tiled = [layer for layer in layers if products.tiled(spec.units[layer], spec.units[layer + 1])]
-        return max((width * spec.units[layer + 1] for layer in tiled), default=0)
+    def _scratch_size(self, rows: int) -> int:
+        """How many numbers a thread needs for copies of what it multiplies."""
+        units, dtype = self.plan.spec.units, self.plan.precision.products
+        pairs = zip(units, units[1:], self.forms.tolist(), strict=False)
+        return max(scratch_size(form, rows, i, o, dtype) for i, o, forms in pairs for form in forms)
 
     @cached_property
     def memory(self) -> Any:

@@ -1,0 +1,340 @@
+"""Tiles of a product, summed in registers; `products` puts them together.
+
+A tile is a few rows of vectors of the result.  For each k, `VECTORS` vectors of B are loaded once, and multiplied by a
+number of each row of A: with `ROWS` rows all registers but those for B and for one number of A hold sums, and each load
+serves several multiplications.  How many that are follows from the registers alone.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from . import vectors
+from .compiling import part
+
+AVAILABLE = vectors.HAS_FMA and not numba.config.DISABLE_JIT
+"""Whether there are tiles at all: without fused multiply-adds a BLAS, which is tuned for such processors, is faster."""
+ROWS, VECTORS = (8, 3) if vectors.REGISTERS == 32 else (6, 2)
+FEW_ROWS = 4 if vectors.REGISTERS == 16 else 1
+"""What is left of the rows is computed by tiles of so many, where it fits them."""
+LINE_BYTES = 64
+
+
+@part
+def share_of(left, width, lanes):
+    """Return how many of the columns that are left are computed next, at most `width`.
+
+    Without masks the last share has at least a vector of them, where there are so many at all.
+    """
+    if left <= width:
+        return left
+    if not vectors.MASKS and left < width + lanes:
+        return left - lanes
+    return width
+
+
+@part
+def readable(valid, lanes):
+    """Tell whether B may be read where it lies: without masks a vector that is not whole goes beyond it."""
+    return vectors.MASKS or valid >= lanes
+
+
+def _prefetch(builder, place):
+    """Ask for a line of memory, which will be read."""
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    fetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0i8")
+    flags = [ir.Constant(flag, n) for n in (0, 3, 1)]  # to read, into all caches, data
+    builder.call(fetch, [builder.bitcast(place, byte), *flags])
+
+
+class _Vectors:
+    """Loads and stores of `width` vectors side by side, of which only `valid` numbers may be touched in memory.
+
+    With masks (AVX-512, where they cost nothing) every load and store has one.  Without, the last of several vectors
+    ends where the row ends, and so may hold numbers of the one before: what is computed twice is the same.  A single
+    vector is loaded whole, which whoever calls sees to, and stored number by number where it is not.
+    """
+
+    def __init__(self, builder, number, lanes, width, valid):
+        self.builder, self.number, self.lanes, self.width, self.valid = builder, number, lanes, width, valid
+        self.vector = ir.VectorType(number, lanes)
+        self.pointer = self.vector.as_pointer()
+        self.align = 8 if isinstance(number, ir.DoubleType) else 4
+        self.kind = f"v{lanes}f{8 * self.align}"
+        self.zeros = ir.Constant(self.vector, [0.0] * lanes)
+        self.bits = ir.VectorType(ir.IntType(1), lanes)
+        self.places = [vectors.integer(j * lanes) for j in range(width)]
+        if vectors.MASKS:
+            positions = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
+            self.masks = [
+                builder.icmp_signed("<", positions, vectors.splat(builder, self._less(valid, j * lanes), lanes))
+                for j in range(width)
+            ]
+        elif width > 1:
+            self.places[-1] = self._less(valid, lanes)
+        else:
+            self.spill = cgutils.alloca_once(builder, self.vector)
+
+    def _less(self, value, amount):
+        return self.builder.sub(value, vectors.integer(amount))
+
+    def _function(self, result, arguments, name):
+        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)
+
+    def fma(self, a, b, c):
+        return self.builder.call(self._function(self.vector, [self.vector] * 3, f"llvm.fma.{self.kind}"), [a, b, c])
+
+    def splat(self, value):
+        return vectors.splat(self.builder, value, self.lanes)
+
+    def _place(self, row, j):
+        return self.builder.bitcast(self.builder.gep(row, [self.places[j]]), self.pointer)
+
+    def load(self, row, j):
+        place = self._place(row, j)
+        return self._load_masked(place, self.masks[j]) if vectors.MASKS else self.builder.load(place, align=self.align)
+
+    def _load_masked(self, place, mask):
+        alignment = ir.Constant(ir.IntType(32), self.align)
+        arguments = [self.pointer, alignment.type, self.bits, self.vector]
+        load = self._function(self.vector, arguments, f"llvm.masked.load.{self.kind}.p0{self.kind}")
+        return self.builder.call(load, [place, alignment, mask, self.zeros])
+
+    def store_sums(self, sums, count, alpha, beta, first, stride):
+        """Write ``out = beta out + alpha sums`` for `count` rows; with a `beta` of 0, out is not looked at."""
+        builder = self.builder
+        keeps = builder.fcmp_unordered("!=", beta, ir.Constant(self.number, 0.0))  # else what is there may be NaN
+        factor, scale = self.splat(alpha), self.splat(beta)
+        if vectors.MASKS:
+            self._store_masked(sums, count, factor, scale, keeps, first, stride)
+            return
+        with builder.if_else(keeps) as (more, fresh):
+            for block, old_scale in ((more, scale), (fresh, None)):
+                with block:
+                    for r, row_sums in enumerate(sums):
+                        with builder.if_then(builder.icmp_signed("<", vectors.integer(r), count)):
+                            row = builder.gep(first, [builder.mul(vectors.integer(r), stride)])
+                            self._store_row(row_sums, row, factor, old_scale)
+
+    def _store_row(self, sums, row, factor, scale):
+        builder = self.builder
+
+        def whole():
+            new = [builder.fmul(factor, total) for total in sums]
+            if scale is not None:  # all are loaded before one is stored
+                new = [self.fma(scale, self.load(row, j), total) for j, total in enumerate(new)]
+            for j, value in enumerate(new):
+                builder.store(value, self._place(row, j), align=self.align)
+
+        if self.width > 1:
+            whole()
+            return
+        is_whole = builder.icmp_signed("==", self.valid, vectors.integer(self.lanes))
+        with builder.if_else(is_whole) as (all_, some):
+            with all_:
+                whole()
+            with some:
+                builder.store(builder.fmul(factor, sums[0]), self.spill)
+                numbers = builder.bitcast(self.spill, self.number.as_pointer())
+                with cgutils.for_range(builder, self.valid) as loop:
+                    place, new = builder.gep(row, [loop.index]), builder.load(builder.gep(numbers, [loop.index]))
+                    if scale is not None:
+                        one = builder.extract_element(scale, ir.Constant(ir.IntType(32), 0))
+                        new = builder.fadd(builder.fmul(one, builder.load(place)), new)
+                    builder.store(new, place)
+
+    def _store_masked(self, sums, count, factor, scale, keeps, first, stride):
+        builder, alignment = self.builder, ir.Constant(ir.IntType(32), self.align)
+        arguments = [self.vector, self.pointer, alignment.type, self.bits]
+        store = self._function(ir.VoidType(), arguments, f"llvm.masked.store.{self.kind}.p0{self.kind}")
+        nothing = ir.Constant(self.bits, [0] * self.lanes)
+        for r, row_sums in enumerate(sums):
+            there = builder.icmp_signed("<", vectors.integer(r), count)
+            row = builder.gep(first, [builder.mul(vectors.integer(r), stride)])
+            for j in range(self.width):
+                mask, place = builder.select(there, self.masks[j], nothing), self._place(row, j)
+                old = self._load_masked(place, builder.select(keeps, mask, nothing))
+                new = self.fma(scale, old, builder.fmul(factor, row_sums[j]))
+                builder.call(store, [new, place, alignment, mask])
+
+
+@functools.cache
+def tile(rows: int, width: int, lanes: int, columns: bool):
+    """Return the intrinsic that computes a tile of a product: `rows` rows of `width` vectors of `lanes` numbers.
+
+    ``out = beta out + alpha A B`` with A (count, k), B (k, valid).  A row of A is found by the index, and rows beyond
+    `count` repeat the last one and are not stored.  With `columns`, the tile's rows are columns of A, whose row for k
+    is found by the index: a product with the transpose; each of these must hold `rows` numbers that may be read.
+    Where `ahead` is not negative, the tile that starts there in the index is fetched into the caches meanwhile.
+    """
+
+    @intrinsic
+    def tile(typing, a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
+        real, whole = out.dtype, types.intp
+        signature = types.void(
+            *(a, whole, index, whole, whole, whole, whole, whole),
+            *(b, whole, whole, whole, real, real, out, whole, whole),
+        )
+
+        def codegen(context, builder, signature, args):
+            a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo = args
+            number, integer = context.get_value_type(real), vectors.integer
+            side = _Vectors(builder, number, lanes, width, valid)
+
+            def from_array(position, value, offset):
+                return vectors.first_element(context, builder, signature.args[position], value, offset, real)
+
+            a_start, b_start, out_start = from_array(0, a, at), from_array(8, b, b_at), from_array(14, out, out_at)
+            first_index = cgutils.create_struct_proxy(signature.args[2])(context, builder, index).data
+            indices = builder.gep(first_index, [index_at])
+            last = builder.sub(count, integer(1))
+            own = [builder.select(builder.icmp_signed("<", integer(r), last), integer(r), last) for r in range(rows)]
+
+            def row_of_a(i):
+                return builder.gep(a_start, [builder.mul(builder.load(builder.gep(indices, [i])), lda)])
+
+            starts = [] if columns else [row_of_a(i) for i in own]
+            is_ahead = builder.icmp_signed(">=", ahead, integer(0))
+            for r in range(rows):  # what the sums will be written to
+                _prefetch(builder, builder.gep(out_start, [builder.mul(own[r], ldo)]))
+            # a loop over lines of A's rows, at each of which those that come next are asked for, and one along a line
+            line = integer(LINE_BYTES * 8 // real.bitwidth if not columns else 2**62)
+            before = builder.basic_block
+            outer, ask, head, body, done = (
+                builder.append_basic_block(name) for name in ("outer", "ask", "head", "body", "done")
+            )
+            builder.branch(outer)
+
+            def phis():
+                values = [builder.phi(k.type), builder.phi(b_start.type)]
+                return values + [builder.phi(side.vector) for _ in range(rows * width)]
+
+            builder.position_at_end(outer)
+            at_line = phis()
+            for phi, initial in zip(at_line, [integer(0), b_start] + [side.zeros] * (rows * width), strict=True):
+                phi.add_incoming(initial, before)
+            start = at_line[0]
+            left = builder.sub(k, start)
+            stop = builder.add(start, builder.select(builder.icmp_signed("<", left, line), left, line))
+            builder.cbranch(builder.icmp_signed("<", start, k), ask, done)
+
+            builder.position_at_end(ask)
+            if not columns:
+                with builder.if_then(is_ahead, likely=False):
+                    for r in range(rows):
+                        there = builder.gep(first_index, [builder.add(ahead, own[r])])
+                        row = builder.gep(a_start, [builder.mul(builder.load(there), lda)])
+                        _prefetch(builder, builder.gep(row, [start]))
+            entered = builder.basic_block
+            builder.branch(head)
+
+            builder.position_at_end(head)
+            now = phis()
+            for phi, initial in zip(now, at_line, strict=True):
+                phi.add_incoming(initial, entered)
+            i, b_row, *sums = now
+            builder.cbranch(builder.icmp_signed("<", i, stop), body, outer)
+            for phi, value in zip(at_line, now, strict=True):
+                phi.add_incoming(value, head)
+
+            builder.position_at_end(body)
+            b_vectors = [side.load(b_row, j) for j in range(width)]
+            a_row = row_of_a(i) if columns else None
+            for r in range(rows):
+                place = builder.gep(a_row, [integer(r)]) if columns else builder.gep(starts[r], [i])
+                element = side.splat(builder.load(place))
+                for j in range(width):
+                    total = sums[r * width + j]
+                    total.add_incoming(side.fma(element, b_vectors[j], total), body)
+            i.add_incoming(builder.add(i, integer(1)), body)
+            b_row.add_incoming(builder.gep(b_row, [ldb]), body)
+            builder.branch(head)
+
+            builder.position_at_end(done)
+            side.store_sums([at_line[2:][r * width :][:width] for r in range(rows)], count, alpha, beta, out_start, ldo)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+@functools.cache
+def panel_of_rows(lanes: int):
+    """Return the function that computes up to `VECTORS` vectors of all rows of a product, tile by tile."""
+    all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, False) for width in (1, 2, 3))
+    few1, few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, False) for width in (1, 2, 3))
+    one1, one2, one3 = (tile(1, min(width, VECTORS), lanes, False) for width in (1, 2, 3))
+    quarter = lanes // 4 if vectors.MASKS else 0
+    narrow = tile(ROWS, 1, max(quarter, 1), False)  # a quarter of a vector, for the last columns
+
+    @part
+    def panel(a, at, index, index_at, after, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
+        for r in range(0, rows, ROWS):
+            n = min(ROWS, rows - r)
+            i = index_at + r
+            ahead = after
+            if after >= 0 and r + ROWS < rows:
+                ahead = i + ROWS
+            if ahead + n > index.size:
+                ahead = -1
+            o = out_at + r * ldo
+            if n > FEW_ROWS:
+                if valid > 2 * lanes:
+                    all3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                elif valid > lanes:
+                    all2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                elif valid > quarter:
+                    all1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                else:
+                    narrow(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            elif n > 1:
+                if valid > 2 * lanes:
+                    few3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                elif valid > lanes:
+                    few2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                else:
+                    few1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            elif valid > 2 * lanes:
+                one3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            elif valid > lanes:
+                one2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            else:
+                one1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+
+    return panel
+
+
+@functools.cache
+def panel_of_columns(lanes: int):
+    """Return the function that computes up to `VECTORS` vectors of all rows of a product with A's transpose.
+
+    The columns of A for one tile are `step` elements from those for the next.
+    """
+    all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, True) for width in (1, 2, 3))
+    quarter = lanes // 4 if vectors.MASKS else 0
+    narrow = tile(ROWS, 1, max(quarter, 1), True)
+
+    @part
+    def panel(a, at, index, index_at, step, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
+        for r in range(0, rows, ROWS):
+            n = min(ROWS, rows - r)
+            o = out_at + r * ldo
+            if valid > 2 * lanes:
+                all3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            elif valid > lanes:
+                all2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            elif valid > quarter:
+                all1(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            else:
+                narrow(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+            at += step
+
+    return panel
