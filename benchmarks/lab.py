@@ -21,7 +21,8 @@ from fastmlp.kernels.cpu import products
 from fastmlp.kernels.cpu.codes import BACKWARD, FORMS, FORWARD
 from fastmlp.kernels.cpu.compiling import entry
 from fastmlp.kernels.cpu.forward import multiply_features, reads_in_place
-from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed, multiply_transposed
+from fastmlp.kernels.cpu.operations import product
+from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed
 from fastmlp.kernels.cpu.structures import Batch
 from fastmlp.kernels.cpu.threads import barrier
 from fastmlp.kernels.cpu.train import layer_gradient
@@ -31,7 +32,7 @@ from results import table, unpinned, write_section
 
 import fastmlp
 from fastmlp.backends.cpu.backend import _on_threads
-from fastmlp.backends.cpu.forms import scratch_size
+from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.data import HostData
 
 SHAPES = [
@@ -40,21 +41,6 @@ SHAPES = [
     *((128, 512, 512), (256, 768, 768), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
 ]
 """Rows, inputs, outputs: what one of two threads has to do with the layers of the race."""
-
-
-@entry
-def product(form, which, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
-    """Compute one of the three products of a layer, in one of its forms; flat arrays."""
-    one, zero = w.dtype.type(1), w.dtype.type(0)
-    for _ in range(repeats):
-        if which == FORWARD:
-            multiply(form, x, 0, index, 0, -1, inputs, rows, inputs, w, 0, outputs, out, 0, scratch)
-        elif which == BACKWARD:
-            multiply_by_transposed(form, d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
-        else:
-            multiply_transposed(
-                *(form, x, 0, index, 0, index, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)
-            )
 
 
 @entry

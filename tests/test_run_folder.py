@@ -71,7 +71,11 @@ def cli(tmp_path, default_signals):
             [sys.executable, "-P", "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
         )
         # how long a compiler takes, and whether that is said, is no matter of these tests
-        said = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("compiling the kernels")]
+        said = [
+            line
+            for line in done.stderr.splitlines(keepends=True)
+            if not line.startswith(("compiling the kernels", "measuring which"))
+        ]
         done.stderr = "".join(said)
         return done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import platform
 import sys
@@ -88,7 +89,28 @@ def class_scores(model: MLP, x: NDArray[Any], y: NDArray[Any]) -> list[tuple[str
 
 def environment() -> dict[str, list[tuple[str, str]]]:
     """Return, under a title each, names and what is to be said about them."""
-    return {"versions": _versions(), "threads": _threads(), "backends": _backends()}
+    found = {"versions": _versions(), "threads": _threads(), "backends": _backends()}
+    return {**found, **_products()} if available_backends()["numba"].available else found
+
+
+def _products() -> dict[str, list[tuple[str, str]]]:
+    """Return, for each type, what was measured of products on this machine: the fastest form of each shape."""
+    from fastmlp.backends.cpu import calibration
+    from fastmlp.kernels.cpu import codes
+
+    found = {}
+    for dtype in map(np.dtype, ("float32", "float64")):
+        table = calibration.known(dtype)
+        rows = [] if table else [("not measured yet", "fastmlp warmup does it; until then products go by a rule")]
+        for product, form in itertools.product(range(len(codes.PRODUCTS)), codes.FORMS):
+            shapes = [m for m in (table.measured if table else []) if m.product == product]
+            fastest = [m for m in shapes if m.seconds[codes.FORMS.index(form)] == min(m.seconds)]
+            if shapes:
+                sizes = " ".join(f"{m.rows}x{m.inputs}x{m.outputs}" for m in sorted(fastest))
+                count = f"fastest in {len(fastest)} of {len(shapes)}"
+                rows.append((f"{codes.PRODUCTS[product]}, {form}", f"{count}: {sizes}" if fastest else count))
+        found[f"products, {dtype} (rows x inputs x outputs)"] = rows
+    return found
 
 
 def _versions() -> list[tuple[str, str]]:

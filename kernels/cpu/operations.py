@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .codes import IDENTITY
+from .codes import BACKWARD, FORWARD, IDENTITY
 from .compiling import allocating_entry, entry
 from .forward import output_losses
 from .layers import activate_rows, activation_backward_rows, load_row, sum_columns
@@ -98,6 +98,21 @@ def input_gradient(form, size, dz, w, dx):
     (n, o), i = dz.shape, w.shape[0]
     scratch = np.empty(size, dz.dtype)
     multiply_by_transposed(form, dz.reshape(-1), 0, np.arange(n), n, o, w.reshape(-1), 0, i, dx.reshape(-1), 0, scratch)
+
+
+@entry
+def product(form, which, repeats, x, w, d, rows, inputs, outputs, index, out, scratch):
+    """Compute one of the three products of a layer (`codes.PRODUCTS`) so many times, to be timed; flat arrays."""
+    one, zero = w.dtype.type(1), w.dtype.type(0)
+    for _ in range(repeats):
+        if which == FORWARD:
+            multiply(form, x, 0, index, 0, -1, inputs, rows, inputs, w, 0, outputs, out, 0, scratch)
+        elif which == BACKWARD:
+            multiply_by_transposed(form, d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
+        else:
+            multiply_transposed(
+                *(form, x, 0, index, 0, index, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)
+            )
 
 
 @entry

@@ -105,7 +105,13 @@ class NumbaBackend(NumbaOperations):
     def choices(self) -> dict[str, Any]:
         import numba
 
-        return {"backend": self.name, "numba": numba.__version__, "blas": blas.version(), "threads": self.threads}
+        return {
+            "backend": self.name,
+            "numba": numba.__version__,
+            "blas": blas.version(),
+            "threads": self.threads,
+            "products": self.forms.way,
+        }
 
     def open(self, plan: Plan) -> NumbaSession:
         weights = sum(i * o for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False))
@@ -122,13 +128,24 @@ class NumbaBackend(NumbaOperations):
 
     def prepare(self, session: Session, check: Callable[[], None]) -> None:
         plan = session.plan
+        if not _compiles(plan):
+            return
+        assert isinstance(session, NumbaSession)
+        self._compile(session, check)
+        dtype = plan.precision.products
+        if self.forms.lacks(dtype):
+            with _said_if_it_takes_long(f"measuring which products are the fastest in {dtype}, about five seconds"):
+                self.forms.measure(dtype, check)
+        session.choose_again()
+
+    def _compile(self, session: NumbaSession, check: Callable[[], None]) -> None:
+        plan = session.plan
         kind = plan.optimizer is not None, plan.precision
-        if kind in _compiled or not _compiles(plan):
+        if kind in _compiled:
             return
         from fastmlp.kernels.cpu.compiling import compile_aside
 
         # by one thread, before others wait for each other in it; no step is taken
-        assert isinstance(session, NumbaSession)
         call = _call_without_steps(session) if plan.optimizer is not None else _call_without_rows(session)
         what, seconds = ("train", "ten") if plan.optimizer is not None else ("predict", "five")
         with _said_if_it_takes_long(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.backends.cpu.calibration import calibrate, is_settled, known
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
 
 
-def level2_bytes() -> int:
-    """Return the size of a core's second-level cache, or of the smallest there is where nobody tells."""
-    try:
-        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        found = 0
-    return found if found > 0 else 256 * 1024
+GAIN = 1.05
+"""How much faster than the rule's another form has to have been measured to be taken: less is noise."""
+GATHERING = 1.1
+"""The same, for the BLAS in the lowest layer, whose rows have to be gathered for it."""
 
 
 class Forms:
@@ -26,7 +27,8 @@ class Forms:
     Parameters
     ----------
     way : {'auto', 'rule', 'blas', 'direct', 'packed'}
-        One form for all products; by the rule; or by what was measured on this machine.
+        One form for all products; by the rule; or ('auto') by the rule where nothing else was measured to be faster on
+        this machine.
     """
 
     def __init__(self, way: str = "auto") -> None:
@@ -34,8 +36,18 @@ class Forms:
             raise ValueError(f"products must be one of {', '.join(map(repr, WAYS))}; got {way!r}")
         self.way = way
 
+    def lacks(self, dtype: np.dtype[Any]) -> bool:
+        """Tell whether something is to be measured before all forms can be chosen."""
+        return self.way == "auto" and not is_settled(dtype) and _only_form(self.way) is None
+
+    def measure(self, dtype: np.dtype[Any], check: Callable[[], None]) -> None:
+        """Measure what is lacking, see `calibrate`."""
+        calibrate(dtype, check)
+        _of.cache_clear()
+        _of_layers.cache_clear()
+
     def of(self, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
-        """Return the form, a position in `kernels.cpu.codes.FORMS`.
+        """Return the form of one product, a position in `kernels.cpu.codes.FORMS`.
 
         Parameters
         ----------
@@ -47,27 +59,78 @@ class Forms:
             Of the layer; for a gradient, the inputs are those that one thread works on.
         dtype : numpy.dtype
         """
-        from fastmlp.kernels.cpu import codes, products
+        return _of(self.way, product, rows, inputs, outputs, dtype)
 
-        if len(products.available_forms()) == 1:
-            return int(codes.BLAS)
-        if self.way in codes.FORMS:
-            return int(codes.FORMS.index(self.way))
-        return by_rule(product, rows, inputs, outputs, dtype)
-
-    def of_layers(self, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    def of_layers(
+        self, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], *, gradients: bool
+    ) -> NDArray[np.int64]:
         """Return the forms of all products of a network, (L, 3) int64, for so many rows a thread."""
-        from fastmlp.kernels.cpu import codes
-
-        found = np.empty((len(units) - 1, len(codes.PRODUCTS)), np.int64)
-        for layer, (i, o) in enumerate(itertools.pairwise(units)):
-            for product in range(len(codes.PRODUCTS)):
-                gradient = product == codes.GRADIENT
-                n, inputs = (rows * threads, -(-i // threads)) if gradient else (rows, i)
-                found[layer, product] = self.of(product, n, inputs, o, dtype)
-        return found
+        return _of_layers(self.way, rows, threads, units, dtype, gradients).copy()
 
 
+@functools.cache
+def _of(way: str, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
+    from fastmlp.kernels.cpu import codes
+
+    if one := _only_form(way):
+        return int(codes.FORMS.index(one))
+    ruled = by_rule(product, rows, inputs, outputs, dtype)
+    seconds = _measured(way, product, rows, inputs, outputs, dtype)
+    if seconds is None:
+        return ruled
+    fastest = min(range(len(seconds)), key=seconds.__getitem__)
+    return fastest if seconds[ruled] > GAIN * seconds[fastest] else ruled
+
+
+@functools.cache
+def _of_layers(
+    way: str, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], gradients: bool
+) -> NDArray[np.int64]:
+    from fastmlp.kernels.cpu import codes
+
+    found = np.full((len(units) - 1, len(codes.PRODUCTS)), codes.BLAS, np.int64)
+    shapes = {}
+    for layer, (i, o) in enumerate(itertools.pairwise(units)):
+        for product in range(len(codes.PRODUCTS) if gradients else 1):
+            n, inputs = (rows * threads, -(-i // threads)) if product == codes.GRADIENT else (rows, i)
+            found[layer, product] = _of(way, product, n, inputs, o, dtype)
+            shapes[layer, product] = n, inputs, o
+    lowest = [p for p in (codes.FORWARD, codes.GRADIENT) if (0, p) in shapes]
+    if codes.BLAS in found[0, lowest] and not _only_form(way) and way == "auto":
+        # tiles multiply the lowest layer's rows where they lie; the BLAS has to be worth the gathering of all of them
+        taken = by_tiles = 0.0
+        tiles = []
+        for product in lowest:
+            seconds = _measured(way, product, *shapes[0, product], dtype)
+            if seconds is None:
+                return found
+            taken += seconds[found[0, product]]
+            tiles.append(min((codes.DIRECT, codes.PACKED), key=seconds.__getitem__))
+            by_tiles += seconds[tiles[-1]]
+        if by_tiles < GATHERING * taken:
+            found[0, lowest] = tiles
+    return found
+
+
+def _only_form(way: str) -> str | None:
+    """Return the form that all products have, by its name, where there is no choice."""
+    from fastmlp.kernels.cpu import codes, products
+
+    if len(products.available_forms()) == 1:
+        return str(codes.FORMS[codes.BLAS])
+    return way if way in codes.FORMS else None
+
+
+def _measured(
+    way: str, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]
+) -> tuple[float, ...] | None:
+    """Return the seconds of each form for a shape near this one, where that was measured and is asked for."""
+    table = known(dtype) if way == "auto" else None
+    return None if table is None else table.nearest(product, rows, inputs, outputs).seconds
+
+
+NEAR = 1024
+"""Bytes from one row of B to the next, up to which a direct tile finds several of them on a page and in other sets."""
 LARGEST = 1200 * 1024
 """Elements of B up to which tiles multiply with AVX-512: with 2048 x 2048 floats a BLAS was ahead."""
 
@@ -78,16 +141,8 @@ def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[
 
     if vectors.MASKS:
         return int(codes.DIRECT if inputs * outputs <= LARGEST else codes.BLAS)
-    # a copy of B pays where it is read by more than a few tiles of rows; what is one panel wide lies in order already
-    few, narrow = rows <= 4 * tiles.ROWS, outputs <= packing.panel_width(dtype)
+    # a copy of B pays where many rows read it, or where its rows are far from each other; what is one
+    # panel wide lies in order already
+    few = rows <= 4 * tiles.ROWS and outputs * dtype.itemsize <= NEAR
+    narrow = outputs <= packing.panel_width(dtype)
     return int(codes.DIRECT if product != codes.BACKWARD and (few or narrow) else codes.PACKED)
-
-
-def scratch_size(form: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
-    """Return how many numbers of scratch a layer's products need in this form."""
-    from fastmlp.kernels.cpu import products
-    from fastmlp.kernels.cpu.packing import panel_width
-
-    block_rows = level2_bytes() // 2 // (products.DEPTH * dtype.itemsize)
-    width = panel_width(dtype)
-    return int(products.scratch_size(form, width, rows, inputs, outputs, block_rows))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cpu.forms import Forms, scratch_size
+from fastmlp.backends.cpu.forms import Forms
+from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.cpu.session import network_rule, rows_as_bytes
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.formulas.activations import get_activation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from copy import copy
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cpu.forms import scratch_size
+from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.session import Session
 from fastmlp.formulas.random_bits import keep_threshold
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastmlp.backends.base import Backend
     from fastmlp.backends.cpu.forms import Forms
     from fastmlp.backends.data import DeviceData
@@ -34,14 +37,37 @@ class NumbaSession(Session):
         super().__init__(backend, plan)
         self.threads = threads
         self._forms = forms
+        self._adopted: NDArray[np.int64] | None = None
+        self._chose_blindly = False
 
     @cached_property
     def forms(self) -> NDArray[np.int64]:
         """How each layer's products are computed, see `Network`."""
         plan = self.plan
+        self._chose_blindly = self._forms.lacks(plan.precision.products)
         rows = self.chunk if plan.optimizer is None else -(-plan.batch // self.threads)
-        found: NDArray[np.int64] = self._forms.of_layers(rows, self.threads, plan.spec.units, plan.precision.products)
-        return found
+        return self._forms.of_layers(
+            *(rows, self.threads, plan.spec.units, plan.precision.products), gradients=plan.gradients
+        )
+
+    def choices(self) -> dict[str, Any]:
+        return {**super().choices(), "products": _named(self.forms)}
+
+    def adopt(self, choices: Mapping[str, Any]) -> None:
+        alike = choices.get("backend") == self.backend.name and self._forms.way == "auto"
+        forms = _of_names(choices.get("products")) if alike else None
+        if forms is not None and forms.shape == self.forms.shape and (forms != self.forms).any():
+            self._forget_forms()
+            self.forms = self._adopted = forms
+
+    def choose_again(self) -> None:
+        """Choose the forms of products again where more is known of the machine now, but for a run that goes on."""
+        if self._chose_blindly and self._adopted is None:
+            self._forget_forms()
+
+    def _forget_forms(self) -> None:
+        for made_for_them in ("forms", "network", "memory", "_inference"):
+            self.__dict__.pop(made_for_them, None)
 
     @cached_property
     def network(self) -> Any:
@@ -219,6 +245,23 @@ def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
         smallest=real(np.finfo(dtype).tiny * 2**30),
         has_average=optimizer.ema is not None,
     )
+
+
+def _named(forms: NDArray[np.int64]) -> str:
+    """Return the forms of all layers in words: what a checkpoint says of them."""
+    from fastmlp.kernels.cpu import codes
+
+    return ", ".join(" ".join(codes.FORMS[form] for form in layer) for layer in forms.tolist())
+
+
+def _of_names(text: object) -> NDArray[np.int64] | None:
+    """Return the forms that `_named` wrote down; None where they are others than there are here."""
+    from fastmlp.kernels.cpu import codes, products
+
+    here = {codes.FORMS[form]: form for form in products.available_forms()}
+    with contextlib.suppress(KeyError, ValueError):
+        return np.array([[here[name] for name in layer.split()] for layer in str(text).split(", ")], np.int64)
+    return None
 
 
 class _Alias:

@@ -1,0 +1,226 @@
+"""Which form products take: by the rule, by what was measured on this machine, by what a run had that goes on."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from compare import assert_same_bits
+
+import fastmlp
+from fastmlp.backends.cpu import calibration, forms
+from fastmlp.backends.cpu.calibration import Measured, Table
+from fastmlp.network.plan import Plan, Precision
+from fastmlp.network.spec import make_spec
+
+numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+pytestmark = pytest.mark.skipif(
+    not fastmlp.available_backends()["numba"].available, reason=fastmlp.available_backends()["numba"].reason
+)
+tiled = pytest.mark.skipif(
+    not fastmlp.available_backends()["numba"].available or numba.config.DISABLE_JIT,
+    reason="the JIT is off, so the BLAS computes all products",
+)
+SINGLE = np.dtype("float32")
+BLAS, DIRECT, PACKED = range(3)
+FORWARD, BACKWARD, GRADIENT = range(3)
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    """A process that has asked for no table yet; what it learns is forgotten."""
+    monkeypatch.setattr(calibration, "_tables", {})
+    monkeypatch.setattr(calibration, "_settled", set())
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def forget():
+    forms._of.cache_clear()
+    forms._of_layers.cache_clear()
+
+
+def learn(*measured):
+    """Let this be what was measured in float32."""
+    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured])
+    calibration._settled.add(SINGLE)
+    forget()
+
+
+def evenly(*seconds):
+    return [(product, 8, 32, 16, seconds) for product in range(3)]
+
+
+def session_of(units, batch=16, **options):
+    plan = Plan(make_spec(units), batch, Precision.of(SINGLE), True, fastmlp.SGD(0.1).without_schedule())
+    return fastmlp.get_backend("numba", threads=1, **options).open(plan)
+
+
+@tiled
+def test_what_is_measured_is_kept_and_read_back(nothing_known, monkeypatch, tmp_path):
+    fastmlp.get_backend("numba")
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
+    monkeypatch.setattr(calibration, "SECONDS", 0.0)  # one shape in all three products, then no more
+    assert not calibration.is_settled(SINGLE) and calibration.known(SINGLE) is None
+    calibration.calibrate(SINGLE, lambda: None)
+    table = calibration.known(SINGLE)
+    assert [m.product for m in table.measured] == [0, 1, 2] and all(len(m.seconds) == 3 for m in table.measured)
+    assert all(1e-9 < s < 1 for m in table.measured for s in m.seconds)
+    calibration._tables.clear(), calibration._settled.clear()
+    assert calibration.is_settled(SINGLE) and calibration.known(SINGLE).measured == table.measured
+
+
+@tiled
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: "{",
+        lambda kept: json.dumps({**kept, "machine": {**kept["machine"], "processor": "another"}}),
+        lambda kept: json.dumps({**kept, "measured": []}),
+        lambda kept: json.dumps({**kept, "measured": [[*m[:4], [1.0, 2.0]] for m in kept["measured"]]}),
+        lambda kept: json.dumps({**kept, "measured": [[*m[:4], [1.0, 2.0, -1.0]] for m in kept["measured"]]}),
+        lambda kept: json.dumps({**kept, "measured": [[*m[:4], [1.0, 2.0, float("nan")]] for m in kept["measured"]]}),
+        lambda kept: json.dumps({**kept, "measured": 7}),
+        lambda kept: json.dumps([kept]),
+    ],
+)
+def test_a_damaged_table_is_made_anew(nothing_known, monkeypatch, tmp_path, damage):
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
+    kept = {"machine": calibration.machine(), "measured": [[*m] for m in evenly(1.0, 2.0, 3.0)]}
+    path.write_text(json.dumps(kept))
+    assert calibration._read(path).measured == [Measured(*m) for m in evenly(1.0, 2.0, 3.0)]
+    path.write_text(damage(kept))
+    assert calibration.known(SINGLE) is None and not calibration.is_settled(SINGLE)
+    monkeypatch.setattr(calibration, "measure", lambda dtype: Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)]))
+    calibration.calibrate(SINGLE, lambda: None)
+    assert calibration._read(path).measured == [Measured(*m) for m in evenly(3.0, 2.0, 1.0)]
+    assert os.listdir(tmp_path) == ["table.json"]
+
+
+@tiled
+def test_ctrl_c_ends_the_measurement_and_keeps_nothing(nothing_known, monkeypatch, tmp_path):
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibration.calibrate(SINGLE, interrupted)
+    assert not path.exists() and not calibration.is_settled(SINGLE)
+
+
+def test_where_no_folder_can_be_written_nothing_is_measured(nothing_known, monkeypatch):
+    monkeypatch.setattr(calibration, "table_path", lambda dtype: None)
+    assert calibration.is_settled(SINGLE) and calibration.known(SINGLE) is None
+    assert not forms.Forms().lacks(SINGLE)
+
+
+@tiled
+def test_the_fastest_form_is_taken_where_it_is_more_than_noise_faster_than_the_rules(nothing_known):
+    ruled = forms.by_rule(FORWARD, 8, 32, 16, SINGLE)
+    for other in {BLAS, DIRECT, PACKED} - {ruled}:
+        for gain, expected in ((1.04, ruled), (1.06, other)):
+            seconds = [10.0] * 3
+            seconds[ruled], seconds[other] = gain, 1.0
+            learn(*evenly(*seconds))
+            assert forms.Forms().of(FORWARD, 8, 32, 16, SINGLE) == expected
+            assert forms.Forms("rule").of(FORWARD, 8, 32, 16, SINGLE) == ruled
+            assert forms.Forms("packed").of(FORWARD, 8, 32, 16, SINGLE) == PACKED
+
+
+@tiled
+def test_a_shape_that_was_not_measured_goes_by_the_nearest_one(nothing_known):
+    fast = {form: tuple(1.0 if f == form else 9.0 for f in range(3)) for form in range(3)}
+    learn(
+        *((p, 16, 64, 64, fast[BLAS]) for p in range(3)),
+        *((p, 256, 64, 64, fast[PACKED]) for p in range(3)),
+        *((p, 16, 1024, 64, fast[DIRECT]) for p in range(3)),
+    )
+    of = forms.Forms().of
+    assert of(BACKWARD, 20, 100, 50, SINGLE) == BLAS
+    assert of(BACKWARD, 300, 100, 50, SINGLE) == PACKED
+    assert of(BACKWARD, 20, 784, 50, SINGLE) == DIRECT
+
+
+@tiled
+def test_the_blas_has_to_be_worth_the_gathering_of_the_lowest_layers_rows(nothing_known):
+    for seconds, lowest in (((1.0, 1.09, 1.2), DIRECT), ((1.0, 1.2, 1.09), PACKED), ((1.0, 1.2, 1.2), BLAS)):
+        learn(*evenly(*seconds))
+        found = session_of((32, 16, 8)).forms
+        assert found[0, FORWARD] == found[0, GRADIENT] == lowest
+        # the layer above gathers nothing: only what is nearly as fast stays with the rule
+        assert found[1, BACKWARD] == BLAS
+
+
+@tiled
+def test_the_rule_looks_at_no_table(nothing_known, monkeypatch):
+    def known(dtype):
+        raise AssertionError
+
+    monkeypatch.setattr(forms, "known", known)
+    monkeypatch.setattr(forms, "is_settled", known)
+    forget()
+    for way in ("rule", "blas", "direct", "packed"):
+        model = fastmlp.MLP((32, 16, 8), backend=fastmlp.get_backend("numba", products=way), seed=0)
+        model.fit(np.ones((8, 32)), np.zeros(8, int), epochs=1, verbose=0)
+
+
+@tiled
+def test_a_run_that_goes_on_takes_the_forms_that_it_had(nothing_known, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 32)).astype("f4"), rng.integers(0, 8, 100)
+
+    def model():
+        return fastmlp.MLP((32, 16, 8), backend=fastmlp.get_backend("numba", threads=1), dtype="float32", seed=0)
+
+    learn(*evenly(3.0, 1.0, 2.0))
+
+    class Breaks(fastmlp.Callback):
+        armed = True
+
+        def on_epoch_end(self, run, figures):
+            if self.armed:
+                raise InterruptedError
+
+    whole, half = model(), model()
+    whole.fit(x, y, epochs=2, batch_size=16, verbose=0)
+    callbacks = [fastmlp.Checkpoint(tmp_path / "run", every_steps=7), Breaks()]
+    with pytest.raises(InterruptedError):
+        half.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=callbacks)
+    Breaks.armed = False
+    learn(*evenly(1.0, 3.0, 2.0))
+    assert "blas" in session_of((32, 16, 8)).choices()["products"]
+    resumed = fastmlp.load(tmp_path / "run", backend=fastmlp.get_backend("numba", threads=1))
+    resumed.resume(x, y, callbacks=callbacks, verbose=0)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        assert_same_bits(a, b)
+
+
+@tiled
+def test_forms_of_a_run_that_there_are_not_here_are_not_taken(nothing_known):
+    session = session_of((32, 16, 8), products="rule")
+    before = session.forms
+    auto = session_of((32, 16, 8))
+    named = "packed packed packed, blas blas blas"
+    for choices in (
+        {"backend": "numba", "products": "packed"},
+        {"backend": "numba", "products": "packed packed packed, blas blas sliced"},
+        {"backend": "numba"},
+        {"backend": "numpy", "products": named},
+    ):
+        auto.adopt(choices)
+        assert (auto.forms == session_of((32, 16, 8)).forms).all()
+    session.adopt({"backend": "numba", "products": named})
+    assert (session.forms == before).all()  # as asked for
+    auto.adopt({"backend": "numba", "products": named})
+    assert auto.choices()["products"] == named
+
+
+def test_a_way_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"products must be one of 'auto', 'rule', .*; got 'tiles'"):
+        fastmlp.get_backend("numba", products="tiles")
