@@ -148,7 +148,7 @@ def compare_products(dtype: np.dtype[Any]) -> str:
 def multiply_on_threads(session: Any, shared: tuple[Any, ...], steps: int) -> None:
     """Compute the products of some steps on the threads of a session."""
     session.memory.arrivals[0] = 0
-    _on_threads(session.threads, lambda t: products_of_steps(t, session.threads, *shared, steps))
+    _on_threads(session.parts, lambda t: products_of_steps(t, session.parts, *shared, steps))
 
 
 def compare_steps(workloads: list[str], rounds: int) -> str:

@@ -23,10 +23,10 @@ def reads_in_place(net, data, params, trains):
 
 
 @part
-def multiply_features(net, params, batch, memory, t, threads):
-    """Multiply this thread's features of all rows by their weights, into its own part of ``memory.parts``."""
+def multiply_features(net, params, batch, memory, p, parts):
+    """Multiply this part's features of all rows by their weights, into its own part of ``memory.parts``."""
     inputs, o = net.units[0], net.units[1]
-    first, stop = inputs * t // threads, inputs * (t + 1) // threads
+    first, stop = inputs * p // parts, inputs * (p + 1) // parts
     multiply(
         *(net.forms[0, FORWARD], batch.x, first, batch.index, batch.first, batch.after),
         *(
@@ -36,9 +36,9 @@ def multiply_features(net, params, batch, memory, t, threads):
             params,
             net.weight_at[0] + first * o,
             o,
-            memory.parts[t],
+            memory.parts[p],
             0,
-            memory.panels[t],
+            memory.panels[p],
         ),
     )
 
@@ -106,7 +106,8 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
         Of ``memory.panels``; overwritten.
     """
     units, z, slopes = net.units, memory.z, memory.slopes
-    below, at, index, first, after = batch.x, x_at, batch.index, batch.first + first_row, batch.after
+    below, at, index, first = batch.x, x_at, batch.index, batch.first + first_row
+    after = batch.after + first_row if batch.after >= 0 else -1
     if net.forms[0, FORWARD] == BLAS:
         at += first_row * units[0]  # a BLAS looks at no index: these are gathered, and it starts where they do
     for layer in range(units.size - 1):

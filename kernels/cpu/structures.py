@@ -133,7 +133,7 @@ class Batch(NamedTuple):
         From `first` on, which rows of `x` they are.
     first : int
     after : int
-        Where in `index` this thread's rows of the next step start; -1 where those of x are near anyway.
+        Where in `index` the rows of the next step start; -1 where those of x are near anyway.
     rows : int
     size : int
         Rows of a full batch, by which the memory is laid out.

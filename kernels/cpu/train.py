@@ -68,8 +68,8 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
 
 
 @part
-def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
-    """Leave this thread's part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
+def _gradients_of_slice(net, buffers, batch, memory, p, parts, scratch):
+    """Leave this part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
     grads = buffers.grads
     dtype = grads.dtype.type
     total = 0.0
@@ -78,11 +78,11 @@ def _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch):
             continue
         i_, o = net.units[layer], net.units[layer + 1]
         w, b = net.weight_at[layer], net.bias_at[layer]
-        first, stop = i_ * t // threads, i_ * (t + 1) // threads
+        first, stop = i_ * p // parts, i_ * (p + 1) // parts
         start, end = w + first * o, w + stop * o
-        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[t])
+        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[p])
         total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), net.l2)
-        first, stop = o * t // threads, o * (t + 1) // threads
+        first, stop = o * p // parts, o * (p + 1) // parts
         sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
         for q in range(first, stop):
             grads[b + q] = scratch[q]
@@ -102,9 +102,9 @@ def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, ke
 
 
 @part
-def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, scratch):
-    """Update this thread's part of all parameters; with a positive `clip` from the gradients that are there."""
-    params, gradients = buffers.params, memory.gradients[t]
+def _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, scratch):
+    """Update this part of all parameters; with a positive `clip` from the gradients that are there."""
+    params, gradients = buffers.params, memory.gradients[p]
     dtype = params.dtype.type
     one, zero = dtype(1), dtype(0)
     rate, correction1, correction2 = dtype(scalars[RATE]), dtype(scalars[CORRECTION1]), dtype(scalars[CORRECTION2])
@@ -120,7 +120,7 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
             continue
         i_, o = net.units[layer], net.units[layer + 1]
         w, b = net.weight_at[layer], net.bias_at[layer]
-        low, high = i_ * t // threads, i_ * (t + 1) // threads
+        low, high = i_ * p // parts, i_ * (p + 1) // parts
         most = IN_CACHE if net.forms[layer, GRADIENT] == DIRECT else IN_BLOCKS
         features = max(8, most // o // 8 * 8)
         if fused:
@@ -131,7 +131,7 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
             if fused:
                 layer_gradient(
                     *(net, batch, memory, layer, first, stop, -rate, kept - rate * l2, params, start),
-                    memory.panels[t],
+                    memory.panels[p],
                 )
                 if averages:
                     average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
@@ -139,13 +139,13 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
                 if there:
                     gradient = run(buffers.grads, start, end - start)
                 else:
-                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0, memory.panels[t])
+                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0, memory.panels[p])
                     gradient = run(gradients, 0, end - start)
                 _update_run(
                     *(rule, buffers, start, end, gradient),
                     *(rate, correction1, correction2, kept, l2, clip, averages, average_decay),
                 )
-        first, stop = o * t // threads, o * (t + 1) // threads
+        first, stop = o * p // parts, o * (p + 1) // parts
         start, end = b + first, b + stop
         if not there:
             sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
@@ -157,14 +157,14 @@ def _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, 
 
 
 @part
-def _limit_slice(net, rule, buffers, t, threads, decay, norms):
-    """Limit the norms of this thread's columns of every W, then average this thread's part."""
+def _limit_slice(net, rule, buffers, p, parts, decay, norms):
+    """Limit the norms of this part's columns of every W, then average this part."""
     for layer in range(net.lowest, net.units.size - 1):
         if net.frozen[layer]:
             continue
         i_, o = net.units[layer], net.units[layer + 1]
         w, b = net.weight_at[layer], net.bias_at[layer]
-        first, stop = o * t // threads, o * (t + 1) // threads
+        first, stop = o * p // parts, o * (p + 1) // parts
         limit_columns(run(buffers.params, w, i_ * o), i_, o, first, stop, net.max_norm, norms)
         if rule.has_average:
             n = stop - first
@@ -175,8 +175,8 @@ def _limit_slice(net, rule, buffers, t, threads, decay, norms):
 
 
 @part
-def _apply_gradients(net, rule, buffers, batch, memory, t, threads, scalars, passed, scratch):
-    """Take the rest of a step, this thread's part of it, from the gradients of the activations.
+def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scalars, passed):
+    """Take the rest of a step, this thread's parts of it, from the gradients of the activations.
 
     The gradients of the parameters are taken here too, each slice right before it is updated while it is in the cache.
     `passed` is the barriers met so far; returned with those met here.
@@ -185,32 +185,54 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, scalars, pas
     zero = dtype(0)
     clip = zero
     if rule.clip_norm > zero:
-        memory.norms[t] = _gradients_of_slice(net, buffers, batch, memory, t, threads, scratch)
+        for p in range(t, parts, threads):
+            memory.norms[p] = _gradients_of_slice(net, buffers, batch, memory, p, parts, memory.scratch[p, 0])
         passed += 1
         barrier(memory.arrivals, threads, passed)
         total = 0.0
-        for i in range(threads):
-            total += memory.norms[i]
+        for p in range(parts):
+            total += memory.norms[p]
         norm = math.sqrt(total)
         clip = dtype(1)
         if norm > float(rule.clip_norm):
             clip = dtype(float(rule.clip_norm) / norm)
-    _update_slice(net, rule, buffers, batch, memory, t, threads, scalars, clip, scratch)
+    for p in range(t, parts, threads):
+        _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, memory.scratch[p, 0])
     if net.max_norm > zero:
         passed += 1
         barrier(memory.arrivals, threads, passed)
-        _limit_slice(net, rule, buffers, t, threads, dtype(scalars[AVERAGE_DECAY]), scratch)
+        for p in range(t, parts, threads):
+            _limit_slice(net, rule, buffers, p, parts, dtype(scalars[AVERAGE_DECAY]), memory.scratch[p, 0])
     return passed
 
 
+@part
+def _rows_of_part(net, data, buffers, memory, now, chosen, first, stop, p, shared, inverse_total, key, step):
+    """Run this part's rows of the batch forward, and the gradients of their activations backward."""
+    n, outputs = stop - first, net.units[-1]
+    start, scale = net.z_at[net.units.size - 2] * now.size + first * outputs, buffers.params.dtype.type(inverse_total)
+    panels = memory.panels[p]
+    forward_rows(net, buffers.params, now, 0, memory, n, first, shared, key, step, memory.scratch[p], panels)
+    output_losses(
+        *(net.loss, net.loss_parameter, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
+        *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[p]),
+    )
+    backward_rows(net, buffers.params, memory, n, now.size, first, panels)
+
+
 @entry
-def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, first, table, key, step, totals, done):
+def train_thread(
+    t, threads, parts, net, rule, data, buffers, memory, order, batch, first, table, key, step, totals, done
+):
     """Take part in as many training steps as `table` has rows.
 
     Parameters
     ----------
     t, threads : int
         Which thread this is, of how many.
+    parts : int
+        Into how many the work is divided, at least `threads`: each part is one thread's, and of the same arithmetic
+        whoever it is.  The numbers depend on `parts` alone.
     net, rule, data, buffers, memory : structures
         The memory is shared; its barrier stands at 0.
     order : (n,) int64
@@ -227,9 +249,6 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
         Overwritten by thread 0 with the steps done; less than asked for where a loss was not finite.
     """
     dtype = buffers.params.dtype.type
-    inputs, outputs = net.units[0], net.units[-1]
-    last = net.z_at[net.units.size - 2] * batch
-    lanes = memory.scratch[t]
     in_place = reads_in_place(net, data, buffers.params, True)
     shared = memory.parts.size > 0
     passed = 0
@@ -242,32 +261,29 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
         begin = (first + s) * batch
         rows = min(batch, order.size - begin)
         chosen = run(order, begin, rows)
-        r0, r1 = rows * t // threads, rows * (t + 1) // threads
-        n = r1 - r0
         now = Batch(memory.x, memory.counting, 0, -1, rows, batch)
         if in_place:
-            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + (0 if shared else r0), rows, batch)
-        own = run(chosen, r0, n)
-        if not in_place:
-            load_rows(net, data, own, memory.x, r0 * inputs, r0, key, step + u8(s), lanes)
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch, rows, batch)
+        else:
+            for p in range(t, parts, threads):
+                r0, r1 = rows * p // parts, rows * (p + 1) // parts
+                own, at = run(chosen, r0, r1 - r0), r0 * net.units[0]
+                load_rows(net, data, own, memory.x, at, r0, key, step + u8(s), memory.scratch[p])
             if shared:
                 passed += 1
                 barrier(memory.arrivals, threads, passed)
         if shared:
-            multiply_features(net, buffers.params, now, memory, t, threads)
+            for p in range(t, parts, threads):
+                multiply_features(net, buffers.params, now, memory, p, parts)
             passed += 1
             barrier(memory.arrivals, threads, passed)
-        if n > 0:
-            forward_rows(
-                *(net, buffers.params, now, 0, memory, n, r0, shared, key, step + u8(s), lanes),
-                memory.panels[t],
-            )
-            start, scale = last + r0 * outputs, dtype(scalars[INVERSE_TOTAL])
-            output_losses(
-                *(net.loss, net.loss_parameter, outputs, data, own, memory.z, start, memory.dz, start),
-                *(scale, run(memory.row_losses, r0, n), run(memory.row_hits, r0, n), memory.losses[t]),
-            )
-            backward_rows(net, buffers.params, memory, n, batch, r0, memory.panels[t])
+        for p in range(t, parts, threads):
+            r0, r1 = rows * p // parts, rows * (p + 1) // parts
+            if r1 > r0:
+                _rows_of_part(
+                    *(net, data, buffers, memory, now, chosen, r0, r1, p, shared),
+                    *(scalars[INVERSE_TOTAL], key, step + u8(s)),
+                )
         passed += 1
         barrier(memory.arrivals, threads, passed)
         # every thread sums all rows in the same order, so all come to the same decision, for any number of threads
@@ -281,7 +297,7 @@ def train_thread(t, threads, net, rule, data, buffers, memory, order, batch, fir
             weight += w
         if not math.isfinite(loss):
             break
-        passed = _apply_gradients(net, rule, buffers, now, memory, t, threads, scalars, passed, lanes[0])
+        passed = _apply_gradients(net, rule, buffers, now, memory, t, threads, parts, scalars, passed)
         if t == 0:
             totals[0] += loss
             totals[1] += weight

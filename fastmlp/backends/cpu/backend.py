@@ -171,17 +171,21 @@ class NumbaBackend(NumbaOperations):
 
         assert isinstance(session, NumbaSession)
         self.prepare(session, _go_on)
-        threads = session.threads
         done = np.zeros(1, np.int64)
         memory = session.memory
-        memory.arrivals[0] = 0
-        arguments = (
-            *(threads, session.network, session.rule, session.data(data), session.buffers(state), memory),
-            *(np.asarray(order, np.int64), plan.batch, first, table, np.uint64(state.key), np.uint64(state.step)),
-            *(totals, done),
-        )
-        _on_threads(threads, lambda t: train_thread(t, *arguments))
-        steps = int(done[0])
+        shared = session.network, session.rule, session.data(data), session.buffers(state), memory
+        rows, key = np.asarray(order, np.int64), np.uint64(state.key)
+        steps = 0
+        for threads, count in session.crew.calls(len(table)):
+            memory.arrivals[0] = 0
+            arguments = (
+                *(threads, session.parts, *shared, rows, plan.batch, first + steps, table[steps : steps + count]),
+                *(key, np.uint64(state.step + steps), totals, done),
+            )
+            _on_threads(threads, functools.partial(_with_last, train_thread, arguments))
+            steps += int(done[0])
+            if done[0] < count:
+                break
         state.step += steps
         state.optimizer_step += steps
         return StepReport(steps, steps == len(table))
@@ -195,7 +199,7 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         self.prepare(session, _go_on)
         data = session.inputs(x)
-        threads = max(1, min(session.threads, len(x) // ROWS_A_THREAD))
+        threads = max(1, min(session.parts, len(x) // ROWS_A_THREAD))
         memories, batch = session.inference_memory(threads), session.chunk
         target, nothing = out.reshape(-1), np.empty(0)
 
@@ -229,7 +233,7 @@ class NumbaBackend(NumbaOperations):
         self.prepare(session, _go_on)
         rows = len(data.x)
         record = session.data(data)
-        threads = max(1, min(session.threads, rows // ROWS_A_THREAD))
+        threads = max(1, min(session.parts, rows // ROWS_A_THREAD))
         memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
 
@@ -258,7 +262,7 @@ def _call_without_steps(session: NumbaSession) -> Callable[[], object]:
     row = DeviceData(np.zeros((1, plan.spec.units[0]), plan.precision.products), np.zeros(1, np.int64), None)
     return functools.partial(
         train_thread,
-        *(0, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
+        *(0, 1, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
         *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 5)), np.uint64(0), np.uint64(0)),
         *(np.zeros(3), np.zeros(1, np.int64)),
     )
@@ -274,6 +278,10 @@ def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
     return functools.partial(
         predict_thread, 0, 0, session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
     )
+
+
+def _with_last(function: Callable[..., object], arguments: tuple[Any, ...], t: int) -> None:
+    function(t, *arguments)
 
 
 def _go_on() -> None:

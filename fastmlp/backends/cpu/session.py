@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.cpu.crew import Crew
 from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.session import Session
 from fastmlp.formulas.random_bits import keep_threshold
@@ -33,9 +34,10 @@ CHUNK_BYTES = 512 * 1024
 class NumbaSession(Session):
     """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
 
-    def __init__(self, backend: Backend, plan: Plan, threads: int, forms: Forms) -> None:
+    def __init__(self, backend: Backend, plan: Plan, parts: int, forms: Forms) -> None:
         super().__init__(backend, plan)
-        self.threads = threads
+        self.parts = parts
+        self.crew = Crew(parts)
         self._forms = forms
         self._adopted: NDArray[np.int64] | None = None
         self._chose_blindly = False
@@ -45,9 +47,9 @@ class NumbaSession(Session):
         """How each layer's products are computed, see `Network`."""
         plan = self.plan
         self._chose_blindly = self._forms.lacks(plan.precision.products)
-        rows = self.chunk if plan.optimizer is None else -(-plan.batch // self.threads)
+        rows = self.chunk if plan.optimizer is None else -(-plan.batch // self.parts)
         return self._forms.of_layers(
-            *(rows, self.threads, plan.spec.units, plan.precision.products), gradients=plan.gradients
+            *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
         )
 
     def choices(self) -> dict[str, Any]:
@@ -162,9 +164,9 @@ class NumbaSession(Session):
         """
         from fastmlp.kernels.cpu.codes import BLAS, FORWARD
 
-        small = 5 * self.plan.batch * self.threads < 3 * self.plan.spec.units[0]
+        small = 5 * self.plan.batch * self.parts < 3 * self.plan.spec.units[0]
         by_tiles = self.forms[0, FORWARD] != BLAS
-        return bool(self.threads > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
+        return bool(self.parts > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
 
     def _scratch_size(self, rows: int) -> int:
         """How many numbers a thread needs for copies of what it multiplies."""
@@ -175,7 +177,7 @@ class NumbaSession(Session):
     @cached_property
     def memory(self) -> Any:
         """The memory of a batch in training, shared by all threads, `kernels.cpu.structures.Memory`."""
-        return self._memory(self.plan.batch, self.threads, training=True)
+        return self._memory(self.plan.batch, self.parts, training=True)
 
     def training_bytes(self) -> int:
         """Return the bytes that training would allocate here; none is."""
@@ -186,7 +188,7 @@ class NumbaSession(Session):
 
         counting = copy(self)
         counting._allocate = note  # type: ignore[method-assign]
-        counting._memory(self.plan.batch, self.threads, training=True)
+        counting._memory(self.plan.batch, self.parts, training=True)
         clips = self.plan.optimizer is not None and self.plan.optimizer.clip_norm is not None
         grads = self.plan.layout.size * self.plan.precision.weights.itemsize if clips else 0
         return sum(sizes) + 8 * self.plan.batch + grads

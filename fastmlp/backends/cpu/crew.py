@@ -1,0 +1,85 @@
+"""How many threads work on the parts of a run: as many as there are parts, or one where that was measured to be faster.
+
+Threads wait for each other several times a step.  Where other programs want the cores too, one of them is not running
+half of the time, and the others wait for it; and where a step is short, to wait takes longer than to work.  The numbers
+depend on the parts alone, so the number of threads may change between any two steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+SECONDS = 0.02
+"""How long a call lasts: after it the number of threads may change."""
+TRIAL_SECONDS = 0.01
+"""How long the other number of threads is tried: a few times as long as an operating system lets a program run."""
+AGAIN = 50
+"""The other number is tried again once the last trial was one part in so many of the time since."""
+SLOWER = 1.3
+"""How much longer than the best so far a step may take before the other number is tried at once."""
+FASTER = 0.95
+"""What part of the time a step must take with the other number for that to be taken."""
+
+
+class Crew:
+    """The number of threads of a session, from call to call.
+
+    Parameters
+    ----------
+    parts : int
+        Into how many the work is divided.
+    clock : callable, optional
+        Seconds.
+    """
+
+    def __init__(self, parts: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.parts = parts
+        self.threads = parts
+        self._clock = clock
+        self._seconds: dict[int, float] = {}
+        """Of a step, when it was last measured, by the number of threads."""
+        self._best = math.inf
+        self._due = math.inf
+
+    def calls(self, steps: int) -> Iterator[tuple[int, int]]:
+        """Divide steps among calls: yield (threads, steps) for each, and time what is done with it."""
+        if self.parts == 1:
+            yield 1, steps
+            return
+        while steps:
+            threads = self._next()
+            count = min(steps, self._count(threads))
+            began = self._clock()
+            yield threads, count
+            now = self._clock()
+            self._note(threads, (now - began) / count, now - began, now)
+            steps -= count
+
+    def _next(self) -> int:
+        known = self._seconds.get(self.threads)
+        if known is not None and (self._clock() >= self._due or known > SLOWER * self._best):
+            return 1 if self.threads > 1 else self.parts
+        return self.threads
+
+    def _count(self, threads: int) -> int:
+        current = self._seconds.get(self.threads)
+        if current is None:
+            return 1
+        if threads == self.threads:
+            return max(1, int(SECONDS / current))
+        return max(1, int(TRIAL_SECONDS / self._seconds.get(threads, self.parts * current)))
+
+    def _note(self, threads: int, step: float, call: float, now: float) -> None:
+        is_first = self.threads not in self._seconds
+        self._seconds[threads] = step
+        if threads == self.threads:
+            self._best = min(self._best, step)
+            if is_first:
+                self._due = now + max(SECONDS, call)
+            return
+        if step < FASTER * self._seconds[self.threads]:
+            self.threads = threads
+        self._best = self._seconds[self.threads]
+        self._due = now + AGAIN * call
