@@ -1,4 +1,4 @@
-"""RESULTS.md: each benchmark writes a section of its own, with the machine, the versions and the command."""
+"""RESULTS.md: each benchmark writes a section of its own under the kind of machine, with versions and the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PATH = Path(__file__).with_name("RESULTS.md")
-HEAD = "# Results\n\nWritten by the scripts beside it, each section by the command that it names.\n"
+HEAD = "# Results\n\nWritten by the scripts beside it: for each kind of machine, each section by the command that it names.\n"
 
 
 def unpinned() -> None:
@@ -36,12 +36,14 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Return the processor's name, and which vectors the kernels use there."""
+    """Return the kind of machine: the processor's name, and the instruction set that the kernels use there."""
     from fastmlp.kernels.cpu import vectors
 
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return f"{found.group(1) if found else platform.processor()}, vectors of {vectors.VECTOR_BYTES} bytes"
+    names = {64: "AVX-512", 32: "AVX2", 16: "128-bit vectors"}
+    told = ", told to the compiler" if "NUMBA_CPU_NAME" in os.environ else ""
+    return f"{found.group(1) if found else platform.processor()}, {names[vectors.VECTOR_BYTES]}{told}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -51,11 +53,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_section(title: str, text: str) -> None:
-    """Put a section into RESULTS.md, in the place of the one of the same title."""
+    """Put a section into RESULTS.md, under this kind of machine, in the place of the one of the same title."""
     command = " ".join(["python", *(shlex.quote(a) for a in ["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])])
     today = datetime.date.today().isoformat()
-    section = f"## {title}\n\n`{command}` on {today}: {machine()}.\n\n{text}\n"
+    section = f"### {title}\n\n`{command}` on {today}: {machine()}.\n\n{text}\n"
     old = PATH.read_text() if PATH.exists() else HEAD
-    head, *parts = re.split(r"^(?=## )", old, flags=re.M)
-    kept = [p for p in parts if not p.startswith(f"## {title}\n")]
-    PATH.write_text(head + "\n".join(p.rstrip("\n") + "\n" for p in sorted([*kept, section])))
+    head, *machines = re.split(r"^(?=## )", old, flags=re.M)
+    kinds = {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in machines}
+    here = f"## {processor()}"
+    parts = re.split(r"^(?=### )", kinds.get(here, ""), flags=re.M)[1:]
+    kept = [part for part in parts if not part.startswith(f"### {title}\n")]
+    kinds[here] = "\n" + "\n".join(part.rstrip("\n") + "\n" for part in sorted([*kept, section]))
+    PATH.write_text(
+        head.rstrip("\n") + "\n\n" + "\n".join(f"{k}\n{v.rstrip(chr(10))}\n" for k, v in sorted(kinds.items()))
+    )

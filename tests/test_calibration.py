@@ -44,7 +44,7 @@ def forget():
 
 def learn(*measured):
     """Let this be what was measured in float32."""
-    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured])
+    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured], 1e-4)
     calibration._settled.add(SINGLE)
     forget()
 
@@ -85,17 +85,21 @@ def test_what_is_measured_is_kept_and_read_back(nothing_known, monkeypatch, tmp_
         lambda kept: json.dumps({**kept, "measured": [[*m[:4], [1.0, 2.0, float("nan")]] for m in kept["measured"]]}),
         lambda kept: json.dumps({**kept, "measured": 7}),
         lambda kept: json.dumps([kept]),
+        lambda kept: json.dumps({**kept, "start": 0}),
+        lambda kept: json.dumps({k: v for k, v in kept.items() if k != "start"}),
     ],
 )
 def test_a_damaged_table_is_made_anew(nothing_known, monkeypatch, tmp_path, damage):
     path = tmp_path / "table.json"
     monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
-    kept = {"machine": calibration.machine(), "measured": [[*m] for m in evenly(1.0, 2.0, 3.0)]}
+    kept = {"machine": calibration.machine(), "start": 1e-4, "measured": [[*m] for m in evenly(1.0, 2.0, 3.0)]}
     path.write_text(json.dumps(kept))
     assert calibration._read(path).measured == [Measured(*m) for m in evenly(1.0, 2.0, 3.0)]
     path.write_text(damage(kept))
     assert calibration.known(SINGLE) is None and not calibration.is_settled(SINGLE)
-    monkeypatch.setattr(calibration, "measure", lambda dtype: Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)]))
+    monkeypatch.setattr(
+        calibration, "measure", lambda dtype: Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)], 1e-4)
+    )
     calibration.calibrate(SINGLE, lambda: None)
     assert calibration._read(path).measured == [Measured(*m) for m in evenly(3.0, 2.0, 1.0)]
     assert os.listdir(tmp_path) == ["table.json"]
@@ -219,6 +223,15 @@ def test_forms_of_a_run_that_there_are_not_here_are_not_taken(nothing_known):
     assert (session.forms == before).all()  # as asked for
     auto.adopt({"backend": "numba", "products": named})
     assert auto.choices()["products"] == named
+
+
+@tiled
+def test_a_thread_has_to_earn_its_start(nothing_known):
+    learn(*evenly(0.8e-3, 2e-3, 3e-3))  # for 8 rows; a start takes 0.1 ms
+    for rows, threads in ((1, 1), (3, 1), (4, 2), (8, 4), (800, 8)):
+        assert forms.Forms().threads_for(rows, 8, (32, 16), SINGLE) == threads
+    assert forms.Forms("rule").threads_for(128, 2, (6, 16, 3), SINGLE) == 1
+    assert forms.Forms("rule").threads_for(10_000, 2, (784, 512, 10), SINGLE) == 2
 
 
 def test_a_way_that_does_not_exist_is_refused():

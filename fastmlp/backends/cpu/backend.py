@@ -35,8 +35,6 @@ ALONE = 1_000_000
 """Floating-point operations of a step up to which one thread is faster than several that wait for each other."""
 LONG_SECONDS = 1.5
 """Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
-ROWS_A_THREAD = 64
-"""Prediction uses another thread only where it has at least so many rows to run."""
 
 
 _compiled: set[tuple[bool, Precision]] = set()
@@ -73,6 +71,15 @@ class NumbaBackend(NumbaOperations):
     threads : int, optional
         How many threads a call may use; the physical cores that the process may use when not given.  The same number
         gives the same bits; other numbers agree within rounding.
+    products : {'auto', 'rule', 'blas', 'direct', 'packed'}
+        How products of layers are computed: by a rule from the processor and the sizes, or ('auto') otherwise where that
+        was measured to be faster on this machine; or all of them by a BLAS, by tiles that read matrices where they lie,
+        or by tiles that read copies of them.  Forms differ by rounding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `threads` is no number above 0, or `products` is none of these.
     """
 
     name: ClassVar[str] = "numba"
@@ -199,7 +206,7 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         self.prepare(session, _go_on)
         data = session.inputs(x)
-        threads = max(1, min(session.parts, len(x) // ROWS_A_THREAD))
+        threads = session.threads_for(len(x))
         memories, batch = session.inference_memory(threads), session.chunk
         target, nothing = out.reshape(-1), np.empty(0)
 
@@ -233,7 +240,7 @@ class NumbaBackend(NumbaOperations):
         self.prepare(session, _go_on)
         rows = len(data.x)
         record = session.data(data)
-        threads = max(1, min(session.parts, rows // ROWS_A_THREAD))
+        threads = session.threads_for(rows)
         memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
 

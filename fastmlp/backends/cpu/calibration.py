@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +41,10 @@ class Measured(NamedTuple):
 class Table:
     """What was measured for one type on one machine."""
 
-    def __init__(self, measured: list[Measured]) -> None:
+    def __init__(self, measured: list[Measured], start: float) -> None:
         self.measured = measured
+        self.start = start
+        """Seconds until another thread has begun and ended."""
 
     def nearest(self, product: int, rows: int, inputs: int, outputs: int) -> Measured:
         """Return what was measured for the shape that is the nearest in size."""
@@ -127,10 +130,11 @@ def _read(path: Path) -> Table | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(path.read_text())
         measured = [Measured(int(p), int(n), int(i), int(o), (*map(float, s),)) for p, n, i, o, s in kept["measured"]]
+        start = float(kept["start"])
         forms = {len(m.seconds) for m in measured}
-        positive = all(0 < s < math.inf for m in measured for s in m.seconds)
+        positive = all(0 < s < math.inf for s in [start, *(s for m in measured for s in m.seconds)])
         if kept["machine"] == machine() and positive and forms == {3} and {m.product for m in measured} == {0, 1, 2}:
-            return Table(measured)
+            return Table(measured, start)
     return None
 
 
@@ -139,9 +143,8 @@ def _write(path: Path, table: Table, dtype: np.dtype[Any]) -> None:
     with contextlib.suppress(OSError):
         os.makedirs(path.parent, exist_ok=True)
         with atomic_writer(path) as file:
-            file.write(
-                json.dumps({"machine": machine(), "dtype": str(dtype), "measured": table.measured}, indent=1).encode()
-            )
+            kept = {"machine": machine(), "dtype": str(dtype), "start": table.start, "measured": table.measured}
+            file.write(json.dumps(kept).encode())
 
 
 def measure(dtype: np.dtype[Any]) -> Table:
@@ -155,7 +158,23 @@ def measure(dtype: np.dtype[Any]) -> Table:
             if found and len({m.product for m in found}) == 3 and time.perf_counter() > end:
                 break
             found.append(Measured(which, *shape, tuple(time_product(which, shape, dtype))))
-    return Table(found)
+    return Table(found, time_start())
+
+
+def time_start() -> float:
+    """Return the seconds that it takes to start a thread that does nothing, and to wait for its end."""
+    best = math.inf
+    for _ in range(20):
+        begin = time.perf_counter()
+        thread = threading.Thread(target=_nothing)
+        thread.start()
+        thread.join()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _nothing() -> None:
+    return
 
 
 def time_product(which: int, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> list[float]:

@@ -17,6 +17,8 @@ WAYS = ("auto", "rule", "blas", "direct", "packed")
 
 GAIN = 1.05
 """How much faster than the rule's another form has to have been measured to be taken: less is noise."""
+START, FLOPS = 60e-6, 1e10
+"""Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
 GATHERING = 1.1
 """The same, for the BLAS in the lowest layer, whose rows have to be gathered for it."""
 
@@ -60,6 +62,20 @@ class Forms:
         dtype : numpy.dtype
         """
         return _of(self.way, product, rows, inputs, outputs, dtype)
+
+    def threads_for(self, rows: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """Return how many threads run so many rows forward the fastest: each has to earn what its start costs."""
+        table = known(dtype) if self.way == "auto" else None
+        start = START if table is None else table.start
+        seconds = 0.0
+        for i, o in itertools.pairwise(units):
+            flops = 2.0 * rows * i * o
+            if table is None:
+                seconds += flops / FLOPS
+            else:
+                near = table.nearest(0, min(rows, 256), i, o)
+                seconds += min(near.seconds) * flops / (2.0 * near.rows * near.inputs * near.outputs)
+        return max(1, min(most, int(seconds / (2 * start))))
 
     def of_layers(
         self, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], *, gradients: bool

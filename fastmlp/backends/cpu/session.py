@@ -41,6 +41,7 @@ class NumbaSession(Session):
         self._forms = forms
         self._adopted: NDArray[np.int64] | None = None
         self._chose_blindly = False
+        self._threads_for: dict[int, int] = {}
 
     @cached_property
     def forms(self) -> NDArray[np.int64]:
@@ -51,6 +52,17 @@ class NumbaSession(Session):
         return self._forms.of_layers(
             *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
         )
+
+    def threads_for(self, rows: int) -> int:
+        """Return how many threads are to run so many rows forward."""
+        if self.parts == 1:
+            return 1
+        found = self._threads_for.get(rows)
+        if found is None:
+            plan = self.plan
+            found = self._forms.threads_for(rows, self.parts, plan.spec.units, plan.precision.products)
+            self._threads_for[rows] = found
+        return found
 
     def choices(self) -> dict[str, Any]:
         return {**super().choices(), "products": _named(self.forms)}
