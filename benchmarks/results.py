@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PATH = Path(__file__).with_name("RESULTS.md")
-HEAD = "# Results\n\nWritten by the scripts beside it: for each kind of machine, each section by the command that it names.\n"
+HEAD = """# Results
+
+Written by the scripts beside it: for each kind of machine, each section by the command that it names.
+"""
 
 
 def unpinned() -> None:
@@ -52,11 +55,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def write_section(title: str, text: str) -> None:
+def write_section(title: str, body: str) -> None:
     """Put a section into RESULTS.md, under this kind of machine, in the place of the one of the same title."""
     command = " ".join(["python", *(shlex.quote(a) for a in ["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])])
     today = datetime.date.today().isoformat()
-    section = f"### {title}\n\n`{command}` on {today}: {machine()}.\n\n{text}\n"
+    section = f"### {title}\n\n`{command}` on {today}: {machine()}.\n\n{body}\n"
     old = PATH.read_text() if PATH.exists() else HEAD
     head, *machines = re.split(r"^(?=## )", old, flags=re.M)
     kinds = {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in machines}
@@ -64,6 +67,5 @@ def write_section(title: str, text: str) -> None:
     parts = re.split(r"^(?=### )", kinds.get(here, ""), flags=re.M)[1:]
     kept = [part for part in parts if not part.startswith(f"### {title}\n")]
     kinds[here] = "\n" + "\n".join(part.rstrip("\n") + "\n" for part in sorted([*kept, section]))
-    PATH.write_text(
-        head.rstrip("\n") + "\n\n" + "\n".join(f"{k}\n{v.rstrip(chr(10))}\n" for k, v in sorted(kinds.items()))
-    )
+    text = "\n".join(f"{kind}\n{sections.rstrip()}\n" for kind, sections in sorted(kinds.items()))
+    PATH.write_text(f"{head.rstrip()}\n\n{text}")

@@ -21,6 +21,7 @@ from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS, part
 from .packing import pack, pack_columns, transpose
 from .tiles import ROWS, readable, share_of
+from .vectors import run
 
 DEPTH = max(128, 16 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
 """Of a packed block: a panel of B takes half of the smallest first-level cache there is, 32 KiB, so that rows of A pass
@@ -128,11 +129,25 @@ def multiply_transposed(
     gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
 
 
+@part
+def _add_outer_product(u, v, alpha, beta, out, out_at):
+    """``out = beta out + alpha u v.T``: the gradient of a single row, which no tile has to sum."""
+    for i in range(u.size):
+        row, factor = run(out, out_at + i * v.size, v.size), alpha * u[i]
+        if beta == 0:
+            for q in range(v.size):
+                row[q] = factor * v[q]
+        else:
+            for q in range(v.size):
+                row[q] = beta * row[q] + factor * v[q]
+
+
 @overload(multiply, jit_options=OPTIONS)
 def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
     real = getattr(np, str(out.dtype))
     lanes = vectors.lanes(out.dtype)
     panel, width = tiles.panel_of_rows(lanes), tiles.VECTORS * lanes
+    long_row, long = tiles.tile(1, tiles.ROW_VECTORS, lanes, False), tiles.ROW_VECTORS * lanes
 
     def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
         if form == BLAS:
@@ -153,6 +168,14 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
                     if form == PACKED and (r == 0 or columns > group):
                         pack(b, first, columns, depth, grouped, scratch)
                     c, packed_at = 0, 0
+                    if rows == 1 and form == DIRECT:
+                        place = out_at + g
+                        while share_of(grouped - c, long, lanes) == long:
+                            long_row(
+                                *(a, at + start, index, index_at, ahead, lda, 1, depth, b, first + c, columns, long),
+                                *(real(1), kept, out, place + c, columns),
+                            )
+                            c += long
                     while c < grouped:
                         valid = share_of(grouped - c, width, lanes)
                         panels, panel_at, step = b, first + c, columns
@@ -216,6 +239,11 @@ def _compiled_multiply_transposed(
     ):
         if form == BLAS:
             gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
+            return
+        if k == 1:
+            _add_outer_product(
+                run(a, at + index[index_at] * lda, rows), run(b, b_at, columns), alpha, beta, out, out_at
+            )
             return
         deep, many, group, copies = DEEPEST, max(1, rows), columns, False
         copy_at = deep * width

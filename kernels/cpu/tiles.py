@@ -23,6 +23,8 @@ AVAILABLE = vectors.HAS_FMA and not numba.config.DISABLE_JIT
 ROWS, VECTORS = (8, 3) if vectors.REGISTERS == 32 else (6, 2)
 FEW_ROWS = 4 if vectors.REGISTERS == 16 else 1
 """What is left of the rows is computed by tiles of so many, where it fits them."""
+ROW_VECTORS = 4 if vectors.REGISTERS == 32 and vectors.MASKS else 8
+"""Vectors of a tile of one row: a sum is ready for the next product after four cycles, in each of which two begin."""
 LINE_BYTES = 64
 
 

@@ -72,9 +72,9 @@ class NumbaBackend(NumbaOperations):
         How many threads a call may use; the physical cores that the process may use when not given.  The same number
         gives the same bits; other numbers agree within rounding.
     products : {'auto', 'rule', 'blas', 'direct', 'packed'}
-        How products of layers are computed: by a rule from the processor and the sizes, or ('auto') otherwise where that
-        was measured to be faster on this machine; or all of them by a BLAS, by tiles that read matrices where they lie,
-        or by tiles that read copies of them.  Forms differ by rounding.
+        How products of layers are computed: by a rule from the processor and the sizes, or ('auto') otherwise where
+        that was measured to be faster on this machine; or all of them by a BLAS, by tiles that read matrices where they
+        lie, or by tiles that read copies of them.  Forms differ by rounding.
 
     Raises
     ------
