@@ -19,10 +19,6 @@ from fastmlp import get_backend  # noqa: E402
 
 # edges of a tile: rows 8 or 4, vectors of 16, 8 or 4, three of them side by side, a quarter of one
 ROWS, COLUMNS, DEPTHS = (1, 2, 7, 8, 9, 25), (1, 3, 4, 5, 15, 16, 17, 31, 33, 49, 53, 67, 100), (1, 2, 15, 16, 40)
-    (1, 2, 7, 8, 9, 25),
-    (1, 3, 4, 5, 15, 16, 17, 31, 33, 47, 48, 49, 53, 67, 100, 130),
-    (1, 2, 15, 16, 40),
-)
 
 
 forms = pytest.mark.parametrize("form", ["blas", "direct", "packed"])
