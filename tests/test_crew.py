@@ -13,6 +13,11 @@ from fastmlp.backends.cpu.crew import Crew
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 
 
+@pytest.fixture(autouse=True)
+def idle(monkeypatch):
+    monkeypatch.setattr(crew, "_last_alone", -np.inf)
+
+
 class Machine:
     """A clock that calls move on, by what a step takes with one thread and with several."""
 
@@ -54,6 +59,20 @@ def test_whatever_slows_several_threads_down_is_noticed_within_a_few_calls():
     machine.several = 50e-6
     machine.train(made, 20_000)
     assert made.threads == 2
+
+
+def test_the_next_session_begins_as_the_last_one_ended():
+    machine = Machine(100e-6, 5e-3)
+    machine.train(Crew(2, machine.clock), 2000)
+    assert Crew(2, machine.clock).threads == 1
+    machine.several = 50e-6  # nobody else wants the cores any more
+    later = Crew(2, machine.clock)
+    machine.train(later, 2000)
+    assert later.threads == 2 and Crew(2, machine.clock).threads == 2
+    machine.several = 5e-3
+    machine.train(Crew(2, machine.clock), 2000)
+    machine.now += crew.RECENT
+    assert Crew(2, machine.clock).threads == 2
 
 
 def test_one_part_is_one_call():

@@ -23,6 +23,13 @@ FASTER = 0.95
 """What part of the time a step must take with the other number for that to be taken."""
 
 
+RECENT = 5.0
+"""Seconds for which the next session begins as the last one ended: what slows threads down lasts longer than a fit."""
+
+_last_alone = -math.inf
+"""When one thread was last tried against several, and was faster."""
+
+
 class Crew:
     """The number of threads of a session, from call to call.
 
@@ -36,7 +43,7 @@ class Crew:
 
     def __init__(self, parts: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.parts = parts
-        self.threads = parts
+        self.threads = 1 if clock() < _last_alone + RECENT else parts
         self._clock = clock
         self._seconds: dict[int, float] = {}
         """Of a step, when it was last measured, by the number of threads."""
@@ -81,5 +88,11 @@ class Crew:
             return
         if step < FASTER * self._seconds[self.threads]:
             self.threads = threads
+        _note_alone(now if self.threads == 1 else -math.inf)
         self._best = self._seconds[self.threads]
         self._due = now + AGAIN * call
+
+
+def _note_alone(now: float) -> None:
+    global _last_alone
+    _last_alone = now
