@@ -11,15 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmlp import MLP
+from fastmlp.formulas import random_bits
 from fastmlp.formulas.initializers import INITIALIZERS, Normal
 from fastmlp.formulas.random_bits import (
     BLOCK,
+    FEW,
+    FEW_ROWS,
     Purpose,
     draws,
     epoch_order,
     keep_threshold,
     normals,
     philox4x32,
+    philox4x32_of_few,
     uniforms,
 )
 
@@ -44,6 +48,14 @@ def library(counter, key):
     return tuple(counters[:, 0].tolist())
 
 
+def of_few(counter, key):
+    """The counter as the middle one of three, so that what leaks from its neighbours is seen."""
+    ones = 1 | 1 << 64 | 1 << 128
+    slots = tuple(ALL | w << 64 | ALL << 128 for w in counter)
+    found = philox4x32_of_few(slots, key[0] | key[1] << 32, ones)
+    return tuple(w >> 64 & 2**64 - 1 for w in found)
+
+
 def drawn(key, purpose, shape, **counter):
     out = np.full(shape, 0xDEAD, np.uint32)
     draws(key, purpose, out, **counter)
@@ -51,7 +63,7 @@ def drawn(key, purpose, shape, **counter):
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), PUBLISHED, ids=["zeros", "ones", "pi"])
-@pytest.mark.parametrize("philox", [library, oracle.philox4x32])
+@pytest.mark.parametrize("philox", [library, of_few, oracle.philox4x32])
 def test_philox_gives_the_published_words(philox, counter, key, expected):
     assert philox(counter, key) == expected
 
@@ -65,6 +77,7 @@ def test_philox_agrees_with_randomgen(counter, key):
     peer = randomgen.Philox(counter=(number - 1) % 2**128, key=key[0] | key[1] << 32, number=4, width=32)
     expected = tuple(int(w) for w in peer.random_raw(4))
     assert library(counter, key) == expected
+    assert of_few(counter, key) == expected
     assert oracle.philox4x32(counter, key) == expected
 
 
@@ -98,6 +111,28 @@ def test_draws_are_right_on_both_sides_of_a_block(shape):
     assert (rows[0] == found[-1]).all()
 
 
+SIZES = [(1, 1), (1, 5), (1, 150), (4, 16), (16, 3), (7, 33), (1, 4 * FEW), (1, 4 * FEW + 1), (FEW, 4), (FEW + 1, 3)]
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("key", [0, 2**32 - 1, 2**64 - 1, 0x0123456789ABCDEF])
+def test_few_counters_give_the_words_that_many_give(monkeypatch, key, shape):
+    cases = [
+        (purpose, {"first_row": first_row, "step": step, "layer": layer})
+        for purpose in Purpose
+        for first_row, step, layer in ((0, 0, 0), (ALL - shape[0], 2**32 + 5, 3), (150, ALL, 2**24 - 1))
+    ]
+    as_they_are = [drawn(key, purpose, shape, **counter) for purpose, counter in cases]
+    monkeypatch.setattr(random_bits, "FEW", 0)
+    for found, (purpose, counter) in zip(as_they_are, cases, strict=True):
+        assert (found == drawn(key, purpose, shape, **counter)).all(), (purpose, counter)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)], ids=str)
+def test_no_words_are_drawn_where_there_is_no_room(shape):
+    assert drawn(1, Purpose.DROPOUT, shape).shape == shape
+
+
 def test_draws_fill_a_part_of_a_larger_array():
     whole = np.zeros((9, 9), np.uint32)
     draws(5, Purpose.DROPOUT, whole[1:8:2, 2:9:3])
@@ -121,6 +156,25 @@ def test_epoch_order_is_the_specified_permutation(rows, step):
     order = epoch_order(2**63 + 11, step, rows)
     assert order.dtype == np.intp
     assert order.tolist() == oracle.epoch_order(2**63 + 11, step, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 150, FEW_ROWS - 1, FEW_ROWS, FEW_ROWS + 1, 4 * FEW, 4 * FEW + 1])
+@pytest.mark.parametrize("key", [0, 7, 2**64 - 1])
+def test_epoch_order_of_few_rows_is_made_by_the_rule_for_many(monkeypatch, key, rows):
+    orders = [epoch_order(key, step, rows).tolist() for step in (0, 2, 2**33)]
+    monkeypatch.setattr(random_bits, "FEW", 0)
+    monkeypatch.setattr(random_bits, "FEW_ROWS", 0)
+    assert orders == [epoch_order(key, step, rows).tolist() for step in (0, 2, 2**33)]
+
+
+@pytest.mark.parametrize("limit", [0, FEW_ROWS])
+def test_rows_of_equal_words_keep_their_order(monkeypatch, limit):
+    def few_words(key, purpose, out, **counter):
+        out[...] = [[5, ALL, 0, 5, 2**16, 5, 0, ALL, 2**16 - 1]]
+
+    monkeypatch.setattr(random_bits, "draws", few_words)
+    monkeypatch.setattr(random_bits, "FEW_ROWS", limit)
+    assert epoch_order(0, 0, 9).tolist() == [2, 6, 0, 3, 5, 8, 4, 1, 7]
 
 
 def test_epoch_order_of_many_rows_is_a_permutation_and_differs_between_epochs_and_keys():

@@ -13,6 +13,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 from __future__ import annotations
 
+import functools
 from enum import IntEnum
 
 import numpy as np
@@ -23,6 +24,10 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 # Counters worked on at once by `draws`: the eight uint64 words of each then stay in a 1 MiB second-level cache.
 BLOCK = 4096
+# Counters up to which `draws` works on them as one Python integer: the hundred calls of NumPy cost more (even at 400).
+FEW = 256
+# Rows up to which `epoch_order` sorts whole words: fewer calls, while the sort by halves scales better (even at 700).
+FEW_ROWS = 512
 _LOW = 0xFFFFFFFF
 
 
@@ -63,6 +68,32 @@ def philox4x32(counters: NDArray[np.uint64], key: int, scratch: NDArray[np.uint6
         k0, k1 = k0 + KEY_INCREMENTS[0] & _LOW, k1 + KEY_INCREMENTS[1] & _LOW
 
 
+def philox4x32_of_few(counters: tuple[int, int, int, int], key: int, ones: int) -> tuple[int, int, int, int]:
+    """Return what `philox4x32` makes of counters that stand side by side in Python integers.
+
+    A product of two 32-bit words has 64 bits, so that counters in slots of 64 bits never touch each other, and one
+    operation on the integer is one on all of them.
+
+    Parameters
+    ----------
+    counters : tuple of int
+        The four words, each with a slot of 64 bits a counter.
+    key : int
+        64-bit key.
+    ones : int
+        1 in each slot.
+    """
+    c0, c1, c2, c3 = counters
+    low = ones * _LOW
+    k0, k1 = key & _LOW, key >> 32 & _LOW
+    for _ in range(ROUNDS):
+        p, q = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1 = (q >> 32 & low) ^ c1 ^ ones * k0, q & low
+        c2, c3 = (p >> 32 & low) ^ c3 ^ ones * k1, p & low
+        k0, k1 = k0 + KEY_INCREMENTS[0] & _LOW, k1 + KEY_INCREMENTS[1] & _LOW
+    return c0, c1, c2, c3
+
+
 def draw_scratch() -> NDArray[np.uint64]:
     """Return the scratch memory that `draws` works in, (6, BLOCK) uint64."""
     return np.empty((6, BLOCK), np.uint64)
@@ -94,9 +125,12 @@ def draws(
         Overwritten; allocated when not given.
     """
     rows, columns = out.shape
+    blocks = -(-columns // 4)
+    if 0 < rows * blocks <= FEW:
+        _draw_few(key, purpose, out, first_row, step, layer)
+        return
     if scratch is None:
         scratch = draw_scratch()
-    blocks = -(-columns // 4)
     for left in range(0, blocks, BLOCK):
         width = min(BLOCK, blocks - left)
         height = max(1, BLOCK // width)
@@ -113,6 +147,30 @@ def draws(
             for lane in range(4):
                 words = part[:, lane::4]
                 words[...] = grid[lane, :, : words.shape[1]]
+
+
+def _draw_few(key: int, purpose: Purpose, out: NDArray[np.uint32], first_row: int, step: int, layer: int) -> None:
+    """Do what `draws` does, for few counters."""
+    rows, columns = out.shape
+    blocks = -(-columns // 4)
+    ones, c0, c1 = _slots(rows, blocks, first_row)
+    tag = int(purpose) << 24 | layer
+    c0, c1, c2, c3 = philox4x32_of_few((c0, c1, ones * (step & _LOW), ones * tag), key, ones)
+    words = np.empty((rows, blocks, 4), np.uint32)
+    for left, pair in ((0, c0 | c1 << 32), (2, c2 | c3 << 32)):
+        in_bytes = pair.to_bytes(8 * rows * blocks, "little")
+        words[:, :, left : left + 2] = np.frombuffer(in_bytes, "<u4").reshape(rows, blocks, 2)
+    out[...] = words.reshape(rows, 4 * blocks)[:, :columns]
+
+
+@functools.lru_cache(maxsize=64)
+def _slots(rows: int, blocks: int, first_row: int) -> tuple[int, int, int]:
+    """Return 1, the block and the row of each counter, in slots of 64 bits of Python integers."""
+    words = np.ones((3, rows, blocks), "<u8")
+    words[1] = np.arange(blocks)
+    words[2] = np.arange(first_row, first_row + rows)[:, None]
+    ones, block, row = (int.from_bytes(word.tobytes(), "little") for word in words)
+    return ones, block, row
 
 
 def epoch_order(key: int, step: int, rows: int) -> NDArray[np.intp]:
@@ -136,6 +194,9 @@ def epoch_order(key: int, step: int, rows: int) -> NDArray[np.intp]:
     """
     words = np.empty((1, rows), np.uint32)
     draws(key, Purpose.EPOCH_ORDER, words, step=step)
+    if rows <= FEW_ROWS:
+        found: NDArray[np.intp] = words[0].argsort(kind="stable")
+        return found
     # stable sorts by the lower and then the upper half of the word: NumPy sorts 16 bits by counting, twice as fast
     lower = (words[0] & 0xFFFF).astype(np.uint16).argsort(kind="stable")
     upper = (words[0] >> 16).astype(np.uint16)[lower].argsort(kind="stable")
