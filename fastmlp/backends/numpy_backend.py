@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,8 +43,8 @@ class NumpyBackend(Backend):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:
         size = math.prod(shape) * dtype.itemsize
         raw = np.empty(size + ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT
-        return raw[start : start + size].view(dtype).reshape(shape)
+        address = addressof(c_char.from_buffer(raw.data))  # a third of the time that `raw.ctypes` takes
+        return np.ndarray(shape, dtype, raw, -address % ALIGNMENT)
 
     def asarray(self, array: Any) -> Floats:
         return np.asarray(array)

@@ -60,11 +60,12 @@ def inverse_totals(
     (count,) float64
     """
     rows = order[first * batch_size : (first + count) * batch_size]
-    starts = np.arange(0, len(rows), batch_size)
     if weights is None:
-        sums = np.diff(np.append(starts, len(rows))).astype(np.float64)
-    else:
-        sums = np.add.reduceat(weights[rows].astype(np.float64), starts)
+        sizes = np.full(count, float(batch_size))
+        sizes[-1] = len(rows) - (count - 1) * batch_size
+        return 1.0 / sizes
+    starts = np.arange(0, len(rows), batch_size)
+    sums = np.add.reduceat(weights[rows].astype(np.float64), starts)
     return np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
 
 

@@ -17,7 +17,7 @@ from fastmlp.engine.progress import PausedRun
 from fastmlp.errors import FileFormatError
 from fastmlp.files import safetensors
 from fastmlp.formulas.optimizers import optimizer_from_json, optimizer_to_json
-from fastmlp.network.layout import Layout
+from fastmlp.network.layout import layout_of
 from fastmlp.network.spec import NetworkSpec
 from fastmlp.network.state import TrainState
 
@@ -127,7 +127,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         optimizer = optimizer_from_json(header["optimizer"]) if header["kind"] == "checkpoint" else None
     except (KeyError, ValueError, TypeError) as e:
         raise FileFormatError(f"{fspath(path)}: its description makes no sense: {e}") from None
-    layout = Layout(spec.units, dtype.itemsize)
+    layout = layout_of(spec.units, dtype.itemsize)
     prefixes = [""]
     if optimizer is not None:
         prefixes += [f"moment{i}." for i in range(optimizer.moments)]

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,7 @@ from fastmlp.engine.checks import check_data, check_inputs
 from fastmlp.engine.inference import Inference
 from fastmlp.engine.predictor import Predictor
 from fastmlp.engine.sessions import SessionPool
-from fastmlp.network.layout import Layout
+from fastmlp.network.layout import layout_of
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.state import TrainState, initial_parameters
 
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
     from fastmlp.network.spec import NetworkSpec
+
+
+class _Made(NamedTuple):
+    """The plan of training that was made last, and what for: the next fit most often asks for the same."""
+
+    spec: NetworkSpec
+    optimizer: Optimizer
+    plan: Plan
 
 
 class Learner:
@@ -67,12 +75,13 @@ class Learner:
         self.feature_names: tuple[str, ...] | None = None
         self.paused: PausedRun | None = None
         self._changing = threading.Lock()
+        self._made: _Made | None = None
         self._settle(backend)
 
     @classmethod
     def drawn(cls, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, key: int) -> Learner:
         """Return a new network, its weights drawn from a 64-bit seed."""
-        layout = Layout(spec.units, dtype.itemsize)
+        layout = layout_of(spec.units, dtype.itemsize)
         with backend.working():
             params = backend.copy(initial_parameters(spec, layout, dtype, key))
         return cls(spec, dtype, backend, TrainState(layout, params, key))
@@ -100,7 +109,11 @@ class Learner:
 
     def plan(self, batch: int, optimizer: Optimizer) -> Plan:
         """Return the plan of training steps on so many rows."""
-        return Plan(self.spec, batch, Precision.of(self.dtype), True, optimizer.without_schedule())
+        made = self._made
+        if made is None or made.spec is not self.spec or made.optimizer is not optimizer or made.plan.batch != batch:
+            plan = Plan(self.spec, batch, Precision.of(self.dtype), True, optimizer.without_schedule())
+            made = self._made = _Made(self.spec, optimizer, plan)
+        return made.plan
 
     def data(
         self,

@@ -172,8 +172,11 @@ class Optimizer:
         (count, 5) float64
         """
         t = np.arange(first + 1, first + 1 + len(rates), dtype=np.float64)
-        decay = np.minimum(self.ema, (1 + t) / (10 + t)) if self.ema is not None else np.zeros_like(t)
-        return np.column_stack((rates, *self.corrections(t), decay, inverse_totals))
+        decay = np.minimum(self.ema, (1 + t) / (10 + t)) if self.ema is not None else 0.0
+        table = np.empty((len(rates), len(StepScalars._fields)))
+        for column, values in enumerate((rates, *self.corrections(t), decay, inverse_totals)):
+            table[:, column] = values
+        return table
 
     def update(self, p: Array, g: Array, moments: Sequence[Array], scalars: StepScalars, scratch: Array) -> None:
         """Take one step on flat arrays.
@@ -403,7 +406,7 @@ OPTIMIZERS: RecordTypes[Optimizer] = RecordTypes("optimizer", Optimizer, (SGD, A
 def choose_optimizer(optimizer: Optimizer | str | None, last: Optimizer | None) -> Optimizer:
     """Return a record given as such or by name; for None that of the last run, at first `Adam`."""
     if optimizer is None:
-        return last or Adam()
+        return last or OPTIMIZERS.record(Adam.name)
     return OPTIMIZERS.record(optimizer)
 
 

@@ -60,6 +60,7 @@ class RecordTypes(Generic[T]):
     def __init__(self, kind: str, base: type[T], types: Iterable[type[T]]) -> None:
         self.kind, self.base = kind, base
         self.types: dict[str, type[T]] = {}
+        self._defaults: dict[type[T], T] = {}
         for t in types:
             self.types[t.name] = t  # type: ignore[attr-defined]  # every base declares `name: ClassVar[str]`
 
@@ -73,7 +74,13 @@ class RecordTypes(Generic[T]):
 
     def record(self, value: str | T) -> T:
         """Return a record as given, or by its name with its defaults."""
-        return value if isinstance(value, self.base) else self.type_of(value)()  # type: ignore[arg-type]
+        if isinstance(value, self.base):
+            return value
+        kind = self.type_of(value)  # type: ignore[arg-type]
+        # records are frozen, so one with the defaults serves all
+        if kind not in self._defaults:
+            self._defaults[kind] = kind()
+        return self._defaults[kind]
 
     def to_json(self, record: T) -> dict[str, Any]:
         """Return a record as plain values: its name and its fields.

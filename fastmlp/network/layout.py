@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +100,12 @@ class Layout:
                     start = found.pop().start
                 found.append(Segment(start, stop, is_weight))
         return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def layout_of(units: tuple[int, ...], itemsize: int) -> Layout:
+    """Return the layout of some units, the same record each time, so that networks alike work it out once."""
+    return Layout(units, itemsize)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmlp.formulas.activations import get_activation
 from fastmlp.formulas.optimizers import Optimizer
-from fastmlp.network.layout import Layout, Segment
+from fastmlp.network.layout import Layout, Segment, layout_of
 from fastmlp.network.spec import NetworkSpec
 
 
@@ -60,7 +60,7 @@ class Plan:
     @cached_property
     def layout(self) -> Layout:
         """Where the parameters lie."""
-        return Layout(self.spec.units, self.precision.weights.itemsize)
+        return layout_of(self.spec.units, self.precision.weights.itemsize)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -78,6 +78,11 @@ class Plan:
                 s = Segment(joined.pop().start, s.stop, False)
             joined.append(s)
         return tuple(joined)
+
+    @cached_property
+    def compiled(self) -> bool:
+        """Whether every function is fastmlp's own, the optimizer's too, so that compiled backends know it."""
+        return self.spec.compiled and (self.optimizer is None or self.optimizer.compiled)
 
     @property
     def folds_rate(self) -> bool:

@@ -313,8 +313,8 @@ def _said_if_it_takes_long(what: str) -> Iterator[None]:
 
 
 def _compiles(plan: Plan) -> bool:
-    if plan.spec.compiled:
-        return plan.optimizer is None or plan.optimizer.compiled
+    if plan.compiled or plan.spec.compiled:
+        return plan.compiled
     own = [a for a in plan.spec.activations if not get_activation(a).compiled]
     own += [] if plan.spec.loss.compiled else [plan.spec.loss.name]
     _say_composed(tuple(dict.fromkeys(own)))
