@@ -228,7 +228,7 @@ def test_forms_of_a_run_that_there_are_not_here_are_not_taken(nothing_known):
 @tiled
 def test_a_thread_has_to_earn_its_start(nothing_known):
     learn(*evenly(0.8e-3, 2e-3, 3e-3))  # for 8 rows; a start takes 0.1 ms
-    for rows, threads in ((1, 1), (3, 1), (4, 2), (8, 4), (800, 8)):
+    for rows, threads in ((0, 1), (1, 1), (3, 1), (4, 2), (8, 4), (800, 8)):
         assert forms.Forms().threads_for(rows, 8, (32, 16), SINGLE) == threads
     assert forms.Forms("rule").threads_for(128, 2, (6, 16, 3), SINGLE) == 1
     assert forms.Forms("rule").threads_for(10_000, 2, (784, 512, 10), SINGLE) == 2

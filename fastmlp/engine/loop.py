@@ -118,6 +118,7 @@ class Training:
         self._fingerprint = ""
         self._validation_there: HostData | None = None
         self._session: Session | None = None
+        self._choices: dict[str, Any] | None = None
 
     # --- what callbacks may ask ---
 
@@ -190,6 +191,7 @@ class Training:
                     while self.epoch < self.epochs and not self.history.stop_reason:
                         self._epoch(session, data, ctrl_c)
                 finally:
+                    self._choices = session.choices()  # what is saved after the run goes on in the same way
                     self._session = session.meanwhile = self._validation_there = None
                     session.release()
             if self._interrupted:
@@ -355,7 +357,7 @@ class Training:
         backend = self.learner.backend
         if not self._fingerprint:
             self._fingerprint = self._data.fingerprint(backend.to_numpy)
-        choices = backend.choices() if self._session is None else self._session.choices()
+        choices = self._session.choices() if self._session is not None else self._choices or backend.choices()
         contents = RunContents(
             optimizer=self.optimizer,
             progress=self._progress,

@@ -48,7 +48,7 @@ class Table:
 
     def nearest(self, product: int, rows: int, inputs: int, outputs: int) -> Measured:
         """Return what was measured for the shape that is the nearest in size."""
-        wanted = rows, inputs, outputs
+        wanted = max(1, rows), inputs, outputs  # a call may be for no rows
 
         def distance(m: Measured) -> float:
             there = m.rows, m.inputs, m.outputs
