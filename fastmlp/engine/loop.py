@@ -118,7 +118,8 @@ class Training:
         self._fingerprint = ""
         self._validation_there: HostData | None = None
         self._session: Session | None = None
-        self._choices: dict[str, Any] | None = None
+        self._used: Session | None = None
+        """The session of the steps, also after them: what is saved then has to go on in the same way."""
 
     # --- what callbacks may ask ---
 
@@ -185,13 +186,13 @@ class Training:
             callback.on_train_begin(self)
         try:
             with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
-                self._session, session.meanwhile = session, self._order_ahead
+                self._session = self._used = session
+                session.meanwhile = self._order_ahead
                 try:
                     self._prepare(session, ctrl_c)
                     while self.epoch < self.epochs and not self.history.stop_reason:
                         self._epoch(session, data, ctrl_c)
                 finally:
-                    self._choices = session.choices()  # what is saved after the run goes on in the same way
                     self._session = session.meanwhile = self._validation_there = None
                     session.release()
             if self._interrupted:
@@ -357,7 +358,7 @@ class Training:
         backend = self.learner.backend
         if not self._fingerprint:
             self._fingerprint = self._data.fingerprint(backend.to_numpy)
-        choices = self._session.choices() if self._session is not None else self._choices or backend.choices()
+        choices = backend.choices() if self._used is None else self._used.choices()
         contents = RunContents(
             optimizer=self.optimizer,
             progress=self._progress,
