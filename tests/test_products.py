@@ -49,13 +49,11 @@ def test_products_at_the_edges_of_a_tile(dtype, form):
 
 @pytest.mark.parametrize(
     ("name", "features", "form"),
-    [("haswell", AVX2, "direct"), ("haswell", AVX2, "packed"), ("nehalem", None, "auto")],
+    [("haswell", AVX2, "direct"), ("haswell", AVX2, "packed"), ("nehalem", "", "auto")],
     ids=["AVX2, direct", "AVX2, packed", "neither"],
 )
 def test_products_on_processors_with_other_vectors(name, features, form, tmp_path):
-    environment = {"NUMBA_CPU_NAME": name}
-    if features:
-        environment["NUMBA_CPU_FEATURES"] = features
+    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     if not {"avx2", "fma"} <= products.vectors.FEATURES:
         pytest.skip("this processor has no AVX2")
     check_in_a_process_of_its_own(
@@ -67,6 +65,12 @@ def test_products_on_processors_with_other_vectors(name, features, form, tmp_pat
         test_products.check_products("float32", "{form}")
     """,
     )
+
+
+def test_a_processor_that_is_told_by_its_name_alone_has_the_hosts_vectors(tmp_path):
+    """As Numba has it, which then compiles for these."""
+    code = f"assert products.vectors.FEATURES == {products.vectors.FEATURES}"
+    check_in_a_process_of_its_own(tmp_path, {"NUMBA_CPU_NAME": "nehalem"}, code)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
