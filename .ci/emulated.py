@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import test_composition
 import test_products
+from fastmlp.kernels.cpu import products, vectors
 from scenarios import SCENARIOS
 
 from fastmlp import get_backend
 from fastmlp.doctor.selftest import compare_with_numpy
-from fastmlp.kernels.cpu import products, vectors
 
 began = time.perf_counter()
 
