@@ -63,10 +63,16 @@ def test_products_with_the_vectors_of_avx2(tmp_path):
     )
 
 
+def test_a_processor_that_is_told_by_its_name_alone_has_the_hosts_vectors(tmp_path):
+    """As Numba has it, which then compiles for these."""
+    code = f"assert products.vectors.FEATURES == {products.vectors.FEATURES}"
+    check_in_a_process_of_its_own(tmp_path, {"NUMBA_CPU_NAME": "nehalem"}, code)
+
+
 def test_without_multiply_adds_all_products_are_the_blas_s(tmp_path):
     check_in_a_process_of_its_own(
         tmp_path,
-        {"NUMBA_CPU_NAME": "nehalem"},
+        {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": ""},
         """
         assert len(products.available_forms()) == 1
         test_products.check_products("float32", "auto")

@@ -16,11 +16,12 @@ from .compiling import VIEW
 
 
 def _features() -> set[str]:
-    """Return what the processor that is compiled for can do, in LLVM's names."""
+    """Return what the processor that is compiled for can do, in LLVM's names.
+
+    As Numba has it: a processor's name alone changes nothing, the host's features are told with it.
+    """
     if numba.config.CPU_FEATURES is not None:
         return {name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+")}
-    if numba.config.CPU_NAME not in (None, "host"):
-        return set()
     return {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
 
 
