@@ -18,7 +18,9 @@ TRIAL_SECONDS = 0.01
 AGAIN = 50
 """The other number is tried again once the last trial was one part in so many of the time since."""
 SLOWER = 1.3
-"""How much longer than the best so far a step may take before the other number is tried at once."""
+"""How much longer than the best so far a step of several threads may take before one is tried at once."""
+HOPELESS = 5
+"""How much longer than with one thread a first step of several may take, its thread's start included, for a trial."""
 FASTER = 0.95
 """What part of the time a step must take with the other number for that to be taken."""
 
@@ -49,6 +51,7 @@ class Crew:
         """Of a step, when it was last measured, by the number of threads."""
         self._best = math.inf
         self._due = math.inf
+        self._promising = False
 
     def calls(self, steps: int) -> Iterator[tuple[int, int]]:
         """Divide steps among calls: yield (threads, steps) for each, and time what is done with it."""
@@ -66,9 +69,13 @@ class Crew:
 
     def _next(self) -> int:
         known = self._seconds.get(self.threads)
-        if known is not None and (self._clock() >= self._due or known > SLOWER * self._best):
-            return 1 if self.threads > 1 else self.parts
-        return self.threads
+        if known is None:
+            return self.threads
+        if self.threads > 1 and known > SLOWER * self._best:
+            return 1
+        # one thread that is interrupted now and then is as good as it was
+        due = self._clock() >= self._due
+        return self.threads if not due else 1 if self.threads > 1 else self.parts
 
     def _count(self, threads: int) -> int:
         current = self._seconds.get(self.threads)
@@ -76,6 +83,8 @@ class Crew:
             return 1
         if threads == self.threads:
             return max(1, int(SECONDS / current))
+        if threads > 1 and not self._promising:
+            return 1  # where others want the cores even a few steps of several threads take long
         return max(1, int(TRIAL_SECONDS / self._seconds.get(threads, self.parts * current)))
 
     def _note(self, threads: int, step: float, call: float, now: float) -> None:
@@ -86,6 +95,10 @@ class Crew:
             if is_first:
                 self._due = now + max(SECONDS, call)
             return
+        if threads > 1 and not self._promising and step < HOPELESS * self._seconds[1]:
+            self._promising = True
+            return
+        self._promising = False
         if step < FASTER * self._seconds[self.threads]:
             self.threads = threads
         _note_alone(now if self.threads == 1 else -math.inf)
