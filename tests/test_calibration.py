@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +72,29 @@ def test_what_is_measured_is_kept_and_read_back(nothing_known, monkeypatch, tmp_
     assert all(1e-9 < s < 1 for m in table.measured for s in m.seconds)
     calibration._tables.clear(), calibration._settled.clear()
     assert calibration.is_settled(SINGLE) and calibration.known(SINGLE).measured == table.measured
+
+
+@tiled
+def test_the_compiler_does_not_use_up_the_time_of_the_measurement(monkeypatch):
+    shapes = []
+
+    def time_product(which, shape, dtype):
+        if not shapes:
+            time.sleep(0.3)
+        shapes.append((which, *shape))
+        return (1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(calibration, "time_product", time_product)
+    monkeypatch.setattr(calibration, "SECONDS", 0.2)
+    found = calibration.measure(SINGLE).measured
+    assert len(found) > 100 and [(m.product, m.rows, m.inputs, m.outputs) for m in found] == shapes[1:]
+
+
+@tiled
+def test_a_shape_far_from_all_that_was_measured_goes_by_the_rule(nothing_known):
+    learn(*((p, 16, 64, 64, (1.0, 9.0, 9.0)) for p in range(3)))
+    assert forms.Forms().of(BACKWARD, 64, 256, 256, SINGLE) == BLAS  # 2 + 2 + 2
+    assert forms.Forms().of(BACKWARD, 65, 256, 256, SINGLE) == forms.by_rule(BACKWARD, 65, 256, 256, SINGLE)
 
 
 @tiled

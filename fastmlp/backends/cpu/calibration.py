@@ -19,8 +19,10 @@ import numpy as np
 from fastmlp.files.atomic import atomic_writer
 
 SECONDS = 1.0
-"""How long a measurement of one type goes on at most; what is not reached by then is decided by its neighbours."""
+"""How long a measurement of one type goes on at most; shapes far from what was reached by then go by the rule."""
 ROWS, INPUTS, OUTPUTS = (1, 16, 64, 256), (64, 256, 1024), (10, 64, 256, 1024)
+FARTHEST = 6.0
+"""How many times in all a shape's sizes may differ by a factor of two from those of one that was measured."""
 LARGEST = 3e8
 """Floating-point operations of the largest product that is timed."""
 SHORTEST = 60e-6
@@ -46,15 +48,16 @@ class Table:
         self.start = start
         """Seconds until another thread has begun and ended."""
 
-    def nearest(self, product: int, rows: int, inputs: int, outputs: int) -> Measured:
-        """Return what was measured for the shape that is the nearest in size."""
+    def nearest(self, product: int, rows: int, inputs: int, outputs: int) -> Measured | None:
+        """Return what was measured for the shape that is the nearest in size; None where none is near."""
         wanted = max(1, rows), inputs, outputs  # a call may be for no rows
 
         def distance(m: Measured) -> float:
             there = m.rows, m.inputs, m.outputs
             return sum(abs(math.log2(a / b)) for a, b in zip(wanted, there, strict=True))
 
-        return min((m for m in self.measured if m.product == product), key=distance)
+        found = min((m for m in self.measured if m.product == product), key=distance)
+        return found if distance(found) <= FARTHEST else None
 
 
 _tables: dict[np.dtype[Any], Table | None] = {}
@@ -151,6 +154,7 @@ def measure(dtype: np.dtype[Any]) -> Table:
     """Time products of the shapes above in every form, on one thread, the small ones first."""
     shapes = [(n, i, o) for n in ROWS for i in INPUTS for o in OUTPUTS if 2 * n * i * o <= LARGEST]
     shapes.sort(key=math.prod)
+    time_product(0, shapes[0], dtype)  # compiles, which takes longer than all that is timed
     end = time.perf_counter() + SECONDS
     found: list[Measured] = []
     for shape in shapes:

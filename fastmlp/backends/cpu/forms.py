@@ -70,10 +70,10 @@ class Forms:
         seconds = 0.0
         for i, o in itertools.pairwise(units):
             flops = 2.0 * rows * i * o
-            if table is None:
+            near = None if table is None else table.nearest(0, min(rows, 256), i, o)
+            if near is None:
                 seconds += flops / FLOPS
             else:
-                near = table.nearest(0, min(rows, 256), i, o)
                 seconds += min(near.seconds) * flops / (2.0 * near.rows * near.inputs * near.outputs)
         return max(1, min(most, int(seconds / (2 * start))))
 
@@ -142,7 +142,8 @@ def _measured(
 ) -> tuple[float, ...] | None:
     """Return the seconds of each form for a shape near this one, where that was measured and is asked for."""
     table = known(dtype) if way == "auto" else None
-    return None if table is None else table.nearest(product, rows, inputs, outputs).seconds
+    near = None if table is None else table.nearest(product, rows, inputs, outputs)
+    return None if near is None else near.seconds
 
 
 NEAR = 1024
