@@ -42,7 +42,7 @@ def test_what_is_faster_works_nearly_all_of_the_time(step, ratio):
     made = Crew(2, machine.clock)
     steps = int(10 / step)
     assert machine.train(made, steps) == steps
-    learning = 3 * max(machine.one, machine.several)
+    learning = 5 * max(machine.one, machine.several)
     assert machine.now < 1.06 * min(machine.one, machine.several) * steps + learning
 
 
@@ -127,4 +127,4 @@ def test_a_trial_of_a_long_step_is_one_step():
     machine = Machine(2.0, 1.0)
     machine.train(Crew(2, machine.clock), 200)
     assert max(n for t, n in machine.log if t == 1) == 1
-    assert sum(n for t, n in machine.log if t == 1) <= 200 // crew.AGAIN + 1
+    assert sum(n for t, n in machine.log if t == 1) <= 2

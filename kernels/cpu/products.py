@@ -155,8 +155,7 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
             return
         deep, many, group = max(1, k), max(1, rows), columns
         if form == PACKED:
-            deep, many = _equal_parts(k, DEEPEST_ROWS), MANY_ROWS
-            group = max(2, PANELS * DEPTH // deep) * width
+            deep, many, group = _equal_parts(k, DEEPEST_ROWS), MANY_ROWS, PANELS * width
         for start in range(0, k, deep):
             depth, kept = min(deep, k - start), real(0 if start == 0 else 1)
             for r in range(0, rows, many):

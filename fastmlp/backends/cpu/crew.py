@@ -11,12 +11,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-SECONDS = 0.02
-"""How long a call lasts: after it the number of threads may change."""
+SECONDS = 0.1
+"""How long a call lasts: after it the number of threads may change.  Its threads begin with nothing in their caches."""
+FIRST_SECONDS = 0.05
+"""When the other number is tried for the first time."""
 TRIAL_SECONDS = 0.01
 """How long the other number of threads is tried: a few times as long as an operating system lets a program run."""
-AGAIN = 50
-"""The other number is tried again once the last trial was one part in so many of the time since."""
+AGAIN, SOON = 200, 10
+"""The other number is tried again once the last trial was one part in so many of the time since.  One thread that has
+just taken over tries several much sooner, then twice as late each time: what slowed them down may be over at once, such
+as another library's threads that wait for work."""
 SLOWER = 1.3
 """How much longer than the best so far a step of several threads may take before one is tried at once."""
 HOPELESS = 5
@@ -52,6 +56,7 @@ class Crew:
         self._best = math.inf
         self._due = math.inf
         self._promising = False
+        self._patience = math.inf
 
     def calls(self, steps: int) -> Iterator[tuple[int, int]]:
         """Divide steps among calls: yield (threads, steps) for each, and time what is done with it."""
@@ -93,7 +98,7 @@ class Crew:
         if threads == self.threads:
             self._best = min(self._best, step)
             if is_first:
-                self._due = now + max(SECONDS, call)
+                self._due = now + max(FIRST_SECONDS, call)
             return
         if threads > 1 and not self._promising and step < HOPELESS * self._seconds[1]:
             self._promising = True
@@ -101,9 +106,11 @@ class Crew:
         self._promising = False
         if step < FASTER * self._seconds[self.threads]:
             self.threads = threads
+            self._patience = SOON * call
         _note_alone(now if self.threads == 1 else -math.inf)
         self._best = self._seconds[self.threads]
-        self._due = now + AGAIN * call
+        self._due = now + (min(self._patience, AGAIN * call) if self.threads == 1 else AGAIN * call)
+        self._patience *= 2
 
 
 def _note_alone(now: float) -> None:
