@@ -22,6 +22,7 @@ SHARED = ("tests/test_numba_backend.py", "-k", "many_inputs")
 PRODUCTS = ("tests/test_products.py", "-k", "edges")
 MASKS = ("tests/test_products.py", "-k", "avx512")
 FORMS = ("tests/test_products.py", "-k", "train_as_on_numpy")
+PARTS = ("tests/test_crew.py", "-k", "may_change")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
 
 # file, what stands there, what is planted
@@ -55,6 +56,9 @@ BUGS = {
     "packing: the last columns of A'": ("kernels/cpu/packing.py", "out[place + q] = a[start + whole * ROWS + q]", "out[place + q] = a[start + q]"),
     "products: a second block of depth": ("kernels/cpu/products.py", "real(0 if start == 0 else 1)", "real(0)"),
     "products: a second group of panels": ("kernels/cpu/products.py", "if form == PACKED and (r == 0 or columns > group):", "if form == PACKED and r == 0:"),
+    "products: the gradient of one row": ("kernels/cpu/products.py", "row[q] = beta * row[q] + factor * v[q]", "row[q] = row[q] + factor * v[q]"),
+    "products: a long row": ("kernels/cpu/products.py", "*(real(1), kept, out, place + c, columns),", "*(real(1), kept, out, place, columns),"),
+    "parts: of another thread": ("kernels/cpu/train.py", "_update_slice(net, rule, buffers, batch, memory, p, parts,", "_update_slice(net, rule, buffers, batch, memory, t, parts,"),
     "products: a second block of rows": ("kernels/cpu/products.py", "index, index_at + r, ahead", "index, index_at, ahead"),
 }  # fmt: skip
 COMPILED = {
@@ -69,6 +73,9 @@ COMPILED = {
     "packing: the last columns of A'": PRODUCTS,
     "products: a second block of depth": BLOCKS,
     "products: a second group of panels": BLOCKS,
+    "products: the gradient of one row": FORMS,
+    "products: a long row": PRODUCTS,
+    "parts: of another thread": PARTS,
     "products: a second block of rows": BLOCKS,
 }
 

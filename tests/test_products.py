@@ -132,7 +132,9 @@ def test_products_of_more_than_one_block(form, shape):
 @pytest.mark.parametrize(
     ("units", "batch"), [((1300, 1000, 3), 8), ((3, 1300, 1000), 8), ((300, 70, 130, 5), 8), ((30, 70, 9), 1)]
 )
-@pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.1), fastmlp.SGD(0.1, momentum=0.5)], ids=["SGD", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer", [fastmlp.SGD(0.1, weight_decay=0.1), fastmlp.SGD(0.1, momentum=0.5)], ids=["SGD", "momentum"]
+)
 def test_networks_train_as_on_numpy_in_each_form_with_any_number_of_threads(units, batch, form, optimizer):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(21, units[0])).astype("float32"), rng.integers(0, 3, 21)
