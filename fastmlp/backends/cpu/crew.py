@@ -23,8 +23,9 @@ just taken over tries several much sooner, then twice as late each time: what sl
 as another library's threads that wait for work."""
 SLOWER = 1.3
 """How much longer than the best so far a step of several threads may take before one is tried at once."""
-HOPELESS = 5
-"""How much longer than with one thread a first step of several may take, its thread's start included, for a trial."""
+PROBE_SECONDS, HOPELESS = 0.0005, 5
+"""Before several threads are tried they do what takes one thread so long, some steps or one; where they take so many
+times as long, the trial is over: others want the cores.  To start a thread takes up to a millisecond itself."""
 FASTER = 0.95
 """What part of the time a step must take with the other number for that to be taken."""
 
@@ -89,7 +90,7 @@ class Crew:
         if threads == self.threads:
             return max(1, int(SECONDS / current))
         if threads > 1 and not self._promising:
-            return 1  # where others want the cores even a few steps of several threads take long
+            return max(1, int(PROBE_SECONDS / current))
         return max(1, int(TRIAL_SECONDS / self._seconds.get(threads, self.parts * current)))
 
     def _note(self, threads: int, step: float, call: float, now: float) -> None:
