@@ -115,7 +115,9 @@ def check_in_a_process_of_its_own(tmp_path, environment, code, avx512=False):
 
 
 @forms
-@pytest.mark.parametrize("shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40)])
+@pytest.mark.parametrize(
+    "shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40), (300, 900, 100)]
+)
 def test_products_of_more_than_one_block(form, shape):
     """Of rows, of depth, of panels: a block after the first adds to what is there."""
     backend, rng = get_backend("numba", products=form), np.random.default_rng(0)

@@ -2,8 +2,7 @@
 
 A block of B becomes panels, one after the other, each (depth, WIDTH) for `VECTORS` vectors side by side; one of A'
 panels (depth, ROWS).  Rows are read in the order in which they lie, since a page and a cache line each are the dearest
-part of a copy.  What is beyond the
-columns in the last panels is left as it is; tiles do not look at it.
+part of a copy.  What is beyond the columns in the last panels is left as it is; tiles do not look at it.
 """
 
 from __future__ import annotations

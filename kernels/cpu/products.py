@@ -27,13 +27,14 @@ DEPTH = max(128, 16 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
 """Of a packed block: a panel of B takes half of the smallest first-level cache there is, 32 KiB, so that rows of A pass
 by it; and a tile's sums are written once for at least 128 products."""
 DEEPEST_ROWS = 1024
+"""Of a packed block where rows of A are read along k: longer panels of B, which the second-level cache holds."""
 DEEPEST = 256
 """Rows of a batch that a direct weight gradient is summed over at a time: they stay in the second-level cache."""
 PANELS = 8
 """Panels of B that are packed at once: a copy of whole rows would be spread over the cache, one of single panels over
 the pages."""
 MANY_ROWS = 384
-"""Rows of A that pass by a packed block of B: as far as they go, they stay in the second-level cache."""
+"""Rows of A, or of A', that pass by a packed block of B: as far as they go, they stay in the second-level cache."""
 SHARED_PANELS = 6
 """Panels of B from which on a copy of A' is made for them."""
 
@@ -61,7 +62,8 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int, bl
     panels = min(PANELS, -(-max(inputs, outputs) // width))
     if form == DIRECT:
         return max(inputs, outputs, DEEPEST) * width + DEEPEST * ROWS
-    return max(DEPTH, DEEPEST_ROWS) * (panels * width + (min(block_rows, inputs) // ROWS + 1) * ROWS)
+    shared = (min(block_rows, inputs) // ROWS + 1) * ROWS
+    return max(DEEPEST_ROWS * panels * width, DEPTH * (panels * width + shared))
 
 
 @part
@@ -252,7 +254,7 @@ def _compiled_multiply_transposed(
             copy_at = deep * min(group, (columns + width - 1) // width * width)
             copies = columns > (SHARED_PANELS - 1) * width
             if copies:
-                many = max(1, (scratch.size - copy_at) // (ROWS * deep)) * ROWS
+                many = min(MANY_ROWS, max(1, (scratch.size - copy_at) // (ROWS * deep)) * ROWS)
         for start in range(0, k, deep):
             depth, kept = min(deep, k - start), beta if start == 0 else one
             for r in range(0, rows, many):

@@ -14,13 +14,12 @@ from fastmlp.backends.cpu.calibration import calibrate, is_settled, known
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
 
-
 GAIN = 1.05
 """How much faster than the rule's another form has to have been measured to be taken: less is noise."""
-START, FLOPS = 60e-6, 1e10
-"""Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
 GATHERING = 1.1
 """The same, for the BLAS in the lowest layer, whose rows have to be gathered for it."""
+START, FLOPS = 60e-6, 1e10
+"""Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
 
 
 class Forms:
@@ -112,7 +111,7 @@ def _of_layers(
             found[layer, product] = _of(way, product, n, inputs, o, dtype)
             shapes[layer, product] = n, inputs, o
     lowest = [p for p in (codes.FORWARD, codes.GRADIENT) if (0, p) in shapes]
-    if codes.BLAS in found[0, lowest] and not _only_form(way) and way == "auto":
+    if way == "auto" and codes.BLAS in found[0, lowest]:
         # tiles multiply the lowest layer's rows where they lie; the BLAS has to be worth the gathering of all of them
         taken = by_tiles = 0.0
         tiles = []
