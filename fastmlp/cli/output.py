@@ -95,13 +95,15 @@ def environment() -> dict[str, list[tuple[str, str]]]:
 
 def _products() -> dict[str, list[tuple[str, str]]]:
     """Return, for each type, what was measured of products on this machine: the fastest form of each shape."""
-    from fastmlp.backends.cpu import calibration
+    from fastmlp.backends.cpu import calibration, forms
     from fastmlp.kernels.cpu import codes
 
     found = {}
     for dtype in map(np.dtype, ("float32", "float64")):
         table = calibration.known(dtype)
-        rows = [] if table else [("not measured yet", "fastmlp warmup does it; until then products go by a rule")]
+        rows = [] if table else [("not measured", "there is no choice here, or no folder to keep it in")]
+        if forms.Forms().lacks(dtype):
+            rows = [("not measured yet", "fastmlp warmup does it; until then products go by a rule")]
         for product, form in itertools.product(range(len(codes.PRODUCTS)), codes.FORMS):
             shapes = [m for m in (table.measured if table else []) if m.product == product]
             fastest = [m for m in shapes if m.seconds[codes.FORMS.index(form)] == min(m.seconds)]
