@@ -185,6 +185,17 @@ def test_the_blas_has_to_be_worth_the_gathering_of_the_lowest_layers_rows(nothin
         assert found[1, BACKWARD] == BLAS
 
 
+def test_where_there_are_no_tiles_all_products_are_the_blass_whatever_was_measured(nothing_known, monkeypatch):
+    """A table may have been written with tiles, and be read with the JIT off, where nothing looks at a row's index."""
+    from fastmlp.kernels.cpu import tiles
+
+    monkeypatch.setattr(tiles, "AVAILABLE", False)
+    learn(*evenly(3e-6, 1e-6, 2e-6))
+    for way in forms.WAYS:
+        assert (session_of((32, 16, 4), products=way).forms == BLAS).all(), way
+    assert not forms.Forms("auto").lacks(np.dtype("float64"))
+
+
 @tiled
 def test_the_rule_looks_at_no_table(nothing_known, monkeypatch):
     def known(dtype):

@@ -74,7 +74,8 @@ class NumbaBackend(NumbaOperations):
     products : {'auto', 'rule', 'blas', 'direct', 'packed'}
         How products of layers are computed: by a rule from the processor and the sizes, or ('auto') otherwise where
         that was measured to be faster on this machine; or all of them by a BLAS, by tiles that read matrices where they
-        lie, or by tiles that read copies of them.  Forms differ by rounding.
+        lie, or by tiles that read copies of them.  Forms differ by rounding.  Where there are no tiles (the processor
+        has no fused multiply-adds, or Numba's JIT is off) all are the BLAS's.
 
     Raises
     ------

@@ -139,8 +139,8 @@ def _only_form(way: str) -> str | None:
 def _measured(
     way: str, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]
 ) -> tuple[float, ...] | None:
-    """Return the seconds of each form for a shape near this one, where that was measured and is asked for."""
-    table = known(dtype) if way == "auto" else None
+    """Return the seconds of each form for a shape near this one, where there is a choice and they were measured."""
+    table = known(dtype) if way == "auto" and _only_form(way) is None else None
     near = None if table is None else table.nearest(product, rows, inputs, outputs)
     return None if near is None else near.seconds
 
