@@ -17,6 +17,9 @@ from fastmlp.formulas.losses import LOSSES
 def pytest_addoption(parser):
     parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
     parser.addoption("--cuda-host", action="store_true", help="run the tests of the host code around CUDA steps too")
+    parser.addoption(
+        "--other-processors", action="store_true", help="compile the CPU kernels for other processors than this one too"
+    )
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
 
 
@@ -24,6 +27,7 @@ def pytest_collection_modifyitems(config, items):
     reasons = {
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",
         "cuda_host": "the host code around CUDA steps; pytest --cuda-host or --whole-ladder runs it",
+        "other_processors": "this processor is another one; pytest --other-processors runs it",
         "planted_bugs": "takes minutes; pytest --planted-bugs runs it",
     }
     for marker, reason in reasons.items():

@@ -35,7 +35,10 @@ def lint(tmp_path, processor, *program):
     return subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(
+    "processor",
+    [name if name == "AVX2" else pytest.param(name, marks=pytest.mark.other_processors) for name in PROCESSORS],
+)
 def test_products_are_packed_multiply_adds_in_registers(processor, tmp_path):
     done = lint(tmp_path, processor, machine_code.__file__)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -114,6 +117,7 @@ def test_each_fault_is_found_on_aarch64(old, new, fault):
     assert [f for f in found if f.startswith(fault)] if fault else found == []
 
 
+@pytest.mark.other_processors
 def test_a_spill_planted_in_the_tiles_is_found(tmp_path):
     """With more sums than there are registers, the compiler keeps some on the stack."""
     code = f"""

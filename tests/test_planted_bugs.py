@@ -97,7 +97,7 @@ def run_on_a_copy(folder, bug):
     environment["NUMBA_DISABLE_JIT"] = "0" if bug in COMPILED else "1"
     # interpreted arithmetic warns of what compiled arithmetic does silently
     quiet = ["-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", *quiet, *COMPILED.get(bug, STEPS)]
+    command = [sys.executable, "-P", "-m", "pytest", "-n0", "-q", "-x", *quiet, *COMPILED.get(bug, STEPS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     # a process that was killed wrote where it may not: that is red too
     assert done.returncode in (0, 1) or done.returncode < 0, done.stdout[-3000:] + done.stderr[-3000:]

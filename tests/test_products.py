@@ -69,6 +69,7 @@ def test_a_processor_that_is_told_by_its_name_alone_has_the_hosts_vectors(tmp_pa
     check_in_a_process_of_its_own(tmp_path, {"NUMBA_CPU_NAME": "nehalem"}, code)
 
 
+@pytest.mark.other_processors
 def test_without_multiply_adds_all_products_are_the_blas_s(tmp_path):
     check_in_a_process_of_its_own(
         tmp_path,
@@ -80,6 +81,7 @@ def test_without_multiply_adds_all_products_are_the_blas_s(tmp_path):
     )
 
 
+@pytest.mark.other_processors
 def test_products_with_the_vectors_and_masks_of_avx512(tmp_path):
     """Longer vectors and masks are computed by what there is, slowly; the tiles are those of AVX-512."""
     if not {"avx2", "fma"} <= products.vectors.FEATURES:

@@ -73,7 +73,7 @@ class Laboratory:
         environment = {**os.environ, "PYTHONPATH": str(self.tree), "TMPDIR": str(self.root / "tmp")}
         if mutant is not None:  # else Python's compiled files are written, and serve all that follows
             environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--cuda-host"]
+        command = [sys.executable, "-P", "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", "--cuda-host"]
         chosen = "(cupy or cuda) and not on_other_backends"
         command += ["-o", "timeout=40", "-o", "timeout_method=thread", *tests, "-k", chosen]
         with self._changed(mutant):
