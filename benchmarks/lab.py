@@ -1,7 +1,8 @@
-"""The kernel lab: one operation, its variants checked against NumPy and then timed; and how much of a step is products.
+"""The kernel lab: operations by themselves, checked against NumPy and then timed; and how much of a step is products.
 
     python benchmarks/lab.py products      # the products of layers, by tiles and by the BLAS, one thread
     python benchmarks/lab.py step          # a training step beside its products alone, all threads
+    python benchmarks/lab.py update        # what optimizers read and write, beside a copy of as many bytes, one thread
 
 With --write the tables become sections of RESULTS.md.
 """
@@ -21,7 +22,7 @@ from fastmlp.kernels.cpu import products
 from fastmlp.kernels.cpu.codes import BACKWARD, FORMS, FORWARD
 from fastmlp.kernels.cpu.compiling import entry
 from fastmlp.kernels.cpu.forward import multiply_features, reads_in_place
-from fastmlp.kernels.cpu.operations import product
+from fastmlp.kernels.cpu.operations import optimize, product
 from fastmlp.kernels.cpu.products import multiply, multiply_by_transposed
 from fastmlp.kernels.cpu.structures import Batch
 from fastmlp.kernels.cpu.threads import barrier
@@ -31,8 +32,9 @@ from race import FIRST, WORKLOADS, data
 from results import table, unpinned, write_section
 
 import fastmlp
-from fastmlp.backends.cpu.backend import _on_threads
 from fastmlp.backends.cpu.scratch import scratch_size
+from fastmlp.backends.cpu.session import network_rule
+from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import HostData
 
 SHAPES = [
@@ -41,6 +43,8 @@ SHAPES = [
     *((128, 512, 512), (256, 768, 768), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
 ]
 """Rows, inputs, outputs: what one of two threads has to do with the layers of the race."""
+SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 24)
+OPTIMIZERS = [("SGD with momentum", fastmlp.SGD(momentum=0.9), 1), ("Adam", fastmlp.Adam(), 2)]
 
 
 @entry
@@ -148,7 +152,7 @@ def compare_products(dtype: np.dtype[Any]) -> str:
 def multiply_on_threads(session: Any, shared: tuple[Any, ...], steps: int) -> None:
     """Compute the products of some steps on the threads of a session."""
     session.memory.arrivals[0] = 0
-    _on_threads(session.parts, lambda t: products_of_steps(t, session.parts, *shared, steps))
+    on_threads(session.chosen.parts, lambda t: products_of_steps(t, session.chosen.parts, *shared, steps))
 
 
 def compare_steps(workloads: list[str], rounds: int) -> str:
@@ -181,10 +185,41 @@ def compare_steps(workloads: list[str], rounds: int) -> str:
     return table(head, lines)
 
 
+def compare_updates(dtype: np.dtype[Any], rounds: int) -> str:
+    """Time optimizers' updates beside copies of as many bytes: what is the fastest that memory, or a cache, allows."""
+    fastmlp.get_backend("numba")  # binds the BLAS
+    real, lines = dtype.type, []
+    for size, (name, optimizer, moments) in itertools.product(SIZES, OPTIMIZERS):
+        rng = np.random.default_rng(0)
+        p, g, *means = (rng.random(size).astype(dtype) for _ in range(2 + moments))
+        buffers = [*means, *[np.zeros(0, dtype)] * (2 - moments)]
+        numbers = [real(c) for c in (1e-3, 1.0, 1.0, 1.0)]
+        # parameters and moments are read and written, a gradient is read
+        moved = (2 * (1 + moments) + 1) * p.nbytes
+        source = rng.random(moved // 2 // p.itemsize).astype(dtype)
+        target = np.zeros_like(source)
+        repeats = max(1, int(1e8 / moved))
+        update = partial(_repeat, repeats, optimize, network_rule(optimizer, dtype), p, g, *buffers, *numbers)
+        copy = partial(_repeat, repeats, np.copyto, target, source)
+        update(), copy()
+        seconds = in_turn({"update": update, "copy": copy}, rounds)
+        middle = statistics.median(c / u for u, c in zip(seconds["update"], seconds["copy"], strict=True))
+        rates = [f"{moved * repeats / min(seconds[what]) / 1e9:.1f}" for what in ("update", "copy")]
+        lines.append([name, f"{size:,}", f"{moved // size}", *rates, f"{middle:.2f}"])
+        print(*lines[-1], flush=True)
+    head = ["optimizer", "parameters", "bytes each", "update, GB/s", "copy, GB/s", "update to copy, median"]
+    return table(head, lines)
+
+
+def _repeat(count: int, work: Callable[..., Any], *arguments: Any) -> None:
+    for _ in range(count):
+        work(*arguments)
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["products", "step"])
+    parser.add_argument("what", choices=["products", "step", "update"])
     parser.add_argument("--workloads", default=",".join(FIRST))
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--rounds", type=int, default=9)
@@ -194,6 +229,9 @@ def main() -> None:
     if options.what == "products":
         title = f"Lab: products by tiles and by the BLAS, one thread, {options.dtype}"
         text = compare_products(np.dtype(options.dtype))
+    elif options.what == "update":
+        title = f"Lab: what optimizers read and write, beside a copy, one thread, {options.dtype}"
+        text = compare_updates(np.dtype(options.dtype), options.rounds)
     else:
         title = "Lab: a step of gradient descent and its products alone"
         text = compare_steps(options.workloads.split(","), options.rounds)

@@ -1,5 +1,6 @@
 """Which form products take: by the rule, by what was measured on this machine, by what a run had that goes on."""
 
+import functools
 import json
 import os
 import time
@@ -25,6 +26,8 @@ tiled = pytest.mark.skipif(
 SINGLE = np.dtype("float32")
 BLAS, DIRECT, PACKED = range(3)
 FORWARD, BACKWARD, GRADIENT = range(3)
+PARTS_FOR = forms.Forms.parts_for
+"""Before a fixture of all tests shares out steps however small they are."""
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def forget():
 
 def learn(*measured):
     """Let this be what was measured in float32."""
-    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured], 1e-4)
+    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured], 1e-4, 1e-6)
     calibration._settled.add(SINGLE)
     forget()
 
@@ -70,6 +73,7 @@ def test_what_is_measured_is_kept_and_read_back(nothing_known, monkeypatch, tmp_
     table = calibration.known(SINGLE)
     assert [m.product for m in table.measured] == [0, 1, 2] and all(len(m.seconds) == 3 for m in table.measured)
     assert all(1e-9 < s < 1 for m in table.measured for s in m.seconds)
+    assert 1e-9 < table.meeting < 0.1 and 1e-7 < table.start < 1
     calibration._tables.clear(), calibration._settled.clear()
     assert calibration.is_settled(SINGLE) and calibration.known(SINGLE).measured == table.measured
 
@@ -111,19 +115,21 @@ def test_a_shape_far_from_all_that_was_measured_goes_by_the_rule(nothing_known):
         lambda kept: json.dumps([kept]),
         lambda kept: json.dumps({**kept, "start": 0}),
         lambda kept: json.dumps({k: v for k, v in kept.items() if k != "start"}),
+        lambda kept: json.dumps({k: v for k, v in kept.items() if k != "meeting"}),
+        lambda kept: json.dumps({**kept, "meeting": -1e-6}),
     ],
 )
 def test_a_damaged_table_is_made_anew(nothing_known, monkeypatch, tmp_path, damage):
     path = tmp_path / "table.json"
     monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
-    kept = {"machine": calibration.machine(), "start": 1e-4, "measured": [[*m] for m in evenly(1.0, 2.0, 3.0)]}
+    kept = {"machine": calibration.machine(), "start": 1e-4, "meeting": 1e-6}
+    kept["measured"] = [[*m] for m in evenly(1.0, 2.0, 3.0)]
     path.write_text(json.dumps(kept))
     assert calibration._read(path).measured == [Measured(*m) for m in evenly(1.0, 2.0, 3.0)]
     path.write_text(damage(kept))
     assert calibration.known(SINGLE) is None and not calibration.is_settled(SINGLE)
-    monkeypatch.setattr(
-        calibration, "measure", lambda dtype: Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)], 1e-4)
-    )
+    again = Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)], 1e-4, 1e-6)
+    monkeypatch.setattr(calibration, "measure", lambda dtype: again)
     calibration.calibrate(SINGLE, lambda: None)
     assert calibration._read(path).measured == [Measured(*m) for m in evenly(3.0, 2.0, 1.0)]
     assert os.listdir(tmp_path) == ["table.json"]
@@ -179,7 +185,7 @@ def test_a_shape_that_was_not_measured_goes_by_the_nearest_one(nothing_known):
 def test_the_blas_has_to_be_worth_the_gathering_of_the_lowest_layers_rows(nothing_known):
     for seconds, lowest in (((1.0, 1.09, 1.2), DIRECT), ((1.0, 1.2, 1.09), PACKED), ((1.0, 1.2, 1.2), BLAS)):
         learn(*evenly(*seconds))
-        found = session_of((32, 16, 8)).forms
+        found = session_of((32, 16, 8)).chosen.forms
         assert found[0, FORWARD] == found[0, GRADIENT] == lowest
         # the layer above gathers nothing: only what is nearly as fast stays with the rule
         assert found[1, BACKWARD] == BLAS
@@ -192,7 +198,7 @@ def test_where_there_are_no_tiles_all_products_are_the_blass_whatever_was_measur
     monkeypatch.setattr(tiles, "AVAILABLE", False)
     learn(*evenly(3e-6, 1e-6, 2e-6))
     for way in forms.WAYS:
-        assert (session_of((32, 16, 4), products=way).forms == BLAS).all(), way
+        assert (session_of((32, 16, 4), products=way).chosen.forms == BLAS).all(), way
     assert not forms.Forms("auto").lacks(np.dtype("float64"))
 
 
@@ -243,7 +249,7 @@ def test_a_run_that_goes_on_takes_the_forms_that_it_had(nothing_known, tmp_path)
 @tiled
 def test_forms_of_a_run_that_there_are_not_here_are_not_taken(nothing_known):
     session = session_of((32, 16, 8), products="rule")
-    before = session.forms
+    before = session.chosen.forms
     auto = session_of((32, 16, 8))
     named = "packed packed packed, blas blas blas"
     for choices in (
@@ -253,9 +259,9 @@ def test_forms_of_a_run_that_there_are_not_here_are_not_taken(nothing_known):
         {"backend": "numpy", "products": named},
     ):
         auto.adopt(choices)
-        assert (auto.forms == session_of((32, 16, 8)).forms).all()
+        assert (auto.chosen.forms == session_of((32, 16, 8)).chosen.forms).all()
     session.adopt({"backend": "numba", "products": named})
-    assert (session.forms == before).all()  # as asked for
+    assert (session.chosen.forms == before).all()  # as asked for
     auto.adopt({"backend": "numba", "products": named})
     assert auto.choices()["products"] == named
 
@@ -267,6 +273,43 @@ def test_a_thread_has_to_earn_its_start(nothing_known):
         assert forms.Forms().threads_for(rows, 8, (32, 16), SINGLE) == threads
     assert forms.Forms("rule").threads_for(128, 2, (6, 16, 3), SINGLE) == 1
     assert forms.Forms("rule").threads_for(10_000, 2, (784, 512, 10), SINGLE) == 2
+
+
+@tiled
+def test_a_part_of_a_step_has_to_be_longer_than_its_thread_waits(nothing_known):
+    parts_for = functools.partial(PARTS_FOR, forms.Forms())
+    learn(*evenly(2e-6, 3e-6, 4e-6))  # for 8 rows, each of three products; a wait takes 1e-6, a part ten of them
+    for rows, parts in ((0, 1), (8, 1), (26, 1), (27, 2), (270, 8)):
+        assert parts_for(rows, 8, (32, 16), SINGLE) == parts, rows
+    assert PARTS_FOR(forms.Forms("rule"), 8, 2, (6, 16, 3), SINGLE) == 1
+    assert PARTS_FOR(forms.Forms("rule"), 128, 2, (784, 512, 10), SINGLE) == 2
+
+
+@tiled
+def test_parts_and_forms_are_chosen_again_once_the_machine_is_known(nothing_known, monkeypatch):
+    """But not those of a run that goes on."""
+    monkeypatch.setattr(forms.Forms, "parts_for", PARTS_FOR)
+    monkeypatch.setattr(forms.Forms, "lacks", lambda self, dtype: not calibration._tables)
+    plan = Plan(make_spec((32, 16, 8)), 8, Precision.of(SINGLE), True, fastmlp.SGD(0.1).without_schedule())
+    backend = fastmlp.get_backend("numba", threads=2)
+    fresh, goes_on, as_it_was = (backend.open(plan) for _ in range(3))
+    before = fresh.choices()
+    as_it_was.adopt(before)
+    named = "packed packed packed, blas blas blas"
+    goes_on.adopt({"backend": "numba", "products": named, "parts": 2})
+    assert (before["parts"], goes_on.chosen.parts, goes_on.chosen.crew.parts) == (1, 2, 2)
+    learn(*evenly(1.0, 3.0, 2.0))
+    for session in (fresh, goes_on, as_it_was):
+        session.choose_again()
+    assert (fresh.chosen.parts, fresh.chosen.crew.parts, fresh.choices()["products"]) == (
+        2,
+        2,
+        "blas blas blas, blas blas blas",
+    )
+    assert (goes_on.chosen.parts, goes_on.choices()["products"]) == (2, named)
+    assert as_it_was.choices() == before
+    goes_on.adopt({"backend": "numba", "products": named, "parts": 3})  # there are no three threads here
+    assert goes_on.chosen.parts == 2
 
 
 def test_a_way_that_does_not_exist_is_refused():

@@ -96,7 +96,6 @@ def test_the_number_of_threads_may_change_between_any_two_steps(parts, options, 
     options = {"units": (12, 9, 3), "batch_size": 20, "max_norm": None, "dropout": 0.0, **options}
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, options["units"][0])), rng.integers(0, 3, 200)
-    monkeypatch.setattr("fastmlp.backends.cpu.backend.ALONE", 0)
 
     def trained(numbers):
         def calls(self, steps):

@@ -15,6 +15,7 @@ from .losses import row_hit
 from .optimizers import add_l2_squared_norm, average, limit_columns, update
 from .products import multiply, multiply_by_transposed, multiply_transposed
 from .random import dropout_row
+from .threads import barrier
 
 u8 = np.uint64
 
@@ -113,6 +114,13 @@ def product(form, which, repeats, x, w, d, rows, inputs, outputs, index, out, sc
             multiply_transposed(
                 *(form, x, 0, index, 0, index, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)
             )
+
+
+@entry
+def meet(threads, times, arrivals, passed):
+    """Wait for the other threads so many times, to be timed, after `passed` barriers."""
+    for i in range(times):
+        barrier(arrivals, threads, passed + i + 1)
 
 
 @entry

@@ -19,6 +19,7 @@ from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.session import NumbaSession
+from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastmlp")
 
-ALONE = 1_000_000
-"""Floating-point operations of a step up to which one thread is faster than several that wait for each other."""
 LONG_SECONDS = 1.5
 """Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
 
@@ -122,9 +121,7 @@ class NumbaBackend(NumbaOperations):
         }
 
     def open(self, plan: Plan) -> NumbaSession:
-        weights = sum(i * o for i, o in zip(plan.spec.units, plan.spec.units[1:], strict=False))
-        tiny = plan.optimizer is not None and 6 * plan.batch * weights < ALONE
-        return NumbaSession(self, plan, 1 if tiny else self.threads, self.forms)
+        return NumbaSession(self, plan, self.threads, self.forms)
 
     def workspace_bytes(self, plan: Plan, data: HostData) -> int:
         assert plan.optimizer is not None
@@ -180,17 +177,17 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         self.prepare(session, _go_on)
         done = np.zeros(1, np.int64)
-        memory = session.memory
+        memory, parts = session.memory, session.chosen.parts
         shared = session.network, session.rule, session.data(data), session.buffers(state), memory
         rows, key = np.asarray(order, np.int64), np.uint64(state.key)
         steps = 0
-        for threads, count in session.crew.calls(len(table)):
+        for threads, count in session.chosen.crew.calls(len(table)):
             memory.arrivals[0] = 0
             arguments = (
-                *(threads, session.parts, *shared, rows, plan.batch, first + steps, table[steps : steps + count]),
+                *(threads, parts, *shared, rows, plan.batch, first + steps, table[steps : steps + count]),
                 *(key, np.uint64(state.step + steps), totals, done),
             )
-            _on_threads(threads, functools.partial(_with_last, train_thread, arguments))
+            on_threads(threads, functools.partial(_with_last, train_thread, arguments))
             steps += int(done[0])
             if done[0] < count:
                 break
@@ -207,7 +204,7 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         self.prepare(session, _go_on)
         data = session.inputs(x)
-        threads = session.threads_for(len(x))
+        threads = session.chosen.threads_for(len(x))
         memories, batch = session.inference_memory(threads), session.chunk
         target, nothing = out.reshape(-1), np.empty(0)
 
@@ -215,7 +212,7 @@ class NumbaBackend(NumbaOperations):
             first, stop = len(x) * t // threads, len(x) * (t + 1) // threads
             predict_thread(first, stop, session.network, data, params, memories[t], batch, target, nothing)
 
-        _on_threads(threads, work)
+        on_threads(threads, work)
 
     def bind_predict(
         self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
@@ -241,7 +238,7 @@ class NumbaBackend(NumbaOperations):
         self.prepare(session, _go_on)
         rows = len(data.x)
         record = session.data(data)
-        threads = session.threads_for(rows)
+        threads = session.chosen.threads_for(rows)
         memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
 
@@ -249,7 +246,7 @@ class NumbaBackend(NumbaOperations):
             first, stop = rows * t // threads, rows * (t + 1) // threads
             predict_thread(first, stop, session.network, record, params, memories[t], batch, nothing, parts[t])
 
-        _on_threads(threads, work)
+        on_threads(threads, work)
         loss, weight, hits = parts.sum(axis=0).tolist()
         return loss, weight, hits
 
@@ -320,27 +317,3 @@ def _compiles(plan: Plan) -> bool:
     own += [] if plan.spec.loss.compiled else [plan.spec.loss.name]
     _say_composed(tuple(dict.fromkeys(own)))
     return False
-
-
-def _on_threads(threads: int, work: Callable[[int], object]) -> None:
-    """Call ``work(t)`` for each t below `threads` at once, t = 0 in this thread; return when all are done.
-
-    Threads are made for each call: that is a tenth of a millisecond beside calls of many, and leaves nothing behind
-    that a fork, a nested pool or the end of the process could trip over.
-    """
-    others = [threading.Thread(target=work, args=(t,), daemon=True) for t in range(1, threads)]
-    for thread in others:
-        thread.start()
-    interrupted = None
-    try:
-        work(0)
-    except KeyboardInterrupt as e:
-        interrupted = e
-    for thread in others:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except KeyboardInterrupt as e:  # a handler of the user's; the others must end their step first
-                interrupted = e
-    if interrupted is not None:
-        raise interrupted

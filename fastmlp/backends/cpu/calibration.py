@@ -1,4 +1,4 @@
-"""What products of layers take on this machine in each form: measured once, and kept beside the compiled kernels."""
+"""What a layer's products take on this machine in each form, and what threads do: measured once, kept with kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.files.atomic import atomic_writer
 
 SECONDS = 1.0
@@ -28,6 +28,8 @@ LARGEST = 3e8
 SHORTEST = 60e-6
 """Seconds that a timed call lasts at least: a thousand times the clock's step."""
 ROUNDS = 3
+MEETINGS = 300
+"""How often two threads wait for each other, to be timed."""
 
 
 class Measured(NamedTuple):
@@ -43,10 +45,12 @@ class Measured(NamedTuple):
 class Table:
     """What was measured for one type on one machine."""
 
-    def __init__(self, measured: list[Measured], start: float) -> None:
+    def __init__(self, measured: list[Measured], start: float, meeting: float) -> None:
         self.measured = measured
         self.start = start
         """Seconds until another thread has begun and ended."""
+        self.meeting = meeting
+        """Seconds that two threads take to wait for each other."""
 
     def nearest(self, product: int, rows: int, inputs: int, outputs: int) -> Measured | None:
         """Return what was measured for the shape that is the nearest in size; None where none is near."""
@@ -133,11 +137,11 @@ def _read(path: Path) -> Table | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(path.read_text())
         measured = [Measured(int(p), int(n), int(i), int(o), (*map(float, s),)) for p, n, i, o, s in kept["measured"]]
-        start = float(kept["start"])
+        start, meeting = float(kept["start"]), float(kept["meeting"])
         forms = {len(m.seconds) for m in measured}
-        positive = all(0 < s < math.inf for s in [start, *(s for m in measured for s in m.seconds)])
+        positive = all(0 < s < math.inf for s in [start, meeting, *(s for m in measured for s in m.seconds)])
         if kept["machine"] == machine() and positive and forms == {3} and {m.product for m in measured} == {0, 1, 2}:
-            return Table(measured, start)
+            return Table(measured, start, meeting)
     return None
 
 
@@ -146,7 +150,8 @@ def _write(path: Path, table: Table, dtype: np.dtype[Any]) -> None:
     with contextlib.suppress(OSError):
         os.makedirs(path.parent, exist_ok=True)
         with atomic_writer(path) as file:
-            kept = {"machine": machine(), "dtype": str(dtype), "start": table.start, "measured": table.measured}
+            threads = {"start": table.start, "meeting": table.meeting}
+            kept = {"machine": machine(), "dtype": str(dtype), **threads, "measured": table.measured}
             file.write(json.dumps(kept).encode())
 
 
@@ -162,7 +167,7 @@ def measure(dtype: np.dtype[Any]) -> Table:
             if found and len({m.product for m in found}) == 3 and time.perf_counter() > end:
                 break
             found.append(Measured(which, *shape, tuple(time_product(which, shape, dtype))))
-    return Table(found, time_start())
+    return Table(found, time_start(), time_meeting())
 
 
 def time_start() -> float:
@@ -170,15 +175,35 @@ def time_start() -> float:
     best = math.inf
     for _ in range(20):
         begin = time.perf_counter()
-        thread = threading.Thread(target=_nothing)
-        thread.start()
-        thread.join()
+        on_threads(2, _nothing)
         best = min(best, time.perf_counter() - begin)
     return best
 
 
-def _nothing() -> None:
+def _nothing(t: int) -> None:
     return
+
+
+def time_meeting() -> float:
+    """Return the seconds that two threads take to wait for each other at a barrier."""
+    from fastmlp.kernels.cpu.operations import meet
+
+    seconds = np.zeros(2)
+    arrivals = np.zeros(16, np.int64)
+
+    def work(t: int) -> None:
+        meet(2, 1, arrivals[:1], 0)  # both have begun
+        begin = time.perf_counter()
+        meet(2, MEETINGS, arrivals[:1], 1)
+        seconds[t] = time.perf_counter() - begin
+
+    meet(1, 1, arrivals[:1], 0)  # compiles
+    best = math.inf
+    for _ in range(ROUNDS):
+        arrivals[0] = 0
+        on_threads(2, work)
+        best = min(best, seconds.max() / MEETINGS)
+    return best
 
 
 def time_product(which: int, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> list[float]:

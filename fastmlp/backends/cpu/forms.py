@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cpu.calibration import calibrate, is_settled, known
+from fastmlp.backends.cpu.calibration import Table, calibrate, is_settled, known
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
 
@@ -18,8 +18,12 @@ GAIN = 1.05
 """How much faster than the rule's another form has to have been measured to be taken: less is noise."""
 GATHERING = 1.1
 """The same, for the BLAS in the lowest layer, whose rows have to be gathered for it."""
-START, FLOPS = 60e-6, 1e10
-"""Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
+START, MEETING, FLOPS = 60e-6, 1e-6, 1e10
+"""Seconds that another thread takes to begin and to end, and to wait for another one, and operations a second, where
+nothing was measured."""
+WORTH = 10
+"""How many times as long as two threads wait for each other a part of a step has to be: they do so two to five times,
+and what one has written the other has to fetch."""
 
 
 class Forms:
@@ -64,23 +68,40 @@ class Forms:
 
     def threads_for(self, rows: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return how many threads run so many rows forward the fastest: each has to earn what its start costs."""
-        table = known(dtype) if self.way == "auto" else None
+        table = self._table(dtype)
         start = START if table is None else table.start
-        seconds = 0.0
-        for i, o in itertools.pairwise(units):
-            flops = 2.0 * rows * i * o
-            near = None if table is None else table.nearest(0, min(rows, 256), i, o)
-            if near is None:
-                seconds += flops / FLOPS
-            else:
-                seconds += min(near.seconds) * flops / (2.0 * near.rows * near.inputs * near.outputs)
-        return max(1, min(most, int(seconds / (2 * start))))
+        return max(1, min(most, int(_seconds(table, rows, units, (0,)) / (2 * start))))
+
+    def parts_for(self, batch: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """Return into how many parts a step is divided: each has to be longer than its thread waits for others."""
+        from fastmlp.kernels.cpu import codes
+
+        table = self._table(dtype)
+        meeting = MEETING if table is None else table.meeting
+        seconds = _seconds(table, batch, units, range(len(codes.PRODUCTS)))
+        return max(1, min(most, int(seconds / (WORTH * meeting))))
+
+    def _table(self, dtype: np.dtype[Any]) -> Table | None:
+        return known(dtype) if self.way == "auto" else None
 
     def of_layers(
         self, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], *, gradients: bool
     ) -> NDArray[np.int64]:
         """Return the forms of all products of a network, (L, 3) int64, for so many rows a thread."""
         return _of_layers(self.way, rows, threads, units, dtype, gradients).copy()
+
+
+def _seconds(table: Table | None, rows: int, units: tuple[int, ...], which: Iterable[int]) -> float:
+    """Return how long these products of all layers take one thread, as far as it is known."""
+    seconds = 0.0
+    for product, (i, o) in itertools.product(which, itertools.pairwise(units)):
+        flops = 2.0 * rows * i * o
+        near = None if table is None else table.nearest(product, min(rows, 256), i, o)
+        if near is None:
+            seconds += flops / FLOPS
+        else:
+            seconds += min(near.seconds) * flops / (2.0 * near.rows * near.inputs * near.outputs)
+    return seconds
 
 
 @functools.cache

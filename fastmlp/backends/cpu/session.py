@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from copy import copy
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cpu.crew import Crew
+from fastmlp.backends.cpu.choices import Choices
 from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.session import Session
 from fastmlp.formulas.random_bits import keep_threshold
@@ -34,53 +33,25 @@ CHUNK_BYTES = 512 * 1024
 class NumbaSession(Session):
     """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
 
-    def __init__(self, backend: Backend, plan: Plan, parts: int, forms: Forms) -> None:
+    def __init__(self, backend: Backend, plan: Plan, most: int, forms: Forms) -> None:
         super().__init__(backend, plan)
-        self.parts = parts
-        self.crew = Crew(parts)
-        self._forms = forms
-        self._adopted: NDArray[np.int64] | None = None
-        self._chose_blindly = False
-        self._threads_for: dict[int, int] = {}
-
-    @cached_property
-    def forms(self) -> NDArray[np.int64]:
-        """How each layer's products are computed, see `Network`."""
-        plan = self.plan
-        self._chose_blindly = self._forms.lacks(plan.precision.products)
-        rows = self.chunk if plan.optimizer is None else -(-plan.batch // self.parts)
-        return self._forms.of_layers(
-            *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
-        )
-
-    def threads_for(self, rows: int) -> int:
-        """Return how many threads are to run so many rows forward."""
-        if self.parts == 1:
-            return 1
-        found = self._threads_for.get(rows)
-        if found is None:
-            plan = self.plan
-            found = self._forms.threads_for(rows, self.parts, plan.spec.units, plan.precision.products)
-            self._threads_for[rows] = found
-        return found
+        self.chosen = Choices(plan, self.chunk, most, forms)
 
     def choices(self) -> dict[str, Any]:
-        return {**super().choices(), "products": _named(self.forms)}
+        return {**super().choices(), **self.chosen.described()}
 
     def adopt(self, choices: Mapping[str, Any]) -> None:
-        alike = choices.get("backend") == self.backend.name and self._forms.way == "auto"
-        forms = _of_names(choices.get("products")) if alike else None
-        if forms is not None and forms.shape == self.forms.shape and (forms != self.forms).any():
-            self._forget_forms()
-            self.forms = self._adopted = forms
+        if choices.get("backend") == self.backend.name and self.chosen.adopt(choices):
+            self._forget()
 
     def choose_again(self) -> None:
-        """Choose the forms of products again where more is known of the machine now, but for a run that goes on."""
-        if self._chose_blindly and self._adopted is None:
-            self._forget_forms()
+        """Choose again where more is known of the machine now, but for a run that goes on."""
+        if self.chosen.again():
+            self._forget()
 
-    def _forget_forms(self) -> None:
-        for made_for_them in ("forms", "network", "memory", "_inference"):
+    def _forget(self) -> None:
+        """Forget what was made for other choices."""
+        for made_for_them in ("network", "memory", "_inference"):
             self.__dict__.pop(made_for_them, None)
 
     @cached_property
@@ -106,7 +77,7 @@ class NumbaSession(Session):
             loss_parameter=real(spec.loss.parameter),
             l2=real(spec.l2),
             max_norm=real(spec.max_norm or 0.0),
-            forms=self.forms,
+            forms=self.chosen.forms,
         )
 
     @cached_property
@@ -124,7 +95,7 @@ class NumbaSession(Session):
         if optimizer is None or optimizer.plain:
             return 0
         pairs = list(zip(spec.units, spec.units[1:], strict=False))
-        most = [int(train.IN_CACHE if f == DIRECT else train.IN_BLOCKS) for f in self.forms[:, GRADIENT]]
+        most = [int(train.IN_CACHE if f == DIRECT else train.IN_BLOCKS) for f in self.chosen.forms[:, GRADIENT]]
         return max(max(8 * o, min(size, i * o)) for (i, o), size in zip(pairs, most, strict=True))
 
     def buffers(self, state: TrainState) -> Any:
@@ -176,20 +147,20 @@ class NumbaSession(Session):
         """
         from fastmlp.kernels.cpu.codes import BLAS, FORWARD
 
-        small = 5 * self.plan.batch * self.parts < 3 * self.plan.spec.units[0]
-        by_tiles = self.forms[0, FORWARD] != BLAS
-        return bool(self.parts > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
+        small = 5 * self.plan.batch * self.chosen.parts < 3 * self.plan.spec.units[0]
+        by_tiles = self.chosen.forms[0, FORWARD] != BLAS
+        return bool(self.chosen.parts > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
 
     def _scratch_size(self, rows: int) -> int:
         """How many numbers a thread needs for copies of what it multiplies."""
         units, dtype = self.plan.spec.units, self.plan.precision.products
-        pairs = zip(units, units[1:], self.forms.tolist(), strict=False)
+        pairs = zip(units, units[1:], self.chosen.forms.tolist(), strict=False)
         return max(scratch_size(form, rows, i, o, dtype) for i, o, forms in pairs for form in forms)
 
     @cached_property
     def memory(self) -> Any:
         """The memory of a batch in training, shared by all threads, `kernels.cpu.structures.Memory`."""
-        return self._memory(self.plan.batch, self.parts, training=True)
+        return self._memory(self.plan.batch, self.chosen.parts, training=True)
 
     def training_bytes(self) -> int:
         """Return the bytes that training would allocate here; none is."""
@@ -200,7 +171,7 @@ class NumbaSession(Session):
 
         counting = copy(self)
         counting._allocate = note  # type: ignore[method-assign]
-        counting._memory(self.plan.batch, self.parts, training=True)
+        counting._memory(self.plan.batch, self.chosen.parts, training=True)
         clips = self.plan.optimizer is not None and self.plan.optimizer.clip_norm is not None
         grads = self.plan.layout.size * self.plan.precision.weights.itemsize if clips else 0
         return sum(sizes) + 8 * self.plan.batch + grads
@@ -259,23 +230,6 @@ def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
         smallest=real(np.finfo(dtype).tiny * 2**30),
         has_average=optimizer.ema is not None,
     )
-
-
-def _named(forms: NDArray[np.int64]) -> str:
-    """Return the forms of all layers in words: what a checkpoint says of them."""
-    from fastmlp.kernels.cpu import codes
-
-    return ", ".join(" ".join(codes.FORMS[form] for form in layer) for layer in forms.tolist())
-
-
-def _of_names(text: object) -> NDArray[np.int64] | None:
-    """Return the forms that `_named` wrote down; None where they are others than there are here."""
-    from fastmlp.kernels.cpu import codes, products
-
-    here = {codes.FORMS[form]: form for form in products.available_forms()}
-    with contextlib.suppress(KeyError, ValueError):
-        return np.array([[here[name] for name in layer.split()] for layer in str(text).split(", ")], np.int64)
-    return None
 
 
 class _Alias:

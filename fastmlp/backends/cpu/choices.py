@@ -1,0 +1,128 @@
+"""What a session of the Numba backend chooses: parts of a step, the threads that work on them, forms of products."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.backends.cpu.crew import Crew
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastmlp.backends.cpu.forms import Forms
+    from fastmlp.network.plan import Plan
+
+
+class Choices:
+    """The choices of one plan, each made when it is first asked for.
+
+    Parameters
+    ----------
+    plan : Plan
+    chunk : int
+        Rows that a thread works on at once in prediction.
+    most : int
+        Of the threads that a call may use.
+    forms : Forms
+        Which decides.
+    """
+
+    def __init__(self, plan: Plan, chunk: int, most: int, forms: Forms) -> None:
+        self._plan = plan
+        self._chunk = chunk
+        self._most = most
+        self._deciding = forms
+        self._adopted = False
+        self._blind = False
+        """Whether a choice was made before all was known of the machine."""
+        self._threads_for: dict[int, int] = {}
+
+    @cached_property
+    def parts(self) -> int:
+        """Into how many parts the work of a step is divided, on which its numbers depend; in prediction the threads."""
+        plan = self._plan
+        self._note_what_is_known()
+        if plan.optimizer is None:
+            return self._most
+        return self._deciding.parts_for(plan.batch, self._most, plan.spec.units, plan.precision.products)
+
+    @cached_property
+    def crew(self) -> Crew:
+        """How many threads work on them."""
+        return Crew(self.parts)
+
+    @cached_property
+    def forms(self) -> NDArray[np.int64]:
+        """How each layer's products are computed, see `kernels.cpu.structures.Network`."""
+        plan = self._plan
+        self._note_what_is_known()
+        rows = self._chunk if plan.optimizer is None else -(-plan.batch // self.parts)
+        return self._deciding.of_layers(
+            *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
+        )
+
+    def threads_for(self, rows: int) -> int:
+        """Return how many threads are to run so many rows forward."""
+        if self._most == 1:
+            return 1
+        found = self._threads_for.get(rows)
+        if found is None:
+            plan = self._plan
+            found = self._deciding.threads_for(rows, self._most, plan.spec.units, plan.precision.products)
+            self._threads_for[rows] = found
+        return found
+
+    def described(self) -> dict[str, Any]:
+        """Return what a checkpoint says of them."""
+        return {"products": _named(self.forms), "parts": self.parts}
+
+    def adopt(self, choices: Mapping[str, Any]) -> bool:
+        """Make the choices of a run that goes on, where they are left open and can be; tell whether they are others."""
+        forms = _of_names(choices.get("products")) if self._deciding.way == "auto" else None
+        parts = choices.get("parts", self.parts)
+        if forms is None or forms.shape != self.forms.shape or parts not in range(1, self._most + 1):
+            return False
+        self._adopted = True
+        if parts == self.parts and (forms == self.forms).all():
+            return False
+        self._forget()
+        self.parts, self.forms = parts, forms
+        return True
+
+    def again(self) -> bool:
+        """Choose again where more is known of the machine now, but for a run that goes on; tell whether so."""
+        if self._adopted or not self._blind:
+            return False
+        self._forget()
+        return True
+
+    def _note_what_is_known(self) -> None:
+        self._blind |= self._deciding.lacks(self._plan.precision.products)
+
+    def _forget(self) -> None:
+        self._blind = False
+        for choice in ("parts", "crew", "forms"):
+            self.__dict__.pop(choice, None)
+        self._threads_for.clear()
+
+
+def _named(forms: NDArray[np.int64]) -> str:
+    """Return the forms of all layers in words: what a checkpoint says of them."""
+    from fastmlp.kernels.cpu import codes
+
+    return ", ".join(" ".join(codes.FORMS[form] for form in layer) for layer in forms.tolist())
+
+
+def _of_names(text: object) -> NDArray[np.int64] | None:
+    """Return the forms that `_named` wrote down; None where they are others than there are here."""
+    from fastmlp.kernels.cpu import codes, products
+
+    here = {codes.FORMS[form]: form for form in products.available_forms()}
+    with contextlib.suppress(KeyError, ValueError):
+        return np.array([[here[name] for name in layer.split()] for layer in str(text).split(", ")], np.int64)
+    return None
