@@ -48,7 +48,7 @@ def forget():
 
 def learn(*measured):
     """Let this be what was measured in float32."""
-    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured], 1e-4, 1e-6)
+    calibration._tables[SINGLE] = Table([Measured(*m) for m in measured], 1e-4, 1e-7)
     calibration._settled.add(SINGLE)
     forget()
 
@@ -128,7 +128,7 @@ def test_a_damaged_table_is_made_anew(nothing_known, monkeypatch, tmp_path, dama
     assert calibration._read(path).measured == [Measured(*m) for m in evenly(1.0, 2.0, 3.0)]
     path.write_text(damage(kept))
     assert calibration.known(SINGLE) is None and not calibration.is_settled(SINGLE)
-    again = Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)], 1e-4, 1e-6)
+    again = Table([Measured(*m) for m in evenly(3.0, 2.0, 1.0)], 1e-4, 1e-7)
     monkeypatch.setattr(calibration, "measure", lambda dtype: again)
     calibration.calibrate(SINGLE, lambda: None)
     assert calibration._read(path).measured == [Measured(*m) for m in evenly(3.0, 2.0, 1.0)]
@@ -278,11 +278,19 @@ def test_a_thread_has_to_earn_its_start(nothing_known):
 @tiled
 def test_a_part_of_a_step_has_to_be_longer_than_its_thread_waits(nothing_known):
     parts_for = functools.partial(PARTS_FOR, forms.Forms())
-    learn(*evenly(2e-6, 3e-6, 4e-6))  # for 8 rows, each of three products; a wait takes 1e-6, a part ten of them
+    learn(*evenly(2e-6, 3e-6, 4e-6))  # for 8 rows, each of three products; a wait takes 1e-7, a part a hundred of them
     for rows, parts in ((0, 1), (8, 1), (26, 1), (27, 2), (270, 8)):
         assert parts_for(rows, 8, (32, 16), SINGLE) == parts, rows
     assert PARTS_FOR(forms.Forms("rule"), 8, 2, (6, 16, 3), SINGLE) == 1
     assert PARTS_FOR(forms.Forms("rule"), 128, 2, (784, 512, 10), SINGLE) == 2
+
+
+@tiled
+def test_a_thread_that_waits_for_a_core_is_no_measure_of_meetings(monkeypatch):
+    fastmlp.get_backend("numba")
+    assert 1e-9 < calibration.time_meeting() <= calibration.LONGEST_MEETING
+    monkeypatch.setattr(calibration, "LONGEST_MEETING", 1e-9)
+    assert calibration.time_meeting() == calibration.MEETING
 
 
 @tiled

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cpu.calibration import Table, calibrate, is_settled, known
+from fastmlp.backends.cpu.calibration import MEETING, Table, calibrate, is_settled, known
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
 
@@ -18,12 +18,11 @@ GAIN = 1.05
 """How much faster than the rule's another form has to have been measured to be taken: less is noise."""
 GATHERING = 1.1
 """The same, for the BLAS in the lowest layer, whose rows have to be gathered for it."""
-START, MEETING, FLOPS = 60e-6, 1e-6, 1e10
-"""Seconds that another thread takes to begin and to end, and to wait for another one, and operations a second, where
-nothing was measured."""
-WORTH = 10
+START, FLOPS = 60e-6, 1e10
+"""Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
+WORTH = 100
 """How many times as long as two threads wait for each other a part of a step has to be: they do so two to five times,
-and what one has written the other has to fetch."""
+and what one has written the other has to fetch, line by line, at what a meeting takes for each."""
 
 
 class Forms:
