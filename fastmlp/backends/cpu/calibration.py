@@ -29,11 +29,11 @@ SHORTEST = 60e-6
 """Seconds that a timed call lasts at least: a thousand times the clock's step."""
 ROUNDS = 3
 TRIES, MEETINGS = 30, 20
-"""How often two threads wait for each other, to be timed: short tries, of which one finds both of them running even where
-other programs want the cores."""
+"""How often two threads wait for each other, to be timed: short tries, of which one finds both of them running even
+where other programs want the cores."""
 MEETING, LONGEST_MEETING = 1e-7, 1e-5
-"""Seconds that it is taken to take where that was not measured: what takes longer than the second is to wait for a core,
-not for a thread."""
+"""Seconds that it is taken to take where that was not measured: what takes longer than the second is to wait for a
+core, not for a thread."""
 
 
 class Measured(NamedTuple):
