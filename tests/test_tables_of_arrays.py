@@ -170,20 +170,14 @@ def test_an_npz_beyond_the_memory_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", x=np.ones((2, 2)))
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", full)
     assert refusal(tmp_path / "a.npz") == (
-        "expected a whole NumPy file of numbers that fits into memory, got Unable to allocate 3 GiB; save x as .npy, "
-        "which stays on the disk"
+        "expected a file that fits into memory, got Unable to allocate 3 GiB; save x as .npy, which stays on the disk"
     )
 
 
 def headed(header, version=1):
     """Return a NumPy file of 8 bytes with any header."""
-    return (
-        b"\x93NUMPY"
-        + bytes([version, 0])
-        + len(header).to_bytes(2 if version == 1 else 4, "little")
-        + header
-        + bytes(8)
-    )
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + bytes(8)
 
 
 DAMAGED = {

@@ -23,14 +23,13 @@ _HEAD = 1 << 16
 """Bytes in which a header ends that NumPy reads."""
 _DEFLATE = 1032
 """Bytes that one byte of deflated data can stand for."""
-_CURE = "write it with numpy.save or numpy.savez, without Python objects"
 
 
 def read_npz(source: Source, target: str | int | None) -> Table:
     """Read the arrays ``x`` and ``y``, or the one that `target` names, of an archive."""
     path = source.path
     y_name = "y" if target is None else str(target)
-    with _numpy(path, "save x as .npy, which stays on the disk"), open(path, "rb") as file:
+    with _numpy(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         with np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             wanted = ["x"] if target is None else ["x", y_name]
@@ -65,8 +64,13 @@ def _read_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         return np.lib.format.open_memmap(os.fspath(path), mode="r")
 
 
-def _numpy(path: str | os.PathLike[str], cure: str = _CURE) -> AbstractContextManager[None]:
-    return refused_by_name(path, "a whole NumPy file of numbers", cure)
+def _numpy(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    return refused_by_name(
+        path,
+        ": expected a whole NumPy file of numbers, got one that cannot be read ({reason}); write it with numpy.save or "
+        "numpy.savez, without Python objects",
+        out_of_memory="save x as .npy, which stays on the disk",
+    )
 
 
 def _member(arrays: np.lib.npyio.NpzFile, name: str, size: int) -> npt.NDArray[Any]:

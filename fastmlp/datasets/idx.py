@@ -54,9 +54,9 @@ def read_idx(path: str | os.PathLike[str], *, expected_magic: int | None = None)
         gzipped = plain.peek(2)[:2] == b"\x1f\x8b"
         if not gzipped:
             return _parse(plain, path, expected_magic)
-        with refused_by_name(path, "a whole gzip file", "get the file again"):
-            with gzip.GzipFile(fileobj=plain) as unzipped:
-                return _parse(unzipped, path, expected_magic)
+        message = ": expected a whole gzip file, got a truncated or damaged one ({reason}); get the file again"
+        with refused_by_name(path, message), gzip.GzipFile(fileobj=plain) as unzipped:
+            return _parse(unzipped, path, expected_magic)
 
 
 def write_idx(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:

@@ -11,7 +11,7 @@ from fastmlp.errors import DataError, FileFormatError
 
 
 @contextmanager
-def refused_by_name(path: str | PathLike[str], expected: str, cure: str = "") -> Iterator[None]:
+def refused_by_name(path: str | PathLike[str], message: str, out_of_memory: str = "") -> Iterator[None]:
     """Turn whatever the block raises into an error of ours that names the file and the reason.
 
     A parser given damaged bytes raises what its own parts happen to raise: a header of NumPy's alone gives ten kinds
@@ -20,10 +20,10 @@ def refused_by_name(path: str | PathLike[str], expected: str, cure: str = "") ->
     Parameters
     ----------
     path : path
-    expected : str
-        What the file should be, for the message: ``"a whole NumPy file"``.
-    cure : str
-        How the message ends, where something can be done.
+    message : str
+        What follows the name, with ``{reason}`` where the reason belongs.
+    out_of_memory : str
+        What can be done where the memory is too small, if anything.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def refused_by_name(path: str | PathLike[str], expected: str, cure: str = "") ->
     OSError
         With the name of the file, where the operating system failed.
     """
-    name, then = fspath(path), f"; {cure}" if cure else ""
+    name = fspath(path)
     try:
         yield
     except (DataError, FileFormatError):
@@ -43,11 +43,12 @@ def refused_by_name(path: str | PathLike[str], expected: str, cure: str = "") ->
         if isinstance(e, OSError) and e.filename is not None:
             raise
         if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
-            raise DataError(f"{name}: expected {expected} that fits into memory, got {_reason(e)}{then}") from e
+            cure = f"; {out_of_memory}" if out_of_memory else ""
+            raise DataError(f"{name}: expected a file that fits into memory, got {_reason(e)}{cure}") from e
         # an argument that the system refuses came from the file, and what has no number is no error of the system
         if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
             raise OSError(e.errno, e.strerror, name) from e
-        raise FileFormatError(f"{name}: expected {expected}, got one that cannot be read ({_reason(e)}){then}") from e
+        raise FileFormatError(name + message.format(reason=_reason(e))) from e
 
 
 def _reason(error: Exception) -> str:
