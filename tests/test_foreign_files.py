@@ -137,7 +137,7 @@ RUNS = [
     ("progress.seconds", -1, "seconds must be"),
     ("progress.more", 1, "unexpected keyword argument 'more'"),
     ("progress.rows", GONE, "rows"),
-    ("history.loss", [1, 2, 3], "history: 'loss' must be a number for each of 1 epochs"),
+    ("history.loss", [], "history: 'loss' must be a number for each of 1 epochs"),
     ("history.loss", ["a"], "history: 'loss' must be a number"),
     ("history", [1], "list"),
     ("figures", [1], "figures and data must be text"),

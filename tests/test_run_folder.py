@@ -1,6 +1,8 @@
 """Runs that are interrupted or killed go on to the same weights, and a run's folder is never overwritten."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -225,6 +227,84 @@ def test_a_spoilt_config_is_refused(here, table, monkeypatch, tmp_path):
         config.write_text(spoilt)
         code, err = here("train", table, "--resume", "--out", "run")
         assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (")
+
+
+EDITED = [
+    ("data", "1", "DATA must be text, got 1"),
+    ("data", '"a\\u0000b"', "null"),
+    ("target", "3", "--target must be text, got 3"),
+    ("hidden", '["6"]', "--hidden must be an integer, got '6'"),
+    ("hidden", "6", "--hidden must be a list of numbers, got 6"),
+    ("hidden", "[true]", "--hidden must be an integer, got True"),
+    ("dropout", "[]", "--dropout must be a list of numbers, got ()"),
+    ("dropout", '[".3"]', "--dropout must be a number, got '.3'"),
+    ("epochs", "true", "--epochs must be an integer, got True"),
+    ("epochs", "0", "--epochs must be at least 1, got 0"),
+    ("epochs", "1e3", "--epochs must be an integer, got 1000.0"),
+    ("batch_size", "-8", "--batch-size must be at least 1, got -8"),
+    ("seed", '"5"', "seed must be an integer, got '5'"),
+    ("seed", "1979-05-27", "seed must be an integer"),
+    ("validation", "nan", "--validation must be finite, got nan"),
+    ("validation", "true", "--validation must be a number, got True"),
+    ("standardize", '"no"', "--standardize must be True or False, got 'no'"),
+    ("activation", "7", "--activation must be text, got 7"),
+    ("optimizer", "[]", "--optimizer must be text, got ()"),
+    ("lr", '"fast"', "--lr must be a number, got 'fast'"),
+    ("lr", "inf", "--lr must be finite, got inf"),
+    ("ema", "{}", "--ema must be a number, got {}"),
+    ("backend", "false", "--backend must be text, got False"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), EDITED)
+def test_a_config_edited_by_hand_is_checked_like_options(here, table, monkeypatch, tmp_path, name, value, said):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    lines = [line for line in config.read_text("utf-8").splitlines() if not line.startswith(f"{name} =")]
+    lines.insert(lines.index("[settings]") + 1, f"{name} = {value}")
+    config.write_text("\n".join(lines))
+    os.fstat(1)
+    code, err = here("train", table, "--resume", "--out", "run")
+    os.fstat(1)  # a number is no file name: opened and closed, it would be standard output
+    assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (") and said in err
+
+
+@pytest.mark.parametrize("text", ["settings = 3", "[settings]\ndata = 1", "a = " + "[" * 3000, "sha256 = 1\n", "\xff"])
+def test_a_config_of_another_kind_is_refused(here, table, monkeypatch, tmp_path, text):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_bytes((text + config.read_text() if text.startswith("sha256") else text).encode("latin-1"))
+    code, err = here("train", table, "--resume", "--out", "run")
+    assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", "1", "epochs"),  # or the run would pass for finished
+        ("hidden", "[7]", "network"),
+        ("seed", "6", "seed"),
+        ("lr", "0.5", "optimizer"),
+        ("dtype", '"float64"', "dtype"),
+    ],
+)
+def test_settings_that_are_not_those_of_the_checkpoint_are_refused(
+    here, table, monkeypatch, tmp_path, name, value, said
+):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "finish")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    text = config.read_text("utf-8")
+    config.write_text(re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text))
+    code, err = here("train", table, "--resume", "--out", "run")
+    assert code == 1 and f"are not of one run, they differ in {said}; put back the settings" in err
+    config.write_text(text)
+    assert here("train", table, "--resume", "--out", "run")[0] == 0
 
 
 @pytest.mark.filterwarnings("always")

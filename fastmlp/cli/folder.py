@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.cli.settings import Settings
-from fastmlp.errors import DataError, FileFormatError
+from fastmlp.errors import DataError
 from fastmlp.files.atomic import atomic_writer
+from fastmlp.files.reading import refused_by_name
 
 
 class RunFolder:
@@ -93,16 +94,12 @@ class RunFolder:
         DataError
             The data have changed.
         """
-        try:
+        with refused_by_name(self.config, " is not as fastmlp wrote it ({reason}); start a new run in another folder"):
             contents = tomllib.loads(self.config.read_text("utf-8"))
             values: dict[str, Any] = contents["settings"]
             values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             settings = Settings(**values)
-        except (ValueError, TypeError, KeyError) as e:
-            raise FileFormatError(
-                f"{self.config} is not as fastmlp wrote it ({e}); start a new run in another folder"
-            ) from None
-        then, now = contents.get("sha256", {}), _checksums(settings)
+            then, now = dict(contents.get("sha256", {})), _checksums(settings)
         if changed := [name for name in now if now[name] != then.get(name)]:
             raise DataError(f"{changed[0]} has changed since the run in {self.path} began; start a new run")
         return settings

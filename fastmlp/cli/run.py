@@ -18,10 +18,10 @@ from fastmlp.cli.output import extra_figures
 from fastmlp.cli.settings import Settings
 from fastmlp.engine.callbacks import Checkpoint
 from fastmlp.engine.history import History
-from fastmlp.errors import TrainingInterrupted
+from fastmlp.errors import FileFormatError, TrainingInterrupted
 from fastmlp.files import safetensors
 from fastmlp.formulas.losses import SoftmaxCrossEntropy
-from fastmlp.formulas.optimizers import Optimizer
+from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
 from fastmlp.loading import load
 from fastmlp.model import MLP
 
@@ -74,12 +74,32 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     print(repr(model))
     resumed = folder.checkpoint.exists()
     if resumed:
-        model = load(folder.checkpoint, settings.backend)
+        model = _gone_on_with(folder, settings, optimizer, model)
         print(f"going on with the run in {folder.path} after {model.steps:,} steps", flush=True)
     else:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(settings, _made_with(model))
     return Run(folder, settings, data, model, optimizer, resumed, began)
+
+
+def _gone_on_with(folder: RunFolder, settings: Settings, optimizer: Optimizer, begun: MLP) -> MLP:
+    """Return the model of the checkpoint, which must be of the run that the settings describe and `begun` began."""
+    model = load(folder.checkpoint, settings.backend)
+    header, _ = safetensors.read(folder.checkpoint)
+    described = (
+        ("network", begun.spec, model.spec),
+        ("dtype", begun.dtype, model.dtype),
+        ("seed", begun.seed, model.seed),
+    )
+    trained = {"epochs": settings.epochs, "optimizer": optimizer_to_json(optimizer)}
+    kept = {"epochs": header["progress"]["epochs"], "optimizer": header["optimizer"]} if "progress" in header else {}
+    differ = [name for name, here, there in described if here != there]
+    if differ := differ + [name for name, value in trained.items() if kept.get(name) != value]:
+        raise FileFormatError(
+            f"{folder.config} and {folder.checkpoint} are not of one run, they differ in {', '.join(differ)}; put back "
+            "the settings that the run began with, or start a new run in another folder"
+        )
+    return model
 
 
 def fit(run: Run) -> History:

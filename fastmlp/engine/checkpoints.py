@@ -161,7 +161,7 @@ def _check_run(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -
     """Raise an error where what a checkpoint says of its run makes no sense; that of its optimizer left out."""
     progress = Progress.from_json(header["progress"])
     for name, values in header["history"].items():
-        if len(values) != progress.epoch or not all(isinstance(v, (int, float)) for v in values):
+        if len(values) < progress.epoch or not all(isinstance(v, (int, float)) for v in values):
             raise ValueError(f"history: {name!r} must be a number for each of {progress.epoch} epochs, got {values!r}")
     if not all(isinstance(name, str) for name in [*header["figures"], header["data"]]):
         raise TypeError(f"figures and data must be text, got {header['figures']!r} and {header['data']!r}")
