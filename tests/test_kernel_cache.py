@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
@@ -59,37 +58,48 @@ def kept(tmp_path, ending):
     return sorted((tmp_path / "cache").rglob(f"*{ending}"))
 
 
-def altered(contents, at):
-    changed = bytearray(contents)
-    changed[int(at * (len(contents) - 1))] ^= 0x10
-    return bytes(changed)
-
-
 DAMAGES = {
     "empty": lambda c: b"",
-    "cut to 5 bytes": lambda c: c[:5],
-    "cut in the middle": lambda c: c[: len(c) // 2],
-    "cut by one byte": lambda c: c[:-1],
-    "too long": lambda c: c + b"x",
-    **{f"altered at {at}": lambda c, at=at: altered(c, at) for at in (0, 0.01, 0.3, 0.6, 0.9, 1)},
-    "foreign": lambda c: b"\x80\x04N.",
+    "cut": lambda c: c[: len(c) // 2],
+    "altered": lambda c: c[:-200] + bytes([c[-200] ^ 0x10]) + c[-199:],
 }
 
 
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(
+    ("ending", "damage"), [("nbi", "empty"), ("nbi", "altered"), ("nbc", "cut"), ("nbc", "altered")]
+)
 def test_a_damaged_file_is_noticed_said_once_and_compiled_anew(run, tmp_path, ending, damage):
     assert run() == (["6.0", "1.0", "0"], "")
     files = kept(tmp_path, ending)
     assert len(files) == 2
     for path in files:
-        path.write_bytes(damage(path.read_bytes()))
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
     got, said = run()
     assert got == ["6.0", "1.0", "0"]
     assert (
         said.count("RuntimeWarning") == 1 and "what is kept of compiled kernels is damaged (it was altered or" in said
     )
     assert run() == (["6.0", "1.0", "2"], "")
+
+
+def test_no_altered_byte_and_no_cut_passes(tmp_path, monkeypatch):
+    from fastmlp.kernels.cpu import compiling
+
+    cache = compiling._KernelFiles(str(tmp_path), "kernel", compiling._STAMP)
+    cache.save(("a type", "a processor"), {"code": bytes(range(256))})
+    assert cache.load(("a type", "a processor")) == {"code": bytes(range(256))}
+    assert cache.load(("another type", "a processor")) is None
+    path = tmp_path / "kernel.1.nbc"
+    whole = path.read_bytes()
+    damaged = [whole[:size] for size in range(0, len(whole), 7)] + [whole + b"x", b"\x80\x04N."]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :] for at in range(len(whole))]
+    for contents in damaged:
+        monkeypatch.setattr(compiling, "_told", set())
+        path.write_bytes(contents)
+        with pytest.warns(RuntimeWarning, match="is damaged"):
+            assert cache.load(("a type", "a processor")) is None
+    cache.save(("a type", "a processor"), 5)
+    assert cache.load(("a type", "a processor")) == 5
 
 
 def test_a_file_that_is_gone_is_no_damage(run, tmp_path):
@@ -115,14 +125,3 @@ def test_code_under_the_number_of_another_type_is_not_run(run, tmp_path):
     first.write_bytes(second.read_bytes())
     second.write_bytes(contents)  # as two processes leave them that compile for one type each at once
     assert run(both) == (["1.5", "3.5"], "")
-
-
-def test_a_cache_of_real_kernels_that_is_damaged_ends_no_fit(tmp_path):
-    from fastmlp.kernels.cpu import compiling, predict
-
-    cache = compiling._KernelCache(predict.predict_thread.py_func)
-    cache._cache_file._index_path = str(tmp_path / "index")
-    (tmp_path / "index").write_bytes(np.random.default_rng(0).bytes(500))
-    compiling._told.discard("damaged")
-    with pytest.warns(RuntimeWarning, match="is damaged"):
-        assert cache._cache_file._load_index() == {}

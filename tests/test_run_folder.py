@@ -1,6 +1,7 @@
 """Runs that are interrupted or killed go on to the same weights, and a run's folder is never overwritten."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -215,6 +216,56 @@ def test_a_finished_run_is_neither_resumed_nor_overwritten(here, table, tmp_path
     code, err = here(*train, "--resume")
     assert (code, err) == (1, "error: the run in run is finished; choose another folder for a new one\n")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+LEFT = (".config.toml.0123456789ab.tmp", ".checkpoint.safetensors.0123456789ab.tmp", ".curves.png.0123456789ab.tmp")
+
+
+def test_a_folder_with_nothing_but_leftovers_of_killed_runs_can_be_used(here, table, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in LEFT:
+        (folder / name).write_bytes(b"half")
+    train = ("train", table, "--target", "class", *SETTINGS, "--out", "run", "--backend", "numpy")
+    code, err = here(*train, "--resume")
+    assert code == 1 and err.endswith("there is no config.toml; leave out --resume\n")
+    assert here(*train) == (0, "")
+    assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_leftovers_beside_files_of_somebody_else_stay_where_they_are(here, table, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("thesis.tex", *LEFT):
+        (tmp_path / "run" / name).touch()
+    code, err = here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    assert code == 1 and "run is not empty" in err
+    assert len(list((tmp_path / "run").iterdir())) == 4
+
+
+def test_a_run_that_goes_on_removes_what_the_killed_one_left(here, table, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run", "--backend", "numpy")
+    for name in LEFT:
+        (tmp_path / "run" / name).write_bytes(b"half")
+    assert here("train", table, "--resume", "--out", "run")[0] == 0
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".tmp"]
+
+
+def test_history_is_json_also_where_figures_are_no_numbers(tmp_path):
+    folder = RunFolder(tmp_path)
+    history = {"history": {"loss": [1.5, math.nan], "val_loss": [math.inf, -math.inf]}, "stop_reason": ""}
+    folder.write_history(history, {"test_loss": np.float64("nan"), "seconds": 2.0})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    read = json.loads(folder.history.read_text("utf-8"), parse_constant=refuse)
+    assert read == {
+        "history": {"loss": [1.5, None], "val_loss": [None, None]},
+        "stop_reason": "",
+        "result": {"test_loss": None, "seconds": 2.0},
+    }
 
 
 def test_a_spoilt_config_is_refused(here, table, monkeypatch, tmp_path):
