@@ -179,7 +179,8 @@ def test_a_run_stopped_between_the_last_epoch_and_its_end_is_finished_by_resume(
     assert here(*train, "--out", "whole")[0] == 0
     with monkeypatch.context() as patched:
         interrupt(patched, "finish")
-        assert here(*train, "--out", "run") == (130, "interrupted\n")
+        code, err = here(*train, "--out", "run")
+        assert (code, err) == (130, f"interrupted. To go on: fastmlp train {table} --resume --out run\n")
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert here(*train, "--resume", "--out", "run") == (0, "")
     assert_same(tmp_path / "run", tmp_path / "whole")
