@@ -15,7 +15,7 @@ plots = pytest.importorskip("fastmlp.plots")
 pytest.importorskip("matplotlib")
 
 NAMES = {
-    "dollars": ("$a$b^", "$x_{"),
+    "dollars": ("$x_{$", "a $5 to $6"),
     "chinese": ("花鳥風", "月"),
     "accents": ("Größe", "naïve"),
     "backslashes": ("\\frac{", "\\$"),
