@@ -104,7 +104,8 @@ def check_dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:
         kind = np.dtype(dtype)
     except TypeError:
         kind = None
-    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+    # a dtype equals whatever NumPy would make it of: float64 equals None
+    if dtype is None or kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return kind
 

@@ -20,6 +20,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--other-processors", action="store_true", help="compile the CPU kernels for other processors than this one too"
     )
+    parser.addoption(
+        "--fuzz", type=float, default=10.0, metavar="SECONDS", help="feed the readers damaged files so long"
+    )
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
 
 

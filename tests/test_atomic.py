@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fastmlp.files.atomic import atomic_writer
+from fastmlp.files.atomic import atomic_writer, remove_leftovers
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX systems")
 
@@ -140,6 +140,61 @@ def test_a_killed_process_leaves_the_old_file_whole(tmp_path):
     done = subprocess.run([sys.executable, "-P", "-c", script, str(tmp_path / "a")], env=environment, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "a").read_bytes() == b"old"
-    with atomic_writer(tmp_path / "a") as file:  # what the killed one left is in nobody's way
+    assert len(names(tmp_path)) == 2
+    with atomic_writer(tmp_path / "a") as file:  # what the killed one left is in nobody's way, and goes
         file.write(b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+@posix
+def test_what_a_living_process_is_writing_is_no_leftover(tmp_path):
+    script = (
+        "import sys\n"
+        "from fastmlp.files.atomic import atomic_writer\n"
+        "with atomic_writer(sys.argv[1]) as file:\n"
+        "    file.write(b'theirs')\n"
+        "    print(flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-c", script, str(tmp_path / "a")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as other:
+        other.stdout.readline()
+        remove_leftovers(tmp_path)
+        with atomic_writer(tmp_path / "a") as file:
+            file.write(b"ours")
+        assert len(names(tmp_path)) == 2
+        other.communicate("\n", timeout=60)
+    assert other.returncode == 0
+    assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"theirs")
+
+
+def test_leftovers_are_known_by_their_names_and_only_of_the_file_that_is_written(tmp_path):
+    left = [".a.0123456789ab.tmp", ".b.0123456789ab.tmp", f".{'n' * 40}.0123456789ab.tmp"]
+    others = [".a.tmp", "a.0123456789ab.tmp", ".a.0123456789xy.tmp", ".a.0123456789ab.tmp.txt", "a.tmp"]
+    for name in left + others:
+        (tmp_path / name).touch()
+    with atomic_writer(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == sorted(["a", *left[1:], *others])
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted(["a", *others])
+    remove_leftovers(tmp_path / "none")
+
+
+def test_a_temporary_file_taken_for_a_leftover_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flock, taken = fcntl.flock, []
+
+    def first_taken(file, how):
+        if not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", first_taken)
+    with atomic_writer(tmp_path / "a") as file:
+        file.write(b"new")
+    assert taken and (tmp_path / "a").read_bytes() == b"new" and names(tmp_path) == ["a"]

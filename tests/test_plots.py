@@ -393,3 +393,26 @@ def test_pyplot_is_never_imported(tmp_path):
         "plots.save(plots.curves({'loss': [1.0]}), sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path / "a.png")], check=True)
+
+
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
+    names = ["$x_{$", "$a$", "cost $5 to $6"]
+    classes, chances = np.arange(3), np.eye(3)[[1, 2, 0]]
+    matrix = plots.confusion(classes, [1, 2, 0], names)
+    assert [text.get_text() for text in matrix.get_xticklabels()] == names
+    images = np.arange(12.0).reshape(3, 4)
+    for i, drawn in enumerate([
+        matrix,
+        plots.mistakes(images, classes, chances, names, (2, 2)),
+        plots.samples(images, classes, chances, names, (2, 2)),
+        plots.lines({name: [1, 2] for name in names}),
+        plots.regions(lambda p: p[:, 0] > 0.25, SQUARE, [0, 0, 1, 1], names[:2], legend=True),
+    ]):  # fmt: skip
+        plots.save(drawn, tmp_path / f"{i}.svg")
+
+
+def test_characters_that_the_fonts_lack_are_named_in_one_warning(tmp_path):
+    drawn = plots.confusion([0, 1, 1], [0, 1, 0], ["\u82b1\u9ce5", "\u6708"])
+    with pytest.warns(plots.MissingGlyphsWarning, match="have no '\u6708\u82b1\u9ce5', which are drawn") as caught:
+        plots.save(drawn, tmp_path / "a.png")
+    assert len(caught) == 1 and caught[0].filename == __file__

@@ -1,6 +1,9 @@
 """Runs that are interrupted or killed go on to the same weights, and a run's folder is never overwritten."""
 
 import json
+import math
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -176,7 +179,8 @@ def test_a_run_stopped_between_the_last_epoch_and_its_end_is_finished_by_resume(
     assert here(*train, "--out", "whole")[0] == 0
     with monkeypatch.context() as patched:
         interrupt(patched, "finish")
-        assert here(*train, "--out", "run") == (130, "interrupted\n")
+        code, err = here(*train, "--out", "run")
+        assert (code, err) == (130, f"interrupted. To go on: fastmlp train {table} --resume --out run\n")
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert here(*train, "--resume", "--out", "run") == (0, "")
     assert_same(tmp_path / "run", tmp_path / "whole")
@@ -215,6 +219,56 @@ def test_a_finished_run_is_neither_resumed_nor_overwritten(here, table, tmp_path
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
+LEFT = (".config.toml.0123456789ab.tmp", ".checkpoint.safetensors.0123456789ab.tmp", ".curves.png.0123456789ab.tmp")
+
+
+def test_a_folder_with_nothing_but_leftovers_of_killed_runs_can_be_used(here, table, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in LEFT:
+        (folder / name).write_bytes(b"half")
+    train = ("train", table, "--target", "class", *SETTINGS, "--out", "run", "--backend", "numpy")
+    code, err = here(*train, "--resume")
+    assert code == 1 and err.endswith("there is no config.toml; leave out --resume\n")
+    assert here(*train) == (0, "")
+    assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_leftovers_beside_files_of_somebody_else_stay_where_they_are(here, table, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("thesis.tex", *LEFT):
+        (tmp_path / "run" / name).touch()
+    code, err = here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    assert code == 1 and "run is not empty" in err
+    assert len(list((tmp_path / "run").iterdir())) == 4
+
+
+def test_a_run_that_goes_on_removes_what_the_killed_one_left(here, table, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run", "--backend", "numpy")
+    for name in LEFT:
+        (tmp_path / "run" / name).write_bytes(b"half")
+    assert here("train", table, "--resume", "--out", "run")[0] == 0
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".tmp"]
+
+
+def test_history_is_json_also_where_figures_are_no_numbers(tmp_path):
+    folder = RunFolder(tmp_path)
+    history = {"history": {"loss": [1.5, math.nan], "val_loss": [math.inf, -math.inf]}, "stop_reason": ""}
+    folder.write_history(history, {"test_loss": np.float64("nan"), "seconds": 2.0})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    read = json.loads(folder.history.read_text("utf-8"), parse_constant=refuse)
+    assert read == {
+        "history": {"loss": [1.5, None], "val_loss": [None, None]},
+        "stop_reason": "",
+        "result": {"test_loss": None, "seconds": 2.0},
+    }
+
+
 def test_a_spoilt_config_is_refused(here, table, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         interrupt(patched, "fit")
@@ -225,6 +279,84 @@ def test_a_spoilt_config_is_refused(here, table, monkeypatch, tmp_path):
         config.write_text(spoilt)
         code, err = here("train", table, "--resume", "--out", "run")
         assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (")
+
+
+EDITED = [
+    ("data", "1", "DATA must be text, got 1"),
+    ("data", '"a\\u0000b"', "null"),
+    ("target", "3", "--target must be text, got 3"),
+    ("hidden", '["6"]', "--hidden must be an integer, got '6'"),
+    ("hidden", "6", "--hidden must be a list of numbers, got 6"),
+    ("hidden", "[true]", "--hidden must be an integer, got True"),
+    ("dropout", "[]", "--dropout must be a list of numbers, got ()"),
+    ("dropout", '[".3"]', "--dropout must be a number, got '.3'"),
+    ("epochs", "true", "--epochs must be an integer, got True"),
+    ("epochs", "0", "--epochs must be at least 1, got 0"),
+    ("epochs", "1e3", "--epochs must be an integer, got 1000.0"),
+    ("batch_size", "-8", "--batch-size must be at least 1, got -8"),
+    ("seed", '"5"', "seed must be an integer, got '5'"),
+    ("seed", "1979-05-27", "seed must be an integer"),
+    ("validation", "nan", "--validation must be finite, got nan"),
+    ("validation", "true", "--validation must be a number, got True"),
+    ("standardize", '"no"', "--standardize must be True or False, got 'no'"),
+    ("activation", "7", "--activation must be text, got 7"),
+    ("optimizer", "[]", "--optimizer must be text, got ()"),
+    ("lr", '"fast"', "--lr must be a number, got 'fast'"),
+    ("lr", "inf", "--lr must be finite, got inf"),
+    ("ema", "{}", "--ema must be a number, got {}"),
+    ("backend", "false", "--backend must be text, got False"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), EDITED)
+def test_a_config_edited_by_hand_is_checked_like_options(here, table, monkeypatch, tmp_path, name, value, said):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    lines = [line for line in config.read_text("utf-8").splitlines() if not line.startswith(f"{name} =")]
+    lines.insert(lines.index("[settings]") + 1, f"{name} = {value}")
+    config.write_text("\n".join(lines))
+    os.fstat(1)
+    code, err = here("train", table, "--resume", "--out", "run")
+    os.fstat(1)  # a number is no file name: opened and closed, it would be standard output
+    assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (") and said in err
+
+
+@pytest.mark.parametrize("text", ["settings = 3", "[settings]\ndata = 1", "a = " + "[" * 3000, "sha256 = 1\n", "\xff"])
+def test_a_config_of_another_kind_is_refused(here, table, monkeypatch, tmp_path, text):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "fit")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_bytes((text + config.read_text() if text.startswith("sha256") else text).encode("latin-1"))
+    code, err = here("train", table, "--resume", "--out", "run")
+    assert code == 1 and err.startswith("error: run/config.toml is not as fastmlp wrote it (") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", "1", "epochs"),  # or the run would pass for finished
+        ("hidden", "[7]", "network"),
+        ("seed", "6", "seed"),
+        ("lr", "0.5", "optimizer"),
+        ("dtype", '"float64"', "dtype"),
+    ],
+)
+def test_settings_that_are_not_those_of_the_checkpoint_are_refused(
+    here, table, monkeypatch, tmp_path, name, value, said
+):
+    with monkeypatch.context() as patched:
+        interrupt(patched, "finish")
+        here("train", table, "--target", "class", *SETTINGS, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    text = config.read_text("utf-8")
+    config.write_text(re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text))
+    code, err = here("train", table, "--resume", "--out", "run")
+    assert code == 1 and f"are not of one run, they differ in {said}; put back the settings" in err
+    config.write_text(text)
+    assert here("train", table, "--resume", "--out", "run")[0] == 0
 
 
 @pytest.mark.filterwarnings("always")

@@ -1,7 +1,7 @@
 """Tables from files of arrays, NPZ, NPY and IDX: the numbers in the file; each fault is named with its place."""
 
 import io
-import re
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from refused_table import refusal
 
 from fastmlp.datasets import load_table, write_idx
-from fastmlp.errors import FileFormatError
+from fastmlp.errors import DataError, FileFormatError
 
 # --- NumPy archives ---------------------------------------------------------------------------------------
 
@@ -163,11 +163,99 @@ def test_what_is_no_npz_is_refused(tmp_path, content):
     assert message.startswith("expected a whole NumPy file of numbers, got one that cannot be read (")
 
 
-def test_an_npz_beyond_the_memory_is_refused(tmp_path):
-    lie = numpy_bytes(np.ones((9, 9))).replace(b"(9, 9), }" + b" " * 12, b"(9999999999999, 9), }")
-    (tmp_path / "a.npz").write_bytes(archive(lie))
-    message = refusal(tmp_path / "a.npz")
-    assert re.match("expected arrays that fit into memory, got .*; save x as .npy, which stays on", message)
+def test_an_npz_beyond_the_memory_is_refused(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 2)))
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", full)
+    assert refusal(tmp_path / "a.npz") == (
+        "expected a file that fits into memory, got Unable to allocate 3 GiB; save x as .npy, which stays on the disk"
+    )
+
+
+def headed(header, version=1):
+    """Return a NumPy file of 8 bytes with any header."""
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + bytes(8)
+
+
+DAMAGED = {
+    "TokenError": b"{'descr': '<f8', 'shape': (1, 1, 'fortran_order': False",
+    "SyntaxError": b"{'descr': '<f8' 'shape'",
+    "IndentationError": b"  {\n 'descr'\n:",
+    "RecursionError": b"-" * 3000 + b"1",
+    "RecursionError of brackets": b"(" * 190 + b")" * 190,
+    "MemoryError": b"[" * 9000,
+    "TypeError of keys": b"{1: 2, 'a': 3}",
+    "TypeError of a set": b"{[]}",
+    "TypeError of descr": b"{'descr': {}, 'fortran_order': False, 'shape': (1, 1)}",
+    "IndexError of descr": b"{'descr': [()], 'fortran_order': False, 'shape': (1, 1)}",
+    "ValueError of descr": b"{'descr': ('<f8', (-1,)), 'fortran_order': False, 'shape': (1, 1)}",
+    "OverflowError": b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"9" * 400 + b", 1)}",
+    "digits": b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b", 1)}",
+    "negative": b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -1)}",
+    "nothing": b"",
+    "NUL": b"\0" * 40,
+    "no UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of Python's parser, about what it reads there
+@pytest.mark.parametrize("version", [1, 2, 3, 9])
+@pytest.mark.parametrize("header", DAMAGED.values(), ids=DAMAGED)
+def test_whatever_the_parser_of_a_damaged_header_raises_is_our_error(tmp_path, header, version):
+    content = headed(header, version)
+    for name, whole in (("a.npy", content), ("a.npz", archive(content))):
+        (tmp_path / name).write_bytes(whole)
+        message = refusal(tmp_path / name, FileFormatError)
+        assert message.startswith("expected a whole NumPy file of numbers, got one that cannot be read (")
+        assert "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_archive_is_our_error_whatever_its_compression(tmp_path, compression, seed):
+    draw = np.random.default_rng(seed)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", compression) as file:
+        file.writestr("x.npy", numpy_bytes(draw.normal(size=(20, 3))))
+    damaged = bytearray(content.getvalue())
+    for at in draw.integers(0, len(damaged), 3):
+        damaged[at] = draw.integers(256)
+    (tmp_path / "a.npz").write_bytes(damaged)
+    try:
+        load_table(tmp_path / "a.npz")
+    except DataError as error:
+        assert str(error).startswith(f"{tmp_path / 'a.npz'}: ")
+    except FileFormatError as error:
+        assert str(error).startswith(f"{tmp_path / 'a.npz'}: expected a whole NumPy file of numbers, got one that")
+
+
+def test_the_size_that_a_header_promises_is_compared_with_the_file_before_anything_is_allocated(tmp_path):
+    lie = numpy_bytes(np.ones((9, 9))).replace(b"(9, 9), }" + b" " * 8, b"(999999999, 9), }")
+    assert len(lie) == 776
+    tracemalloc.start()
+    try:
+        for name, content in (("a.npy", lie), ("a.npz", archive(lie))):
+            (tmp_path / name).write_bytes(content)
+            message = refusal(tmp_path / name, FileFormatError)
+            assert "expected 72000000056 bytes" in message and "for shape (999999999, 9), got 776" in message
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little"))
+        refusal(tmp_path / "a.npy", FileFormatError)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    np.save(tmp_path / "a.npy", np.ones((2, 2)))
+    monkeypatch.setattr(np.lib.format, "open_memmap", broken)
+    with pytest.raises(OSError, match=r"Input/output error: .*a\.npy"):
+        load_table(tmp_path / "a.npy")
 
 
 # --- Single arrays: NPY and IDX ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ sense; 130 after Ctrl-C.  Any other error is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from fastmlp._version import __version__
 from fastmlp.cli import settings as run_settings
+from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
 from fastmlp.cli.folder import RunFolder
 from fastmlp.cli.settings import Settings
 from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError
@@ -24,7 +26,6 @@ from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFi
 if TYPE_CHECKING:
     from fastmlp.model import MLP
 
-INTERRUPTED = 130
 _USERS = (DataError, FileFormatError, BackendUnavailable, NonFiniteLossError, OSError)
 
 
@@ -87,7 +88,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; the entry point ``fastmlp``."""
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may hold what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="fastmlp")
 
 
@@ -190,7 +194,8 @@ def train(
     repeats the run) and pictures; checkpoint.safetensors, written after each epoch, is removed when the run is
     finished.  A run that was interrupted or killed goes on, to the same numbers, with --resume --out DIR.
     """
-    from fastmlp.cli import run as running
+    with leaving_at_ctrl_c():
+        from fastmlp.cli import run as running
 
     typed = {k: v for k, v in ctx.params.items() if v is not None and k not in ("out", "resume")}
     with _options():
@@ -206,9 +211,14 @@ def train(
             del given["backend"]  # the run has found out already what that is
         if differ := run_settings.contradictions(given, settings):
             raise typer.BadParameter(f"--resume goes on with the same settings; not {'; '.join(differ)}")
-    with _options():
-        run = running.prepare(folder, settings)
-    if not running.finish(run, running.fit(run)):
+    try:
+        with _options():
+            run = running.prepare(folder, settings)
+        whole = running.finish(run, running.fit(run))
+    except KeyboardInterrupt:
+        print(running.interrupted(folder, settings), file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if not whole:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -235,8 +245,9 @@ _Backend = Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")]
 def _load(model: str, backend: str = "auto") -> MLP:
     from pathlib import Path
 
-    from fastmlp.files import safetensors
-    from fastmlp.loading import load
+    with leaving_at_ctrl_c():
+        from fastmlp.files import safetensors
+        from fastmlp.loading import load
 
     path = Path(model)
     if path.is_dir():

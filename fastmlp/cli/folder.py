@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import tomllib
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.cli.settings import Settings
-from fastmlp.errors import DataError, FileFormatError
-from fastmlp.files.atomic import atomic_writer
+from fastmlp.errors import DataError
+from fastmlp.files.atomic import atomic_writer, is_temporary, remove_leftovers
+from fastmlp.files.reading import refused_by_name
 
 
 class RunFolder:
@@ -42,7 +44,7 @@ class RunFolder:
         Raises
         ------
         FileExistsError
-            `out` is there and not an empty folder.
+            `out` is there and not an empty folder; what killed runs left half written is removed, and counts for none.
         """
         if out is None:
             name = Path("runs") / f"{Path(data).name.partition('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -54,6 +56,8 @@ class RunFolder:
         path = Path(out)
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} is a file; --out names a folder")
+        if path.is_dir() and all(is_temporary(file.name) for file in path.iterdir()):
+            remove_leftovers(path)
         if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(
                 f"{path} is not empty; choose another folder for --out, or go on with its run with --resume"
@@ -70,6 +74,7 @@ class RunFolder:
             )
         if folder.model.exists() and not folder.checkpoint.exists():
             raise FileExistsError(f"the run in {folder.path} is finished; choose another folder for a new one")
+        remove_leftovers(folder.path)
         return folder
 
     def write_config(self, settings: Settings, made_with: Mapping[str, str]) -> None:
@@ -93,24 +98,24 @@ class RunFolder:
         DataError
             The data have changed.
         """
-        try:
+        with refused_by_name(self.config, " is not as fastmlp wrote it ({reason}); start a new run in another folder"):
             contents = tomllib.loads(self.config.read_text("utf-8"))
             values: dict[str, Any] = contents["settings"]
             values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             settings = Settings(**values)
-        except (ValueError, TypeError, KeyError) as e:
-            raise FileFormatError(
-                f"{self.config} is not as fastmlp wrote it ({e}); start a new run in another folder"
-            ) from None
-        then, now = contents.get("sha256", {}), _checksums(settings)
+            then, now = dict(contents.get("sha256", {})), _checksums(settings)
         if changed := [name for name in now if now[name] != then.get(name)]:
             raise DataError(f"{changed[0]} has changed since the run in {self.path} began; start a new run")
         return settings
 
     def write_history(self, history: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Write ``history.json``: the figures of every epoch, why the run stopped early, and the final figures."""
+        """Write ``history.json``: the figures of every epoch, why the run stopped early, and the final figures.
+
+        JSON has no NaN and no infinity: figures that are none are null.
+        """
+        text = json.dumps(_finite({**history, "result": result}), indent=1, allow_nan=False)
         with atomic_writer(self.history) as file:
-            file.write(json.dumps({**history, "result": result}, indent=1).encode() + b"\n")
+            file.write(text.encode() + b"\n")
 
 
 def _checksums(settings: Settings) -> dict[str, str]:
@@ -125,6 +130,15 @@ def _checksums(settings: Settings) -> dict[str, str]:
         with open(name, "rb") as file:
             sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
+
+
+def _finite(value: Any) -> Any:
+    """Return values of JSON with None in the place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _toml(value: Any) -> str:

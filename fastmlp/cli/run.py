@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,10 @@ from fastmlp.cli.output import extra_figures
 from fastmlp.cli.settings import Settings
 from fastmlp.engine.callbacks import Checkpoint
 from fastmlp.engine.history import History
-from fastmlp.errors import TrainingInterrupted
+from fastmlp.errors import FileFormatError, TrainingInterrupted
 from fastmlp.files import safetensors
 from fastmlp.formulas.losses import SoftmaxCrossEntropy
-from fastmlp.formulas.optimizers import Optimizer
+from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
 from fastmlp.loading import load
 from fastmlp.model import MLP
 
@@ -74,12 +75,32 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     print(repr(model))
     resumed = folder.checkpoint.exists()
     if resumed:
-        model = load(folder.checkpoint, settings.backend)
+        model = _gone_on_with(folder, settings, optimizer, model)
         print(f"going on with the run in {folder.path} after {model.steps:,} steps", flush=True)
     else:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(settings, _made_with(model))
     return Run(folder, settings, data, model, optimizer, resumed, began)
+
+
+def _gone_on_with(folder: RunFolder, settings: Settings, optimizer: Optimizer, begun: MLP) -> MLP:
+    """Return the model of the checkpoint, which must be of the run that the settings describe and `begun` began."""
+    model = load(folder.checkpoint, settings.backend)
+    header, _ = safetensors.read(folder.checkpoint)
+    described = (
+        ("network", begun.spec, model.spec),
+        ("dtype", begun.dtype, model.dtype),
+        ("seed", begun.seed, model.seed),
+    )
+    trained = {"epochs": settings.epochs, "optimizer": optimizer_to_json(optimizer)}
+    kept = {"epochs": header["progress"]["epochs"], "optimizer": header["optimizer"]} if "progress" in header else {}
+    differ = [name for name, here, there in described if here != there]
+    if differ := differ + [name for name, value in trained.items() if kept.get(name) != value]:
+        raise FileFormatError(
+            f"{folder.config} and {folder.checkpoint} are not of one run, they differ in {', '.join(differ)}; put back "
+            "the settings that the run began with, or start a new run in another folder"
+        )
+    return model
 
 
 def fit(run: Run) -> History:
@@ -126,24 +147,55 @@ def finish(run: Run, history: History) -> bool:
     print(f"{name} {quality}, loss {figures['loss']:.5g}, after {seconds:.1f} s")
     print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}", flush=True)
     if not uninterrupted:
-        again = shlex.join(["fastmlp", "train", run.settings.data, "--resume", "--out", str(folder.path)])
-        print(f"interrupted; the model so far is saved. To go on: {again}", file=sys.stderr)
+        print(f"interrupted; the model so far is saved. To go on: {_again(folder, run.settings)}", file=sys.stderr)
     return uninterrupted
 
 
+def interrupted(folder: RunFolder, settings: Settings) -> str:
+    """Return what to say where Ctrl-C ended a run outside of the training: how it goes on, if there is one yet."""
+    if folder.checkpoint.exists() or (folder.config.exists() and not folder.model.exists()):
+        return f"interrupted. To go on: {_again(folder, settings)}"
+    return f"interrupted; the run in {folder.path} is finished" if folder.model.exists() else "interrupted"
+
+
+def _again(folder: RunFolder, settings: Settings) -> str:
+    return shlex.join(["fastmlp", "train", settings.data, "--resume", "--out", str(folder.path)])
+
+
 def _draw(run: Run, history: History) -> None:
-    model, data, folder = run.model, run.data, run.folder.path
-    _, (x, y) = data.measured
-    try:
-        plots.save(plots.curves(history), folder / "curves.png")
-        if data.class_names is None:
+    """Draw the pictures of a run, each by itself: what cannot be drawn is said in a line, and is worth no run."""
+    missing: set[str] = set()
+    for name, draw in _pictures(run, history).items():
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", plots.MissingGlyphsWarning)
+                plots.save(draw(), run.folder.path / name)
+            for warning in caught:
+                if isinstance(warning.message, plots.MissingGlyphsWarning):
+                    missing |= warning.message.characters
+                else:
+                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        except plots.MissingMatplotlibError as e:
+            print(f"no pictures: {e}", file=sys.stderr)
             return
-        plots.save(plots.confusion(y, model.predict(x), data.class_names), folder / "confusion.png")
+        except Exception as e:
+            reason = " ".join(str(e).split())
+            print(f"no {name}: {type(e).__name__}{f': {reason[:200]}' if reason else ''}", file=sys.stderr)
+    if missing:  # of all pictures at once
+        warnings.warn(plots.MissingGlyphsWarning(missing), stacklevel=2)
+
+
+def _pictures(run: Run, history: History) -> dict[str, Callable[[], Any]]:
+    """Return what draws each picture of a run, by the name of its file."""
+    model, data = run.model, run.data
+    _, (x, y) = data.measured
+    found: dict[str, Callable[[], Any]] = {"curves.png": lambda: plots.curves(history)}
+    if data.class_names is not None:
+        found["confusion.png"] = lambda: plots.confusion(y, model.predict(x), data.class_names)
         if data.image_shape is not None and isinstance(model.spec.loss, SoftmaxCrossEntropy):
-            wrong = plots.mistakes(x, y, model.predict_proba(x), data.class_names, data.image_shape)
-            plots.save(wrong, folder / "mistakes.png")
-    except plots.MissingMatplotlibError as e:
-        print(f"no pictures: {e}", file=sys.stderr)
+            shape = data.image_shape
+            found["mistakes.png"] = lambda: plots.mistakes(x, y, model.predict_proba(x), data.class_names, shape)
+    return found
 
 
 def _made_with(model: MLP) -> dict[str, str]:

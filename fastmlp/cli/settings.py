@@ -9,6 +9,9 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmlp.arguments import check_count, check_flag, check_integer, check_number, check_seed
+from fastmlp.formulas.records import settle
+
 if TYPE_CHECKING:
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer
@@ -73,7 +76,26 @@ class Settings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.validation < 1.0:
+        # options come in their types; what a config.toml says that was edited by hand does not
+        checked: dict[str, Any] = {
+            "hidden": tuple(check_integer("--hidden", size) for size in _numbers("hidden", self.hidden)),
+            "dropout": tuple(check_number("--dropout", rate) for rate in _numbers("dropout", self.dropout)),
+            "epochs": check_count("--epochs", self.epochs),
+            "batch_size": check_count("--batch-size", self.batch_size),
+            "seed": check_seed(check_integer("--seed", self.seed)),
+            "l2": check_number("--l2", self.l2),
+        }
+        for name in ("lr", "weight_decay", "momentum", "label_smoothing", "clip_norm", "ema"):
+            given = getattr(self, name)
+            checked[name] = None if given is None else check_number(option_of(name), given)
+        if self.standardize is not None:
+            checked["standardize"] = check_flag("--standardize", self.standardize)
+        settle(self, **checked)
+        for name in ("data", "activation", "optimizer", "schedule", "backend", "dtype", "target", "loss"):
+            given = getattr(self, name)
+            if not isinstance(given, str) and not (given is None and name in ("target", "loss")):
+                raise TypeError(f"{option_of(name)} must be text, got {given!r}")
+        if not 0.0 <= check_number("--validation", self.validation) < 1.0:
             raise ValueError(f"--validation is a fraction of the rows, in [0, 1); got {self.validation!r}")
         names = self.activation.split(",")
         if len(names) > 1 and len(names) != len(self.hidden):
@@ -153,6 +175,12 @@ class Settings:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 words += [option, text]
         return shlex.join(words)
+
+
+def _numbers(name: str, given: Any) -> tuple[Any, ...]:
+    if not isinstance(given, tuple) or (name == "dropout" and not given):
+        raise TypeError(f"{option_of(name)} must be a list of numbers, got {given!r}")
+    return given
 
 
 def option_of(name: str) -> str:

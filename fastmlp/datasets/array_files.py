@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import zipfile
-import zlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -12,34 +14,32 @@ import numpy.typing as npt
 
 from fastmlp.datasets.idx import read_idx
 from fastmlp.datasets.table import Source, Table, check_finite, classes_of, feature_names_of, listed
-from fastmlp.errors import DataError, FileFormatError
+from fastmlp.errors import DataError
+from fastmlp.files.reading import refused_by_name
 
 ARRAY_SUFFIXES = (".npy", ".idx", "-ubyte", ".idx.gz", "-ubyte.gz")
 """How the names of files end that hold one array."""
+_HEAD = 1 << 16
+"""Bytes in which a header ends that NumPy reads."""
+_DEFLATE = 1032
+"""Bytes that one byte of deflated data can stand for."""
 
 
 def read_npz(source: Source, target: str | int | None) -> Table:
     """Read the arrays ``x`` and ``y``, or the one that `target` names, of an archive."""
     path = source.path
     y_name = "y" if target is None else str(target)
-    try:
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+    with _numpy(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        with np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             wanted = ["x"] if target is None else ["x", y_name]
             if missing := [name for name in wanted if name not in arrays.files]:
                 raise DataError(
                     f"{path}: expected arrays named {listed(wanted)}, got no {listed(missing)}; "
                     f"the file has {listed(arrays.files)}"
                 )
-            x = _native(arrays["x"])
-            y = _native(arrays[y_name]) if y_name in arrays.files else None
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(
-            f"{path}: expected arrays that fit into memory, got {error}; save x as .npy, which stays on the disk"
-        ) from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise _numpy_error(path, error) from error
+            x = _member(arrays, "x", size)
+            y = _member(arrays, y_name, size) if y_name in arrays.files else None
     return _from_arrays(source, x, y)
 
 
@@ -58,21 +58,44 @@ def read_single(source: Source, target: str | int | None) -> Table:
 def _read_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if not os.fspath(path).lower().endswith(".npy"):
         return read_idx(path)
-    try:
-        array = np.lib.format.open_memmap(os.fspath(path), mode="r")
-    except (ValueError, EOFError, OverflowError) as error:
-        raise _numpy_error(path, error) from error
-    expected, size = array.offset + array.nbytes, os.path.getsize(path)
-    if array.size and size != expected:
-        raise FileFormatError(f"{path}: expected {expected} bytes for shape {array.shape}, got {size}")
-    return array
+    with _numpy(path):
+        with open(path, "rb") as file:
+            _check_size(file.read(_HEAD), os.fstat(file.fileno()).st_size)
+        return np.lib.format.open_memmap(os.fspath(path), mode="r")
 
 
-def _numpy_error(path: str | os.PathLike[str], error: Exception) -> FileFormatError:
-    return FileFormatError(
-        f"{path}: expected a whole NumPy file of numbers, got one that cannot be read ({error}); "
-        "write it with numpy.save or numpy.savez, without Python objects"
+def _numpy(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    return refused_by_name(
+        path,
+        ": expected a whole NumPy file of numbers, got one that cannot be read ({reason}); write it with numpy.save or "
+        "numpy.savez, without Python objects",
+        out_of_memory="save x as .npy, which stays on the disk",
     )
+
+
+def _member(arrays: np.lib.npyio.NpzFile, name: str, size: int) -> npt.NDArray[Any]:
+    """Return an array of an archive of that many bytes, after looking whether it can be as large as it says."""
+    archive = arrays.zip
+    assert archive is not None
+    file_name = name if name in archive.namelist() else f"{name}.npy"
+    info = archive.getinfo(file_name)
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE}.get(info.compress_type, math.inf)
+    if info.compress_size > size or info.file_size > ratio * info.compress_size:
+        raise ValueError(f"{file_name} is said to hold {info.file_size} bytes, in an archive of {size}")
+    with archive.open(info) as member:
+        _check_size(member.read(_HEAD), info.file_size)
+    return _native(arrays[name])
+
+
+def _check_size(head: bytes, size: int) -> None:
+    """Raise ValueError unless an array has as many bytes as its header says, before NumPy allocates them."""
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(stream)
+    expected = stream.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and (expected != size or min(shape, default=0) < 0):
+        raise ValueError(f"expected {expected} bytes for shape {shape}, got {size}")
 
 
 def _native(array: object) -> npt.NDArray[Any]:

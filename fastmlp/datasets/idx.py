@@ -9,7 +9,6 @@ import gzip
 import math
 import os
 import struct
-import zlib
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
+from fastmlp.files.reading import refused_by_name
 
 _CODES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DTYPES = {code: np.dtype(name) for code, name in _CODES.items()}
@@ -54,13 +54,9 @@ def read_idx(path: str | os.PathLike[str], *, expected_magic: int | None = None)
         gzipped = plain.peek(2)[:2] == b"\x1f\x8b"
         if not gzipped:
             return _parse(plain, path, expected_magic)
-        try:
-            with gzip.GzipFile(fileobj=plain) as unzipped:
-                return _parse(unzipped, path, expected_magic)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise FileFormatError(
-                f"{path}: expected a whole gzip file, got a truncated or damaged one ({error}); get the file again"
-            ) from error
+        message = ": expected a whole gzip file, got a truncated or damaged one ({reason}); get the file again"
+        with refused_by_name(path, message), gzip.GzipFile(fileobj=plain) as unzipped:
+            return _parse(unzipped, path, expected_magic)
 
 
 def write_idx(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_dtype, check_seed
+from fastmlp.arguments import check_count, check_dtype, check_integer, check_seed
 from fastmlp.backends.choosing import resolve_backend
 from fastmlp.engine.checks import check_class_names, check_feature_names
 from fastmlp.engine.learner import Learner
-from fastmlp.engine.progress import PausedRun
-from fastmlp.errors import FileFormatError
+from fastmlp.engine.progress import PausedRun, Progress
 from fastmlp.files import safetensors
+from fastmlp.files.reading import refused_by_name
 from fastmlp.formulas.optimizers import optimizer_from_json, optimizer_to_json
-from fastmlp.network.layout import layout_of
+from fastmlp.formulas.records import choose
+from fastmlp.network.layout import Layout, layout_of
 from fastmlp.network.spec import NetworkSpec
 from fastmlp.network.state import TrainState
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
-    from fastmlp.engine.progress import Progress
     from fastmlp.formulas.optimizers import Optimizer
 
 
@@ -120,33 +120,80 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
     """
     header, tensors = safetensors.read(path)
     where = resolve_backend(backend)
-    try:
+    with refused_by_name(path, ": its description makes no sense: {reason}"):
         spec = NetworkSpec.from_json(header["spec"])
         dtype = check_dtype(header["dtype"])
-        key, step = check_seed(header["key"]), int(header["step"])
-        optimizer = optimizer_from_json(header["optimizer"]) if header["kind"] == "checkpoint" else None
-    except (KeyError, ValueError, TypeError) as e:
-        raise FileFormatError(f"{fspath(path)}: its description makes no sense: {e}") from None
+        key, step = check_seed(check_integer("key", header["key"])), _check_step("step", header["step"])
+        class_names = check_class_names(spec, header["class_names"])
+        feature_names = check_feature_names(spec, header["feature_names"])
+        optimizer, optimizer_step = None, 0
+        if choose("kind", header["kind"], {"model": False, "checkpoint": True}):
+            optimizer = optimizer_from_json(header["optimizer"])
+            optimizer_step = _check_step("optimizer_step", header["optimizer_step"])
+            _check_run(header, tensors)
     layout = layout_of(spec.units, dtype.itemsize)
-    prefixes = [""]
-    if optimizer is not None:
-        prefixes += [f"moment{i}." for i in range(optimizer.moments)]
-        prefixes += ["average."] if optimizer.ema is not None else []
-    shapes = {name: view.shape for name, view in layout.named(np.empty(layout.size, np.bool_)).items()}
-    safetensors.check_arrays(path, tensors, {p + name: shape for p in prefixes for name, shape in shapes.items()})
+    moments = [f"moment{i}." for i in range(optimizer.moments)] if optimizer else []
+    predicting = ["", "average."] if optimizer and optimizer.ema is not None else [""]
+    _check_arrays(path, tensors, layout, dtype, predicting, moments)
     with where.working():
-        buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in prefixes}
+        buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in predicting + moments}
     state = TrainState(layout, buffers[""], key, step=step)
     learner = Learner(spec, dtype, where, state)
-    learner.class_names = check_class_names(spec, header["class_names"])
-    learner.feature_names = check_feature_names(spec, header["feature_names"])
+    learner.class_names, learner.feature_names = class_names, feature_names
     if optimizer is not None:
-        state.optimizer, state.optimizer_step = optimizer, int(header["optimizer_step"])
-        state.moments = [buffers[f"moment{i}."] for i in range(optimizer.moments)]
+        state.optimizer, state.optimizer_step = optimizer, optimizer_step
+        state.moments = [buffers[prefix] for prefix in moments]
         state.average = buffers.get("average.")
         kept = {name: array for name, array in tensors.items() if name.startswith("callbacks.")}
         learner.paused = PausedRun(fspath(path), header, kept)
     return learner
+
+
+def _check_step(name: str, value: Any) -> int:
+    """Return a number of steps, which kernels count in 64 bits."""
+    step = check_count(name, value, 0)
+    if step >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {value!r}")
+    return step
+
+
+def _check_run(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Raise an error where what a checkpoint says of its run makes no sense; that of its optimizer left out."""
+    progress = Progress.from_json(header["progress"])
+    for name, values in header["history"].items():
+        if len(values) < progress.epoch or not all(isinstance(v, (int, float)) for v in values):
+            raise ValueError(f"history: {name!r} must be a number for each of {progress.epoch} epochs, got {values!r}")
+    if not all(isinstance(name, str) for name in [*header["figures"], header["data"]]):
+        raise TypeError(f"figures and data must be text, got {header['figures']!r} and {header['data']!r}")
+    if not isinstance(header["platform"], Mapping):
+        raise TypeError(f"platform must be choices by their names, got {header['platform']!r}")
+    for i, entry in enumerate(header["callbacks"]):
+        if not isinstance(entry["type"], str) or not isinstance(entry["state"], Mapping):
+            raise TypeError(f"callbacks: each has the name of its type and its state, got {entry!r}")
+        if missing := [name for name in entry["arrays"] if f"callbacks.{i}.{name}" not in tensors]:
+            raise ValueError(f"callbacks: the arrays {missing} of {entry['type']} are not in the file")
+
+
+def _check_arrays(
+    path: str | PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    layout: Layout,
+    dtype: np.dtype[Any],
+    predicting: list[str],
+    moments: list[str],
+) -> None:
+    """Raise FileFormatError unless the arrays are those of the network, before anything of its size is allocated."""
+    # the weights to which early stopping goes back are a network's too, and nothing looks at them later
+    weights = {name: shape for prefix in predicting for name, shape in layout.shapes(prefix).items()}
+    for name in tensors:
+        kept = name.split(".", 2)
+        if kept[0] == "callbacks" and kept[-1] in weights:
+            weights[name] = weights[kept[-1]]
+    rest = {name: shape for prefix in moments for name, shape in layout.shapes(prefix).items()}
+    safetensors.check_arrays(path, tensors, {**weights, **rest}, dtype)
+    safetensors.check_numbers(path, {name: tensors[name] for name in weights})
+    # what moments sum may be too large for their type, and trains on
+    safetensors.check_numbers(path, {name: tensors[name] for name in rest}, infinite=True)
 
 
 def restore_callbacks(paused: PausedRun, callbacks: Sequence[Stateful]) -> None:
@@ -160,4 +207,5 @@ def restore_callbacks(paused: PausedRun, callbacks: Sequence[Stateful]) -> None:
         )
     for i, (callback, entry) in enumerate(zip(stateful, saved, strict=True)):
         arrays: dict[str, NDArray[Any]] = {n: paused.tensors[f"callbacks.{i}.{n}"] for n in entry["arrays"]}
-        callback.restore({**entry["state"], **arrays})
+        with refused_by_name(paused.path, f": the state of {entry['type']} makes no sense: {{reason}}"):
+            callback.restore({**entry["state"], **arrays})

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_count, check_flag, check_number
+
 
 @dataclass
 class Progress:
@@ -51,6 +53,33 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Progress:
+        """Return the record that `to_json` described; ValueError or TypeError names the field that makes no sense."""
+        given = cls(**values)
+        least = {"epochs": 1, "batch_size": 1, "rows": 1, "horizon": 1, "schedule_start": 0, "epoch": 0, "position": 0}
+        counts = {name: check_count(name, getattr(given, name), bound) for name, bound in least.items()}
+        if (high := next((name for name, count in counts.items() if count >= 2**63), None)) is not None:
+            raise ValueError(f"{high} must be below 2**63, got {counts[high]}")
+        if given.epoch > given.epochs or given.position >= -(-given.rows // given.batch_size):
+            raise ValueError(
+                f"epoch {given.epoch} and position {given.position} lie beyond the run of {given.epochs} epochs"
+            )
+        totals = [check_number("totals", total) for total in given.totals]
+        if len(totals) != 3:
+            raise ValueError(f"totals needs 3 numbers, got {given.totals!r}")
+        for name, value in given.memory.items():
+            if not isinstance(value, (int, float)):  # infinity, and NaN, are what it remembers of some figures
+                raise TypeError(f"memory {name!r} must be a number, got {value!r}")
+        return cls(
+            **counts,
+            totals=totals,
+            memory=dict(given.memory),
+            shuffle=check_flag("shuffle", given.shuffle),
+            validation_split=check_number("validation_split", given.validation_split, 0.0, 1.0),
+            seconds=check_number("seconds", given.seconds, 0.0),
+        )
 
 
 class PausedRun(NamedTuple):

@@ -92,7 +92,7 @@ def paused_run(learner: Learner) -> tuple[PausedRun, Progress]:
         raise RuntimeError(
             "resume: this model was not just loaded from a checkpoint; load one with fastmlp.load, or use fit"
         )
-    progress = Progress(**paused.header["progress"])
+    progress = Progress.from_json(paused.header["progress"])
     if progress.epoch >= progress.epochs:
         raise RuntimeError(
             f"resume: the run of {paused.path} was finished after {progress.epochs} epochs; use fit to go on"

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_SHOWN = 40
+_TEMPORARY = re.compile(rf"\..{{1,{_SHOWN}}}\.[0-9a-f]{{12}}\.tmp", re.DOTALL)
+_tidied: set[Path] = set()
+"""Files whose leftovers this process has removed."""
 
 
 @contextmanager
@@ -16,8 +28,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     What is written goes to a temporary file in the same folder, which is flushed to the disk and then renamed
     over `path`. Until then `path` keeps its old content; a process killed on the way leaves at most a file
-    ``.NAME.*.tmp`` beside it. The new file has the permissions that the umask gives to any new file; a
-    symbolic link stays a link, its target is replaced.
+    ``.NAME.*.tmp`` beside it, which the next process that writes `path` removes. The new file has the permissions
+    that the umask gives to any new file; a symbolic link stays a link, its target is replaced.
 
     Parameters
     ----------
@@ -39,20 +51,71 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if target.exists() and not target.is_file():
         # os.replace would put a regular file in the place of a device such as /dev/null
         raise OSError(f"{path}: expected a regular file or none; a folder, device or pipe cannot be replaced")
-    # 40 characters of the name, so that a name as long as the file system allows leaves room for the rest
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
-    file = open(temporary, "xb")
+    if target not in _tidied:
+        _tidied.add(target)  # whoever is killed from now on is another process, and one look at a folder is enough
+        remove_leftovers(target.parent, target.name)
+    temporary, file = _begin(target)
     try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            if fcntl is not None:
+                os.replace(temporary, target)  # as long as it is locked, or it would pass for a leftover
+        if fcntl is None:
+            os.replace(temporary, target)  # Windows renames no file that is open
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
     _sync_folder(target.parent)
+
+
+def _begin(target: Path) -> tuple[Path, BinaryIO]:
+    """Create a temporary file for a target, locked as long as it is open."""
+    while True:
+        # 40 characters of the name, so that a name as long as the file system allows leaves room for the rest
+        temporary = target.with_name(f".{target.name[:_SHOWN]}.{secrets.token_hex(6)}.tmp")
+        file = open(temporary, "xb")
+        if fcntl is not None:
+            with suppress(OSError):  # file systems without locks are tidied by nobody either
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.name == "nt" or os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another process took it for a leftover before it was locked
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file has a name as `atomic_writer` gives it until it is whole."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: str | os.PathLike[str], name: str = "") -> None:
+    """Remove what killed processes left of files that they were writing into a folder.
+
+    Who writes holds a lock on its temporary file, which ends with the process however that ends; so nothing of a
+    process that lives is touched.
+
+    Parameters
+    ----------
+    folder : path
+    name : str
+        Only what was left of the file of this name; of all where it is empty.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_temporary(entry.name) and entry.name.startswith(f".{name[:_SHOWN]}." if name else "."):
+                with suppress(OSError):
+                    _remove_unless_locked(entry.path)
+
+
+def _remove_unless_locked(path: str) -> None:
+    if fcntl is None:
+        os.unlink(path)  # which Windows refuses where it is open
+        return
+    with open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
 
 
 def _sync_folder(folder: Path) -> None:

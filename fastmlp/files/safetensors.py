@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_count
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
+from fastmlp.files.reading import refused_by_name
 
 FORMAT = 1
 _KEY = "fastmlp"
@@ -53,37 +55,40 @@ def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[A
     FileNotFoundError
         There is none.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     name = fspath(path)
     with open(path, "rb"):  # the errors of the operating system are clearer than the library's
         pass
-    try:
+    with refused_by_name(
+        path,
+        " is no fastmlp file, or it was cut short: it cannot be read as safetensors ({reason}); a model is written by "
+        "MLP.save or by a Checkpoint",
+    ):
         with safe_open(name, framework="np") as file:
-            metadata = file.metadata() or {}
+            # what this tells is known before any array is read
+            header, digest = _described(name, file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as e:
-        raise FileFormatError(
-            f"{name} is no fastmlp file, or it was cut short: it cannot be read as safetensors ({e}); "
-            "a model is written by MLP.save or by a Checkpoint"
-        ) from None
+        if digest != _digest(header, tensors):
+            raise FileFormatError(f"{name} was altered after it was written: its sha256 does not match; use a copy")
+    return header, tensors
+
+
+def _described(name: str, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """Return the header of a file and its hash; FileFormatError where the file is not ours, or of a later version."""
     if _KEY not in metadata:
         raise FileFormatError(
             f"{name} is a safetensors file, but not one of fastmlp: its metadata has no {_KEY!r} entry"
         )
-    try:
+    with refused_by_name(name, " was altered: its description cannot be read ({reason}); use a copy of the file"):
         described = json.loads(metadata[_KEY])
-        header, digest = described["header"], described["sha256"]
-        version = int(header["format"])
-    except (ValueError, KeyError, TypeError):
-        raise FileFormatError(f"{name} was altered: its description cannot be read; use a copy of the file") from None
+        header, digest = dict(described["header"]), str(described["sha256"])
+        version = check_count("format", header["format"])
     if version > FORMAT:
         raise FileFormatError(
             f"{name} has format {version}, this fastmlp reads up to {FORMAT}: install a newer fastmlp"
         )
-    if digest != _digest(header, tensors):
-        raise FileFormatError(f"{name} was altered after it was written: its sha256 does not match; use a copy")
-    return header, tensors
+    return header, digest
 
 
 def _digest(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -96,9 +101,12 @@ def _digest(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> st
 
 
 def check_arrays(
-    path: str | PathLike[str], tensors: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]]
+    path: str | PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype[Any],
 ) -> None:
-    """Raise FileFormatError unless every expected array is there in its shape."""
+    """Raise FileFormatError unless every expected array is there in its shape, in the type that the file names."""
     for name, shape in expected.items():
         if name not in tensors:
             raise FileFormatError(
@@ -107,4 +115,20 @@ def check_arrays(
         if tensors[name].shape != shape:
             raise FileFormatError(
                 f"{fspath(path)} is inconsistent: {name!r} has shape {tensors[name].shape}, its spec asks for {shape}"
+            )
+        if tensors[name].dtype != dtype:
+            raise FileFormatError(
+                f"{fspath(path)} is inconsistent: {name!r} holds {tensors[name].dtype}, its description says {dtype}"
+            )
+
+
+def check_numbers(path: str | PathLike[str], tensors: Mapping[str, NDArray[Any]], *, infinite: bool = False) -> None:
+    """Raise FileFormatError where an array holds NaN, or infinity unless that may be."""
+    for name, array in tensors.items():
+        wrong = np.isnan(array) if infinite else ~np.isfinite(array)
+        if wrong.any():
+            place = tuple(map(int, np.argwhere(wrong)[0]))
+            raise FileFormatError(
+                f"{fspath(path)} cannot be used: {name!r} holds {array[place]} at {list(place)}, and a network of it "
+                "would predict nothing; use a copy from before"
             )

@@ -69,6 +69,13 @@ class Layout:
             pairs.append((buffer[w : w + i * o].reshape(i, o), buffer[b : b + o]))
         return pairs
 
+    def shapes(self, prefix: str = "") -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays of `named`, without any array."""
+        found: dict[str, tuple[int, ...]] = {}
+        for layer, (i, o) in enumerate(zip(self.units[:-1], self.units[1:], strict=True)):
+            found[f"{prefix}layers.{layer}.weight"], found[f"{prefix}layers.{layer}.bias"] = (i, o), (o,)
+        return found
+
     def named(self, buffer: Array, prefix: str = "") -> dict[str, Array]:
         """Return the arrays of a flat buffer by their names in files: ``layers.0.weight``, ``layers.0.bias``."""
         names = {}

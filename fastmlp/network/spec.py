@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastmlp.arguments import check_count, check_number
+from fastmlp.arguments import check_count, check_flag, check_number
 from fastmlp.formulas.activations import IDENTITY, get_activation
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer
 from fastmlp.formulas.losses import LOSSES, Loss
@@ -121,7 +121,7 @@ class NetworkSpec:
             max_norm=values["max_norm"],
             initializer=None if initializer is None else INITIALIZERS.from_json(initializer),
         )
-        return replace(spec, frozen=tuple(bool(f) for f in values["frozen"]))
+        return replace(spec, frozen=tuple(check_flag("frozen", f) for f in values["frozen"]))
 
 
 def make_spec(

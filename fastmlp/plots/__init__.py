@@ -7,12 +7,21 @@ is asked for; pyplot, with its global state, never is.
 
 from fastmlp.plots.functions import approximation, regions
 from fastmlp.plots.images import first_layer, mistakes, samples
-from fastmlp.plots.pictures import MAX_MARKERS, MissingMatplotlibError, Picture, panels, save, save_both
+from fastmlp.plots.pictures import (
+    MAX_MARKERS,
+    MissingGlyphsWarning,
+    MissingMatplotlibError,
+    Picture,
+    panels,
+    save,
+    save_both,
+)
 from fastmlp.plots.runs import MAX_NUMBERED, confusion, curves, lines
 
 __all__ = [
     "MAX_MARKERS",
     "MAX_NUMBERED",
+    "MissingGlyphsWarning",
     "MissingMatplotlibError",
     "Picture",
     "approximation",

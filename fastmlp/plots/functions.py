@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
 from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short
-from fastmlp.plots.pictures import legend_of_lines, new_figure
+from fastmlp.plots.pictures import legend_of_lines, new_figure, plain_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def regions(
     ax.set(xticks=[], yticks=[], xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]], box_aspect=1)
     ax.set_title(title, fontsize="medium")
     if legend:
-        ax.legend(fontsize="small", loc="upper right", framealpha=0.9)
+        plain_legend(ax, loc="upper right", framealpha=0.9)
     return ax
 
 

@@ -79,7 +79,7 @@ def mistakes(
     )
     for ax, i in zip(grid, worst, strict=True):
         text = f"true {short(names[true[i]])}, predicted\n{short(names[predicted[i]])} ({100 * sure[i]:.1f} %)"
-        ax.set_title(text, fontsize="small")
+        ax.set_title(text, fontsize="small", parse_math=False)
     return grid
 
 
@@ -121,11 +121,12 @@ def samples(
     title = f"{right} of {len(true)} right; each with what it is taken for and how surely"
     grid = _grid(images, title, columns=min(columns, len(images)), size=(0.62, 0.75), axes=axes)
     for ax, t, p, s in zip(grid, true, predicted, sure, strict=True):
-        ax.set_title(f"{short(names[p])}  {100 * s:.0f} %", fontsize=6.5, pad=2)
+        ax.set_title(f"{short(names[p])}  {100 * s:.0f} %", fontsize=6.5, pad=2, parse_math=False)
         if p != t:
             ax.images[0].set_cmap("gray")
             ax.spines[:].set(color="black", linewidth=2.5)
-            ax.set_title(f"not {short(names[p])}: {short(names[t])}", fontsize=6.5, pad=2, fontweight="bold")
+            wrong = f"not {short(names[p])}: {short(names[t])}"
+            ax.set_title(wrong, fontsize=6.5, pad=2, fontweight="bold", parse_math=False)
     return grid
 
 

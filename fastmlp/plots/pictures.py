@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -27,12 +30,31 @@ _LINES: tuple[dict[str, Any], ...] = (
     {"color": "0.3", "linestyle": "-.", "marker": "v", "markersize": 5},
     {"color": "0.5", "linestyle": "--", "marker": "x", "markersize": 5},
 )
+_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
 MAX_MARKERS = 15
 """Points of a line that get a marker; on long runs they would run into each other."""
 
 
 class MissingMatplotlibError(ImportError):
     """matplotlib is not installed; the message says how to install it."""
+
+
+class MissingGlyphsWarning(UserWarning):
+    """The fonts of a picture lack characters, which are drawn as boxes.
+
+    Parameters
+    ----------
+    characters : iterable of str
+    """
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.characters = frozenset(characters)
+        shown = "".join(sorted(self.characters)[:10])
+        more = f" and {len(self.characters) - 10} more" if len(self.characters) > 10 else ""
+        super().__init__(
+            f"the fonts of pictures have no {shown!r}{more}, which are drawn as boxes; name one that has, such as "
+            "font.family: Noto Sans CJK JP in a matplotlibrc, or in matplotlib.rcParams"
+        )
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -83,9 +105,15 @@ def plain_frame(ax: Axes) -> None:
         ax.spines[side].set_visible(False)
 
 
+def plain_legend(ax: Axes, **look: Any) -> None:
+    """Say what is what; names are text, in which a dollar begins no formula."""
+    for text in ax.legend(fontsize="small", **look).get_texts():
+        text.set_parse_math(False)
+
+
 def legend_of_lines(ax: Axes) -> None:
     """Say which line is which, with as much of each as shows its dashes on both sides of a marker."""
-    ax.legend(frameon=False, fontsize="small", handlelength=3.2)
+    plain_legend(ax, frameon=False, handlelength=3.2)
 
 
 @dataclass(frozen=True)
@@ -157,7 +185,7 @@ def save(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) -> No
     figure: Any = first if hasattr(first, "savefig") else getattr(first, "get_figure", lambda: None)()
     if not hasattr(figure, "savefig"):
         raise TypeError(f"save: expected a figure, or axes in one, got {drawn!r}")
-    with atomic_writer(path) as file:
+    with _missing_glyphs_told_once(), atomic_writer(path) as file:
         if kind == "svg":
             import matplotlib
 
@@ -166,6 +194,22 @@ def save(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) -> No
                 figure.savefig(file, format=kind, metadata={"Date": None})
         else:
             _write_png(figure, file)
+
+
+@contextmanager
+def _missing_glyphs_told_once() -> Iterator[None]:
+    """Say in one warning which characters the fonts lack; matplotlib says it for each and each time it draws it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=_GLYPH.pattern)
+        yield
+    missing = set()
+    for warning in caught:
+        if glyph := _GLYPH.match(str(warning.message)):
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing:
+        warnings.warn(MissingGlyphsWarning(missing), stacklevel=4)
 
 
 def _write_png(figure: Figure, file: BinaryIO) -> None:

@@ -207,8 +207,9 @@ def _matrix(ax: Axes, counts: NDArray[np.int64], names: Sequence[str]) -> None:
     ticks = range(0, len(names), every)
     shown = [short(names[i]) for i in ticks]
     tilted = max(map(len, shown)) > 3
-    ax.set_xticks(ticks, shown, rotation=45 if tilted else 0, ha="right" if tilted else "center")
-    ax.set_yticks(ticks, shown)
+    angle, side = (45, "right") if tilted else (0, "center")
+    ax.set_xticks(ticks, shown, rotation=angle, ha=side, parse_math=False)
+    ax.set_yticks(ticks, shown, parse_math=False)
     ax.tick_params(length=0)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")

@@ -11,7 +11,9 @@ import ctypes
 import gc
 import hashlib
 import os
+import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,21 +230,101 @@ def folder_stamp() -> str:
     return digest.hexdigest()
 
 
+_STAMP = folder_stamp()
+_VERSION = f"{numba.__version__} {_STAMP}\n".encode()
+"""How every file in the cache begins; of other kernels nothing is unpickled, which may name modules that are gone."""
+
+_told: set[str] = set()
+
+
+def _tell_once(trouble: str, message: str) -> None:
+    """Warn, if a trouble of that kind was not told yet: every function has files of its own."""
+    if trouble not in _told:
+        _told.add(trouble)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _tell_damaged(path: str, why: str) -> None:
+    _tell_once("damaged", f"{path}: what is kept of compiled kernels is damaged ({why}), so they are compiled anew")
+
+
+class _KernelFiles(IndexDataCacheFile):
+    """The files that keep the code of a function, each with a hash of what is in it.
+
+    Numba's own have none: a damaged one ends every run in an error of pickle's, or is run.  They do not say either
+    whose code they hold, and two processes that compile for two types at once may give both the same number.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (key, data))
+
+    def load(self, key: Any) -> Any:
+        kept = super().load(key)
+        return kept[1] if kept is not None and kept[0] == key else None
+
+    def _load_index(self) -> Any:
+        kept = self._read(self._index_path)
+        return {} if kept is None else kept
+
+    def _save_index(self, overloads: Any) -> None:
+        self._write(self._index_path, overloads)
+
+    def _load_data(self, name: str) -> Any:
+        return self._read(self._data_path(name))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), data)
+
+    def _read(self, path: str) -> Any:
+        """Return what is in a file; None where there is none, it is of other kernels, or damaged, which is said."""
+        try:
+            with open(path, "rb") as file:
+                whole = file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            _tell_damaged(path, e.strerror or str(e))
+            return None
+        digest, contents = whole[:_DIGEST], whole[_DIGEST:]
+        if hashlib.sha256(contents).digest() != digest:
+            _tell_damaged(path, "it was altered or cut short")
+            return None
+        return pickle.loads(contents[len(_VERSION) :]) if contents.startswith(_VERSION) else None
+
+    def _write(self, path: str, kept: Any) -> None:
+        contents = _VERSION + self._dump(kept)
+        with self._open_for_write(path) as file:
+            file.write(hashlib.sha256(contents).digest() + contents)
+
+
+_DIGEST = hashlib.sha256().digest_size
+
+
 class _KernelCache(FunctionCache):
-    """Numba's cache on disk, stamped with all kernel files."""
+    """Numba's cache on disk, stamped with all kernel files; what is wrong with it is said and ends no run."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._source_stamp = _STAMP
-        self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_STAMP
-        )
-        # Numba looks at the version first, and reads what is kept of other kernels before it looks at their stamp: that
-        # may name modules that are no longer there
-        self._cache_file._version = f"{numba.__version__} {_STAMP}"
+        # under names of their own: files that Numba wrote itself would pass for damaged ones
+        name = f"{self._impl.filename_base}-hashed"
+        self._cache_file = _KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=_STAMP)
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as e:  # whole, and yet no code for this process
+            _tell_damaged(self._cache_path, f"{type(e).__name__}: {e}")
+            return None
 
-_STAMP = folder_stamp()
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as e:
+            _tell_once(
+                "full",
+                f"{self._cache_path}: the folder for compiled kernels takes no more ({e.strerror or e}), so what was "
+                "compiled now is compiled again the next time; make room, or set NUMBA_CACHE_DIR to another folder",
+            )
 
 
 def entry(function: Callable[..., Any], *, allocates: bool = False) -> Any:

@@ -138,7 +138,7 @@ def table_path(dtype: np.dtype[Any]) -> Path | None:
 
 def _read(path: Path) -> Table | None:
     """Return the table in a file; None where there is none, or it is damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(Exception):  # whatever is wrong with it, it is measured again
         kept = json.loads(path.read_text())
         measured = [Measured(int(p), int(n), int(i), int(o), (*map(float, s),)) for p, n, i, o, s in kept["measured"]]
         start, meeting = float(kept["start"]), float(kept["meeting"])

@@ -1,0 +1,135 @@
+"""What is kept of compiled kernels on disk: damaged, foreign or refused, it is said once and ends no run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the JIT is off, so nothing is compiled")
+
+CALLER = """
+from .compiling import entry
+
+
+@entry
+def triple(x):
+    return 3 * x
+
+
+@entry
+def half(x):
+    return x / 2
+
+
+@entry
+def first(x):
+    return x[0]
+"""
+SHOW = """
+import kernelcopy.caller as c
+print(c.triple(2.0), c.half(2.0), c.triple._cache_hits.total() + c.half._cache_hits.total())
+"""
+FULL = """
+from kernelcopy import compiling
+def full(*_):
+    raise OSError(28, "No space left on device")
+compiling._KernelFiles._open_for_write = full
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Call two kernels in a process of its own; gives what they return, how many came from the cache, and stderr."""
+    from fastmlp.kernels.cpu import compiling
+
+    package = tmp_path / "kernelcopy"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "compiling.py").write_text(Path(compiling.__file__).read_text())
+    (package / "caller.py").write_text(CALLER)
+    environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PATH": ""}
+
+    def call(code=SHOW):
+        command = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split(), done.stderr
+
+    return call
+
+
+def kept(tmp_path, ending):
+    return sorted((tmp_path / "cache").rglob(f"*{ending}"))
+
+
+DAMAGES = {
+    "empty": lambda c: b"",
+    "cut": lambda c: c[: len(c) // 2],
+    "altered": lambda c: c[:-200] + bytes([c[-200] ^ 0x10]) + c[-199:],
+}
+
+
+@pytest.mark.parametrize(
+    ("ending", "damage"), [("nbi", "empty"), ("nbi", "altered"), ("nbc", "cut"), ("nbc", "altered")]
+)
+def test_a_damaged_file_is_noticed_said_once_and_compiled_anew(run, tmp_path, ending, damage):
+    assert run() == (["6.0", "1.0", "0"], "")
+    files = kept(tmp_path, ending)
+    assert len(files) == 2
+    for path in files:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    got, said = run()
+    assert got == ["6.0", "1.0", "0"]
+    assert (
+        said.count("RuntimeWarning") == 1 and "what is kept of compiled kernels is damaged (it was altered or" in said
+    )
+    assert run() == (["6.0", "1.0", "2"], "")
+
+
+def test_no_altered_byte_and_no_cut_passes(tmp_path, monkeypatch):
+    from fastmlp.kernels.cpu import compiling
+
+    cache = compiling._KernelFiles(str(tmp_path), "kernel", compiling._STAMP)
+    cache.save(("a type", "a processor"), {"code": bytes(range(256))})
+    assert cache.load(("a type", "a processor")) == {"code": bytes(range(256))}
+    assert cache.load(("another type", "a processor")) is None
+    path = tmp_path / "kernel.1.nbc"
+    whole = path.read_bytes()
+    damaged = [whole[:size] for size in range(0, len(whole), 7)] + [whole + b"x", b"\x80\x04N."]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :] for at in range(len(whole))]
+    for contents in damaged:
+        monkeypatch.setattr(compiling, "_told", set())
+        path.write_bytes(contents)
+        with pytest.warns(RuntimeWarning, match="is damaged"):
+            assert cache.load(("a type", "a processor")) is None
+    cache.save(("a type", "a processor"), 5)
+    assert cache.load(("a type", "a processor")) == 5
+
+
+def test_a_file_that_is_gone_is_no_damage(run, tmp_path):
+    run()
+    for path in kept(tmp_path, "nbc"):
+        path.unlink()
+    assert run() == (["6.0", "1.0", "0"], "")
+    assert run() == (["6.0", "1.0", "2"], "")
+
+
+def test_a_cache_that_takes_no_more_is_said_once_and_the_run_goes_on(run):
+    got, said = run(FULL + SHOW)
+    assert got == ["6.0", "1.0", "0"]
+    assert said.count("RuntimeWarning") == 1 and "takes no more (No space left on device)" in said
+    assert run()[0][:2] == ["6.0", "1.0"]
+
+
+def test_code_under_the_number_of_another_type_is_not_run(run, tmp_path):
+    both = (
+        "import numpy as np, kernelcopy.caller as c\n"
+        "print(c.first(np.array([3, 3], np.float32)), c.first(np.array([7, 7.0])))"
+    )
+    assert run(both)[0] == ["3.0", "7.0"]
+    first, second = kept(tmp_path, "nbc")
+    contents = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(contents)  # as two processes leave them that compile for one type each at once
+    assert run(both) == (["3.0", "7.0"], "")
