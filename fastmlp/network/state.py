@@ -92,6 +92,17 @@ class TrainState:
             arrays |= self.layout.named(numpy(self.average), "average.")
         return arrays
 
+    def spoilt(self, numpy: Callable[[Array], NDArray[Any]]) -> str:
+        """Return the first array that is not finite, such as ``"the weights of layer 0"``; nothing where all are."""
+        for whose, buffer in (("", self.params), (" in the average", self.average)):
+            if buffer is None or np.isfinite(flat := numpy(buffer)).all():
+                continue
+            for layer, pair in enumerate(self.layout.views(flat)):
+                for what, array in zip(("weights", "biases"), pair, strict=True):
+                    if not np.isfinite(array).all():
+                        return f"the {what} of layer {layer}{whose}"
+        return ""
+
 
 def initial_parameters(spec: NetworkSpec, layout: Layout, dtype: np.dtype[Any], key: int) -> NDArray[Any]:
     """Return the flat parameters of a new network: drawn weights, zero biases.
@@ -99,8 +110,16 @@ def initial_parameters(spec: NetworkSpec, layout: Layout, dtype: np.dtype[Any], 
     Returns
     -------
     (layout.size,) `dtype`
+
+    Raises
+    ------
+    ValueError
+        The initializer draws weights that the type cannot hold.
     """
     params = np.zeros(layout.size, dtype)
-    for layer, (w, _) in enumerate(layout.views(params)):
-        w[...] = spec.initializer_of(layer).draw(key, spec.units[layer], spec.units[layer + 1], layer)
+    with np.errstate(over="ignore"):
+        for layer, (w, _) in enumerate(layout.views(params)):
+            w[...] = spec.initializer_of(layer).draw(key, spec.units[layer], spec.units[layer + 1], layer)
+    if spec.initializer is not None and not np.isfinite(params).all():  # those chosen here are small
+        raise ValueError(f"initializer: {spec.initializer!r} draws weights that {dtype} cannot hold")
     return params
