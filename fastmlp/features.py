@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fastmlp.arguments import check_count, check_number
+from fastmlp.arguments import check_count, check_number, check_sequence
 from fastmlp.model import MLP
 
 
@@ -131,9 +131,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             An argument does not make sense.
         """
         check_is_fitted(self)
-        if not isinstance(units, Iterable):
-            raise TypeError(f"network: units must be a sequence such as (10,), got {units!r}")
-        following = tuple(units)
+        following = check_sequence("network: units", units, "a sequence such as (10,)")
         if not following:
             raise ValueError("network: units needs the number of outputs at least, such as (10,); got ()")
         rest = (activation,) * (len(following) - 1) if isinstance(activation, str) else tuple(activation)

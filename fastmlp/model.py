@@ -14,7 +14,7 @@ from fastmlp.backends.choosing import resolve_backend
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import check_callbacks
 from fastmlp.engine.checkpoints import save_model
-from fastmlp.engine.checks import check_class_names, check_feature_names, check_weights
+from fastmlp.engine.checks import check_class_names, check_feature_names, check_snapshot, check_weights
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.metrics import check_metrics
 from fastmlp.formulas.optimizers import choose_optimizer
@@ -364,7 +364,6 @@ class MLP:
         """
         flat = check_weights(self._learner.state.layout, self.dtype, weights, backend=self.backend)
         self._learner.set_parameters(flat, flat)
-        self._learner.paused = None
 
     def freeze(self, *layers: int) -> None:
         """Let these layers, counted from 0 at the input and from -1 at the output, keep their weights and biases.
@@ -384,8 +383,9 @@ class MLP:
         return self._learner.snapshot()
 
     def restore_snapshot(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Set the parameters, and their average if there is one, from a `snapshot`."""
-        self._learner.restore(arrays)
+        """Set the parameters, and their average if there is one, from a `snapshot`; ValueError for another's."""
+        state, dtype = self._learner.state, self.dtype
+        self._learner.set_parameters(*check_snapshot(state, dtype, arrays, backend=self.backend))
 
     # --- files and places ---
 

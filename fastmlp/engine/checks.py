@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.arguments import check_names, check_sequence
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import host_array
 from fastmlp.engine.ranges import check_held
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.network.layout import Layout
     from fastmlp.network.spec import NetworkSpec
+    from fastmlp.network.state import TrainState
 
 
 def check_inputs(
@@ -149,7 +151,8 @@ def check_weights(
     """
     flat = np.zeros(layout.size, dtype)
     targets = [array for pair in layout.views(flat) for array in pair]
-    given = [_on_host(w, backend, "weights")[0] for w in weights]
+    arrays = check_sequence("weights", weights, "a sequence of arrays W1, b1, W2, ...")
+    given = [_on_host(w, backend, "weights")[0] for w in arrays]
     if [w.shape for w in given] != [t.shape for t in targets]:
         raise ValueError(
             f"weights must be arrays of the shapes {[t.shape for t in targets]} (W1, b1, W2, ...), "
@@ -169,6 +172,28 @@ def check_weights(
     return flat
 
 
+def check_snapshot(
+    state: TrainState, dtype: np.dtype[Any], arrays: Mapping[str, ArrayLike], *, backend: Backend
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the flat buffers, NumPy's, of the parameters and of their average where one is kept.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is no snapshot of such a network, or an array is not as `check_weights` has it.
+    """
+    prefixes = ("",) if state.average is None else ("", "average.")
+    names = [list(state.layout.named(state.params, prefix)) for prefix in prefixes]
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"a snapshot must be a mapping from name to array, got {type(arrays).__name__}")
+    if (expected := {name for part in names for name in part}) != set(arrays):
+        missing, more = sorted(expected - set(arrays)), sorted(map(str, set(arrays) - expected))
+        raise ValueError(f"a snapshot of this network has other arrays: missing {missing}, not expected {more}")
+    # the order of `named` is that of `check_weights`
+    flat = [check_weights(state.layout, dtype, [arrays[name] for name in part], backend=backend) for part in names]
+    return flat[0], flat[-1]
+
+
 def check_class_names(spec: NetworkSpec, names: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return a name for each output, or two for a single one; None where none are given."""
     return _names("class_names", names, max(spec.units[-1], 2))
@@ -182,6 +207,7 @@ def check_feature_names(spec: NetworkSpec, names: Sequence[str] | None) -> tuple
 def _names(argument: str, names: Sequence[str] | None, expected: int) -> tuple[str, ...] | None:
     if names is None:
         return None
-    if isinstance(names, str) or len(names) != expected:
-        raise ValueError(f"{argument} needs {expected} names, got {names!r}")
-    return tuple(str(name) for name in names)
+    found = check_names(argument, names)
+    if len(found) != expected:
+        raise ValueError(f"{argument} needs {expected} names, got {len(found)}: {found!r}")
+    return found

@@ -167,6 +167,7 @@ class Learner:
         params, average : (size,) array
             NumPy's.
         """
+        self.paused = None
         with self.backend.working():
             self.state.params[...] = self.backend.asarray(params)
             if self.state.average is not None:
@@ -195,7 +196,6 @@ class Learner:
         """Set the parameters, and their average if there is one, from a `snapshot`."""
         layout, prefix = self.state.layout, "" if self.state.average is None else "average."
         self.set_parameters(layout.flat(arrays, "", self.dtype), layout.flat(arrays, prefix, self.dtype))
-        self.paused = None
 
     # --- where it is ---
 
