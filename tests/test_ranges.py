@@ -91,5 +91,8 @@ def test_wider_than_float64_is_looked_at_too():
     wide = np.full((2, 1), np.longdouble(1e300) ** 2 if np.finfo(np.longdouble).max > 1e308 else 0)
     if wide[0, 0] == 0:
         pytest.skip("long double is no wider here")
-    with pytest.raises(fastmlp.DataError, match=r"float64 numbers up to 1.8e\+308 only; another unit"):
+    with pytest.raises(
+        fastmlp.DataError,
+        match=r"holds 1.0.*e\+600, and float64 numbers up to 1.8e\+308 only; take another unit for it$",
+    ):
         check_held(wide, FLOAT64, "x")

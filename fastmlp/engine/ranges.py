@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from fastmlp.errors import DataError
 if TYPE_CHECKING:
     from fastmlp._typing import Array
 
-BLOCK = 1 << 16
-"""Elements looked at at a time, so that both extremes are found while they are in the cache."""
+BLOCK, GPU_BLOCK = 1 << 16, 1 << 22
+"""Elements looked at at a time: in host memory as many as stay in the cache."""
 
 
 def check_held(
@@ -51,37 +52,48 @@ def check_held(
     """
     if array.dtype.kind != "f" or array.dtype.itemsize <= dtype.itemsize or not array.size:
         return
-    columns = array.reshape(len(array), -1)
-    largest = _largest(columns, to_numpy)
-    limits = np.finfo(dtype)
-    over = (largest > limits.max) & (largest < math.inf)
-    lost = (largest > 0) & (largest < limits.tiny)
-    wrong = over | lost if training else over
-    if not wrong.any():
-        return
-    column = int(np.argmax(wrong))
-    values = to_numpy(columns[:, column])
-    row = int(np.argmax(np.abs(values)))
-    name = repr(names[column]) if names is not None else str(column)
-    cure = "another unit for it is the cure" if dtype == np.float64 else f"take another unit for it, or {cure}"
-    if over[column]:
-        raise DataError(
-            f"{argument}: row {row} of column {name} holds {values[row]:.6g}, and {dtype} numbers up to "
-            f"{limits.max:.3g} only; {cure}"
-        )
-    raise DataError(
-        f"{argument}: column {name} holds nothing above {abs(values[row]):.6g} (in row {row}), and {dtype} numbers "
-        f"from {limits.tiny:.3g} on only; {cure}"
-    )
-
-
-def _largest(columns: Array, to_numpy: Callable[[Array], NDArray[Any]]) -> NDArray[Any]:
-    """Return the largest magnitude of each column; NaN where it holds one."""
-    rows = max(BLOCK // columns.shape[1], 1) if isinstance(columns, np.ndarray) else len(columns)
-    found: NDArray[Any] | None = None
+    columns = array if array.ndim == 2 else array.reshape(len(array), -1)
+    high, low = _limits(dtype)
+    rows = max((BLOCK if isinstance(array, np.ndarray) else GPU_BLOCK) // columns.shape[1], 1)
+    left, largest = np.arange(columns.shape[1] if training else 0), np.zeros(1)
     for first in range(0, len(columns), rows):
-        block = columns[first : first + rows]
-        here = np.maximum(to_numpy(block.max(axis=0)), -to_numpy(block.min(axis=0)))
-        found = here if found is None else np.maximum(found, here)
-    assert found is not None, "there is a row"
-    return found
+        block = np.abs(columns[first : first + rows])
+        if high < block.max() < math.inf:
+            at, column = divmod(int(block.argmax()), block.shape[1])
+            raise DataError(
+                f"{argument}: row {first + at} of column {_name(names, column)} holds "
+                f"{_text(to_numpy(columns[first + at, column]))}, and {dtype} numbers up to {high:.3g} only; "
+                f"{_cure(dtype, cure)}"
+            )
+        if len(left):  # after the first block hardly any but columns of zeros
+            here = to_numpy((block if len(left) == block.shape[1] else block[:, left]).max(axis=0))
+            largest = np.maximum(largest, here)
+            small = largest < low
+            left, largest = left[small], largest[small]
+    if (largest[: len(left)] > 0).any():
+        column = int(left[np.argmax(largest > 0)])
+        magnitudes = np.abs(to_numpy(columns[:, column]))
+        row = int(magnitudes.argmax())
+        raise DataError(
+            f"{argument}: column {_name(names, column)} holds nothing above {_text(magnitudes[row])} (in row {row}), "
+            f"and {dtype} numbers from {low:.3g} on only; {_cure(dtype, cure)}"
+        )
+
+
+@lru_cache(maxsize=4)
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the largest number of a type, and its smallest with all digits."""
+    return float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
+
+
+def _text(number: Any) -> str:
+    value = float(number)
+    return f"{value:.6g}" if math.isfinite(value) else str(number)  # of a type wider than Python's
+
+
+def _name(names: Sequence[str] | None, column: int) -> str:
+    return str(column) if names is None else repr(names[column])
+
+
+def _cure(dtype: np.dtype[Any], wider: str) -> str:
+    return "take another unit for it" if dtype == np.float64 else f"take another unit for it, or {wider}"
