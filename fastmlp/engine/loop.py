@@ -205,6 +205,12 @@ class Training:
             for callback in self.callbacks:
                 callback.on_train_end(self)
         self._check_weights()
+        if stalled := learner.state.stalled(learner.to_numpy):
+            warnings.warn(
+                f"gradients were so large that their squares overflowed {learner.dtype}: some of {stalled} and perhaps "
+                "others no longer train. Scale the inputs and targets, or set clip_norm",
+                stacklevel=4,
+            )
         if self._interrupted:
             warnings.warn(
                 f"training was interrupted in epoch {self.epoch + 1} of {self.epochs}, after {self.steps_done} whole "

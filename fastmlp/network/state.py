@@ -94,13 +94,22 @@ class TrainState:
 
     def spoilt(self, numpy: Callable[[Array], NDArray[Any]]) -> str:
         """Return the first array that is not finite, such as ``"the weights of layer 0"``; nothing where all are."""
-        for whose, buffer in (("", self.params), (" in the average", self.average)):
-            if buffer is None or np.isfinite(flat := numpy(buffer)).all():
-                continue
-            for layer, pair in enumerate(self.layout.views(flat)):
-                for what, array in zip(("weights", "biases"), pair, strict=True):
-                    if not np.isfinite(array).all():
-                        return f"the {what} of layer {layer}{whose}"
+        found = self._not_finite(numpy(self.params))
+        if not found and self.average is not None and (found := self._not_finite(numpy(self.average))):
+            found += " in the average"
+        return found
+
+    def stalled(self, numpy: Callable[[Array], NDArray[Any]]) -> str:
+        """Return the first array, as `spoilt` does, of which a moment is not finite: such an element trains no more."""
+        return next(filter(None, (self._not_finite(numpy(moment)) for moment in self.moments)), "")
+
+    def _not_finite(self, flat: NDArray[Any]) -> str:
+        if np.isfinite(flat).all():
+            return ""
+        for layer, pair in enumerate(self.layout.views(flat)):
+            for what, array in zip(("weights", "biases"), pair, strict=True):
+                if not np.isfinite(array).all():
+                    return f"the {what} of layer {layer}"
         return ""
 
 
