@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -143,9 +144,16 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _gamma(self, x: NDArray[Any]) -> float:
         if isinstance(self.gamma, str) and self.gamma == "scale":
-            variance = float(x.var(dtype=np.float64))
-            # inputs that are all equal give no scale
-            return 1 / (x.shape[1] * variance) if variance > 0 else 1.0
+            if x.min() == x.max():
+                return 1.0  # inputs that are all equal give no scale
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                variance = float(x.var(dtype=np.float64))
+            if not np.finfo(np.float64).tiny <= variance < math.inf:
+                raise ValueError(
+                    f"gamma: 'scale' needs the variance of X, which float64 does not hold (from {x.min():.3g} to "
+                    f"{x.max():.3g}); scale X"
+                )
+            return 1.0 / (int(x.shape[1]) * variance)
         return check_number("gamma", self.gamma, 0.0, above=True, also='or "scale"')
 
     @property

@@ -96,3 +96,14 @@ def test_wider_than_float64_is_looked_at_too():
         match=r"holds 1.0.*e\+600, and float64 numbers up to 1.8e\+308 only; take another unit for it$",
     ):
         check_held(wide, FLOAT64, "x")
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_random_features_of_inputs_whose_variance_cannot_be_held_are_refused(size):
+    pytest.importorskip("sklearn")
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.raises(ValueError, match="gamma: 'scale' needs the variance of X, which float64 does not hold"):
+        fastmlp.features.RandomFourierFeatures(10).fit(x * size)
+    assert fastmlp.features.RandomFourierFeatures(10).fit(x * 1e100).gamma_ == pytest.approx(
+        1 / (3 * x.var() * 1e200), rel=1e-12
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from fastmlp.datasets.table import Table, Task
 from fastmlp.datasets.tables import load_table
 from fastmlp.engine.ranges import check_held
 from fastmlp.errors import DataError
-from fastmlp.formulas.losses import LOSSES, SigmoidCrossEntropy
+from fastmlp.formulas.losses import LOSSES, MeanSquaredError, SigmoidCrossEntropy
 from fastmlp.formulas.random_bits import epoch_order
 
 if TYPE_CHECKING:
@@ -117,19 +118,34 @@ class Scaling:
             y = (y.reshape(len(y), -1) - middle) / spread
         return (x - self.mean) * self.factor, y
 
-    def check_held(self, dtype: np.dtype[Any], data: str, names: Sequence[str]) -> None:
-        """Raise DataError where the weights that `fold` makes are likely to be none that the network's type holds."""
+    def check_held(self, dtype: np.dtype[Any], data: str, names: Sequence[str], squared: bool) -> None:
+        """Raise DataError where the network's type is likely not to hold the weights that `fold` makes, or the loss.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype
+        data : str
+            What the columns are of, for messages.
+        names : sequence of str
+            Of the columns.
+        squared : bool
+            Whether the loss is of the square of the target's unit.
+        """
         limits = np.finfo(dtype)
         low, high = MAX_WEIGHT / float(limits.max), 1 / (MAX_WEIGHT * float(limits.tiny))
         of_features = np.divide(1.0, self.factor, out=np.ones_like(self.factor), where=self.factor > 0)
         of_target = np.ones(0) if self.target is None else self.target[1]
-        whose = [f"column {name!r}" for name in names] + ["the target"] * len(of_target)
-        for who, deviation in zip(whose, [*of_features, *of_target], strict=True):
-            if not low <= deviation <= high:
+        bounds = (math.sqrt(low), math.sqrt(high)) if squared else (low, high)
+        checked = [
+            (f"column {name!r}", deviation, low, high) for name, deviation in zip(names, of_features, strict=True)
+        ]
+        checked += [("the target", deviation, *bounds) for deviation in of_target]
+        for who, deviation, least, most in checked:
+            if not least <= deviation <= most:
                 cure = "" if dtype == np.float64 else ", or use --dtype float64"
                 raise DataError(
                     f"{data}: the standard deviation of {who} is {deviation:.3g}, and a {dtype} network can be scaled "
-                    f"by {low:.1g} to {high:.1g}; take another unit for it{cure}"
+                    f"by {least:.1g} to {most:.1g}; take another unit for it{cure}"
                 )
 
     def fold(self, model: MLP) -> None:
@@ -201,7 +217,7 @@ def load_run(settings: Settings) -> RunData:
     scaling = None
     if _standardizes(settings, table):
         scaling = Scaling.of(train, name in _SCALED_TARGETS)
-        scaling.check_held(dtype, settings.data, table.feature_names)
+        scaling.check_held(dtype, settings.data, table.feature_names, name == MeanSquaredError.name)
         ratios = np.abs(scaling.mean) * scaling.factor
         if settings.dtype == "float32" and ratios.max() > MAX_RATIO:
             column = table.feature_names[ratios.argmax()]

@@ -34,7 +34,8 @@ def check_sample_weight(sample_weight: ArrayLike, rows: int, argument: str) -> N
     given = np.asarray(sample_weight)
     if given.dtype.kind not in "biuf":
         raise DataError(f"{argument} must hold real numbers, got dtype {given.dtype}")
-    weights = given.astype(np.float64, copy=False)
+    with np.errstate(over="ignore"):  # of wider types, which are infinite then
+        weights = given.astype(np.float64, copy=False)
     if weights.shape != (rows,):
         raise DataError(f"{argument} must have shape ({rows},), one weight a row; got {weights.shape}")
     right = np.isfinite(weights) & (weights >= 0)
