@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import secrets
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -96,6 +97,44 @@ def check_flag(argument: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_, int, np.integer)) or value not in (0, 1):
         raise TypeError(f"{argument} must be True or False, got {value!r}")
     return bool(value)
+
+
+def check_sequence(argument: str, value: Any, expected: str) -> list[Any]:
+    """Return the entries of what has an order, such as a list or an array; TypeError for anything else.
+
+    Text, mappings and sets are refused: what they give one by one is letters, keys, or in no order.
+
+    Parameters
+    ----------
+    argument : str
+        Its name, for messages.
+    value : object
+    expected : str
+        What it must be, for messages, such as ``"a sequence of names"``.
+    """
+    try:
+        if isinstance(value, (str, bytes, Mapping, set, frozenset)):
+            raise TypeError
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be {expected}, got {value!r}") from None
+
+
+def check_names(argument: str, names: Any) -> tuple[str, ...]:
+    """Return names that differ, given as a sequence of text or of numbers.
+
+    Raises
+    ------
+    TypeError
+        It is no sequence.
+    ValueError
+        A name is there twice, so that it says nothing.
+    """
+    found = tuple(str(name) for name in check_sequence(argument, names, "a sequence of names"))
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise ValueError(f"{argument} must be names that differ, got {twice!r} more than once")
+    return found
 
 
 def check_dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:

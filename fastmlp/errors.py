@@ -21,6 +21,9 @@ class DataError(ValueError):
 class NonFiniteLossError(FloatingPointError):
     """The loss of a training step was NaN or infinite; the model is as it was before that step.
 
+    Where a step had made weights overflow that no loss had seen yet, the model has the weights again that it had before
+    the call that trained it, and its optimizer begins anew.
+
     Attributes
     ----------
     epoch, step, row : int

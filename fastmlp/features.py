@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fastmlp.arguments import check_count, check_number
+from fastmlp.arguments import check_count, check_number, check_sequence
 from fastmlp.model import MLP
 
 
@@ -131,9 +132,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             An argument does not make sense.
         """
         check_is_fitted(self)
-        if not isinstance(units, Iterable):
-            raise TypeError(f"network: units must be a sequence such as (10,), got {units!r}")
-        following = tuple(units)
+        following = check_sequence("network: units", units, "a sequence such as (10,)")
         if not following:
             raise ValueError("network: units needs the number of outputs at least, such as (10,); got ()")
         rest = (activation,) * (len(following) - 1) if isinstance(activation, str) else tuple(activation)
@@ -145,9 +144,16 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _gamma(self, x: NDArray[Any]) -> float:
         if isinstance(self.gamma, str) and self.gamma == "scale":
-            variance = float(x.var(dtype=np.float64))
-            # inputs that are all equal give no scale
-            return 1 / (x.shape[1] * variance) if variance > 0 else 1.0
+            if x.min() == x.max():
+                return 1.0  # inputs that are all equal give no scale
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                variance = float(x.var(dtype=np.float64))
+            if not np.finfo(np.float64).tiny <= variance < math.inf:
+                raise ValueError(
+                    f"gamma: 'scale' needs the variance of X, which float64 does not hold (from {x.min():.3g} to "
+                    f"{x.max():.3g}); scale X"
+                )
+            return 1.0 / (int(x.shape[1]) * variance)
         return check_number("gamma", self.gamma, 0.0, above=True, also='or "scale"')
 
     @property

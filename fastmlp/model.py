@@ -14,7 +14,7 @@ from fastmlp.backends.choosing import resolve_backend
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import check_callbacks
 from fastmlp.engine.checkpoints import save_model
-from fastmlp.engine.checks import check_class_names, check_feature_names, check_weights
+from fastmlp.engine.checks import check_class_names, check_feature_names, check_snapshot, check_weights
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.metrics import check_metrics
 from fastmlp.formulas.optimizers import choose_optimizer
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastmlp.engine.loop import Callback
     from fastmlp.engine.metrics import Metric
     from fastmlp.engine.predictor import Predictor
+    from fastmlp.engine.row_weights import ClassWeight
     from fastmlp.formulas.initializers import Initializer
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer
@@ -167,7 +168,7 @@ class MLP:
         batch_size: int = 128,
         optimizer: Optimizer | str | None = None,
         sample_weight: ArrayLike | None = None,
-        class_weight: Mapping[int, float] | str | None = None,
+        class_weight: ClassWeight | None = None,
         validation_data: tuple[ArrayLike, ...] | None = None,
         validation_split: float = 0.0,
         metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
@@ -195,13 +196,13 @@ class MLP:
         optimizer : Optimizer or str, optional
             A record, such as ``Adam(1e-3)``, or a name.  None: that of the last call, at first ``Adam()``.
         sample_weight : (n,) array_like, optional
-            Weights of the rows, not negative; a batch's loss is ``sum(w_i l_i) / sum(w_i)``.
-        class_weight : dict or "balanced", optional
-            Factors of the row weights by class.
+            Weights of the rows, not negative; a batch's loss is ``sum(w_i l_i) / sum(w_i)``, one of weight 0 no step.
+        class_weight : mapping from class, sequence of one a class, or "balanced", optional
+            Factors of the weights of the rows trained on, whose figures have them; those of validation never do.
         validation_data : (x, y) or (x, y, sample_weight), optional
-            Evaluated after each epoch.
+            Evaluated after each epoch, by the weights given here alone.
         validation_split : float
-            In [0, 1): instead, hold out this last part of the rows.
+            In [0, 1): instead, hold out this last part of the rows, with their `sample_weight`.
         metrics : sequence of str or callable, or mapping from name to callable
             More figures, computed after each epoch on the training and the validation data by ``f(y, predict(x))``:
             names of functions of `sklearn.metrics`, such as ``"balanced_accuracy_score"``, or callables.
@@ -220,13 +221,12 @@ class MLP:
         DataError, ValueError, TypeError
             An argument does not make sense; nothing has changed then.
         NonFiniteLossError
-            The loss of a step was not finite; the model is as it was before that step.
+            The loss of a step was not finite, the model is as it was before it; or a weight, it is as before the call.
         """
         learner = self._learner
         epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
         chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
-        data = learner.data(x, y, sample_weight, class_weight)
-        data, validation = runs.hold_out(learner, data, validation_data, validation_split)
+        data, validation = runs.take(learner, (x, y, sample_weight), class_weight, validation_data, validation_split)
         more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
         wanted = runs.Wanted(epochs, batch_size, chosen, shuffle, float(validation_split))
         return runs.begin(learner, data, validation, wanted, more)
@@ -237,7 +237,7 @@ class MLP:
         y: ArrayLike,
         *,
         sample_weight: ArrayLike | None = None,
-        class_weight: Mapping[int, float] | str | None = None,
+        class_weight: ClassWeight | None = None,
         validation_data: tuple[ArrayLike, ...] | None = None,
         metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
         callbacks: Sequence[Callback] = (),
@@ -266,8 +266,8 @@ class MLP:
         """
         learner = self._learner
         paused, progress = runs.paused_run(learner)
-        data = learner.data(x, y, sample_weight, class_weight)
-        data, validation = runs.hold_out(learner, data, validation_data, progress.validation_split)
+        rows, split = (x, y, sample_weight), progress.validation_split
+        data, validation = runs.take(learner, rows, class_weight, validation_data, split)
         more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
         return runs.go_on(learner, paused, progress, data, validation, more)
 
@@ -364,7 +364,6 @@ class MLP:
         """
         flat = check_weights(self._learner.state.layout, self.dtype, weights, backend=self.backend)
         self._learner.set_parameters(flat, flat)
-        self._learner.paused = None
 
     def freeze(self, *layers: int) -> None:
         """Let these layers, counted from 0 at the input and from -1 at the output, keep their weights and biases.
@@ -384,8 +383,9 @@ class MLP:
         return self._learner.snapshot()
 
     def restore_snapshot(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Set the parameters, and their average if there is one, from a `snapshot`."""
-        self._learner.restore(arrays)
+        """Set the parameters, and their average if there is one, from a `snapshot`; ValueError for another's."""
+        state, dtype = self._learner.state, self.dtype
+        self._learner.set_parameters(*check_snapshot(state, dtype, arrays, backend=self.backend))
 
     # --- files and places ---
 
@@ -395,7 +395,7 @@ class MLP:
         Raises
         ------
         ValueError
-            A loss or an activation is your own: a file cannot hold code.
+            A loss or an activation is your own: a file cannot hold code.  Or a weight is not finite.
         OSError
             The file cannot be written; one that was there is as it was.
         """

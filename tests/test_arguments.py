@@ -1,17 +1,21 @@
 """Numbers and flags are checked in one way wherever they enter, and come back as plain ones."""
 
+import re
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from fastmlp.arguments import check_count, check_flag, check_number, check_seed
+import fastmlp
+from fastmlp.arguments import check_count, check_flag, check_number, check_seed, check_sequence
 from fastmlp.engine import callbacks
 from fastmlp.formulas.initializers import INITIALIZERS
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import OPTIMIZERS
 from fastmlp.formulas.schedules import SCHEDULES
 from fastmlp.network.spec import make_spec
+from fastmlp.plots.checks import names_of_classes
+from fastmlp.stepbystep.columns import layer_units
 
 REGISTRIES = (INITIALIZERS, LOSSES, OPTIMIZERS, SCHEDULES)
 FIELDS = [
@@ -140,3 +144,80 @@ def test_a_spec_holds_plain_numbers_whatever_it_was_given():
 def test_of_several_numbers_the_wrong_one_is_named(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make_spec(**options)
+
+
+DROPPED = [{"a", "b"}, frozenset({1.0}), {0: 1, 1: 2}, "ab", b"ab", 3, None]
+"""What gives letters, keys, or what it holds in no order, and what gives nothing."""
+
+
+@pytest.mark.parametrize("value", DROPPED, ids=repr)
+def test_what_has_no_order_is_no_sequence_wherever_one_is_asked_for(value, tmp_path):
+    model = fastmlp.MLP((4, 2), backend="numpy")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+
+    def named(attribute):
+        return lambda: setattr(model, attribute, value)
+
+    asked = {
+        "x must be": lambda: check_sequence("x", value, "a sequence"),
+        "units must be": lambda: make_spec(value),
+        "activation must be": lambda: make_spec((4, 2), value),
+        "dropout must be": lambda: make_spec((4, 2), dropout=value),
+        "class_names must be": named("class_names"),
+        "feature_names must be": named("feature_names"),
+        "class_names must": lambda: fastmlp.datasets.load_table(tmp_path / "t.csv", target="a", class_names=value),
+        "feature_names must": lambda: fastmlp.datasets.load_table(tmp_path / "t.csv", feature_names=value),
+        "confusion: class_names": lambda: names_of_classes("confusion", value, 1),
+        "layers_dims must be": lambda: layer_units("layers_dims", value),
+        "weights must be": lambda: model.set_weights(value),
+    }
+    if value is None:
+        for optional in ("class_names must be", "feature_names must be", "class_names must", "feature_names must"):
+            del asked[optional]
+        del asked["confusion: class_names"]
+    if isinstance(value, str):
+        del asked["activation must be"]  # one name for all
+    if value == 3:
+        del asked["dropout must be"]  # one rate for all, which is too large
+    for message, call in asked.items():
+        if message == "dropout must be" and isinstance(value, type(None)):
+            message = "dropout must be a number"
+        with pytest.raises(TypeError, match=f"^{message}.*got {re.escape(repr(value))}"):
+            call()
+
+
+def test_a_sequence_may_be_anything_with_an_order():
+    for value in ((1, 2), [1, 2], np.array([1, 2]), {1: "a", 2: "b"}.keys(), iter((1, 2))):
+        assert check_sequence("x", value, "a sequence") == [1, 2]
+    assert make_spec((4, 3, 2), dropout=np.array(0.25)).dropout == (0.0, 0.25)
+
+
+def test_names_that_are_there_twice_say_nothing(tmp_path):
+    model = fastmlp.MLP((4, 3), backend="numpy")
+    with pytest.raises(ValueError, match="class_names must be names that differ, got '1' more than once"):
+        model.class_names = ("1", "0", 1)
+    with pytest.raises(ValueError, match="feature_names needs 4 names, got 2: "):
+        model.feature_names = ("1", "0")
+    model.class_names = np.array([3, 1, 2])
+    assert model.class_names == ("3", "1", "2")
+
+
+def test_a_snapshot_is_of_the_same_arrays_and_shapes_or_refused():
+    model, other = fastmlp.MLP((4, 2), backend="numpy", seed=0), fastmlp.MLP((4, 2), backend="numpy", seed=1)
+    given = model.snapshot()
+    before = other.snapshot()
+    wrong = {
+        "weights must be arrays of the shapes": {**given, "layers.0.bias": np.float32(3)},
+        r"missing \['layers.0.bias'\], not expected \['bias'\]": {"layers.0.weight": 0, "bias": 0},
+        r"not expected \['average.layers.0.bias', 'average": {**given, **{f"average.{k}": v for k, v in given.items()}},
+        "W1 must hold finite": {**given, "layers.0.weight": np.full((4, 2), np.nan)},
+        "b1 must hold numbers up to": {**given, "layers.0.bias": np.full(2, 1e39)},
+    }
+    for message, arrays in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            other.restore_snapshot(arrays)
+    with pytest.raises(TypeError, match="a snapshot must be a mapping from name to array, got list"):
+        other.restore_snapshot(list(given.values()))
+    np.testing.assert_array_equal(other.get_weights()[0], before["layers.0.weight"])
+    other.restore_snapshot(given)
+    np.testing.assert_array_equal(other.get_weights()[0], given["layers.0.weight"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_dtype
 from fastmlp.cli.settings import Settings
 from fastmlp.datasets.mnist import load_mnist
 from fastmlp.datasets.table import Table, Task
 from fastmlp.datasets.tables import load_table
+from fastmlp.engine.ranges import check_held
 from fastmlp.errors import DataError
-from fastmlp.formulas.losses import LOSSES, SigmoidCrossEntropy
+from fastmlp.formulas.losses import LOSSES, MeanSquaredError, SigmoidCrossEntropy
 from fastmlp.formulas.random_bits import epoch_order
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ MAX_CLASSES = 100
 """Whole numbers with more different values than this are taken as values, not as classes."""
 MAX_RATIO = 10_000
 """Of a column's mean to its deviation; beyond it the weights of the saved model lose too many digits in float32."""
+MAX_WEIGHT = 2.0**10
+"""Up to which the weights of a network trained on scaled rows must be held in the units of the file too."""
 _SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber")
 _HELD_OUT = 2**63
 """The step whose random numbers choose the rows held out; no run gets there."""
@@ -98,7 +104,8 @@ class Scaling:
         """Return the scaling of some rows."""
         x, y = rows
         mean, deviation = _moments(x)
-        factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+        with np.errstate(over="ignore"):  # `check_held` says it
+            factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
         if not with_target:
             return cls(mean, factor, None)
         middle, spread = _moments(y.reshape(len(y), -1))
@@ -111,11 +118,46 @@ class Scaling:
             y = (y.reshape(len(y), -1) - middle) / spread
         return (x - self.mean) * self.factor, y
 
+    def check_held(self, dtype: np.dtype[Any], data: str, names: Sequence[str], squared: bool) -> None:
+        """Raise DataError where the network's type is likely not to hold the weights that `fold` makes, or the loss.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype
+        data : str
+            What the columns are of, for messages.
+        names : sequence of str
+            Of the columns.
+        squared : bool
+            Whether the loss is of the square of the target's unit.
+        """
+        limits = np.finfo(dtype)
+        low, high = MAX_WEIGHT / float(limits.max), 1 / (MAX_WEIGHT * float(limits.tiny))
+        of_features = np.divide(1.0, self.factor, out=np.ones_like(self.factor), where=self.factor > 0)
+        of_target = np.ones(0) if self.target is None else self.target[1]
+        bounds = (math.sqrt(low), math.sqrt(high)) if squared else (low, high)
+        checked = [
+            (f"column {name!r}", deviation, low, high) for name, deviation in zip(names, of_features, strict=True)
+        ]
+        checked += [("the target", deviation, *bounds) for deviation in of_target]
+        for who, deviation, least, most in checked:
+            if not least <= deviation <= most:
+                cure = "" if dtype == np.float64 else ", or use --dtype float64"
+                raise DataError(
+                    f"{data}: the standard deviation of {who} is {deviation:.3g}, and a {dtype} network can be scaled "
+                    f"by {least:.1g} to {most:.1g}; take another unit for it{cure}"
+                )
+
     def fold(self, model: MLP) -> None:
         """Change the weights of a network trained on scaled rows, so that it takes and gives the original units.
 
         ``(x - m) f W + b = x (f W) + (b - m f W)`` for the first layer; the last is multiplied by the deviation of
         the target and moved by its mean, its outputs being linear.
+
+        Raises
+        ------
+        DataError
+            One of these is more than the network's type holds; the network is as it was.
         """
         weights = [array.astype(np.float64) for array in model.get_weights()]
         weights[0] *= self.factor[:, None]
@@ -124,14 +166,27 @@ class Scaling:
             middle, spread = self.target
             weights[-2] *= spread
             weights[-1] = weights[-1] * spread + middle
-        model.set_weights(weights)
+        try:
+            model.set_weights(weights)
+        except ValueError as e:
+            raise DataError(
+                f"the network cannot be saved in the units of the file: {e}; take others for the columns, or use "
+                "--dtype float64"
+            ) from None
 
 
 def _moments(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation of each column, finite for all finite numbers."""
+    high, low = (extreme(axis=0).astype(np.float64) for extreme in (columns.max, columns.min))
+    exponent = np.frexp(np.maximum(np.abs(high), np.abs(low)))[1]
+    # beyond these the squares, or their sum, would overflow or vanish; a power of 2 changes no digit
+    exponent = np.where(np.abs(exponent) > 300, exponent, 0)
+    if exponent.any():
+        columns = np.ldexp(columns, -exponent)
     mean = columns.mean(axis=0, dtype=np.float64)
     deviation = columns.std(axis=0, dtype=np.float64)
     # the rounding of the mean must not make a constant column look as if it varied
-    return mean, np.where(columns.max(axis=0) > columns.min(axis=0), deviation, 0.0)
+    return np.ldexp(mean, exponent), np.where(high > low, np.ldexp(deviation, exponent), 0.0)
 
 
 def load_run(settings: Settings) -> RunData:
@@ -155,10 +210,14 @@ def load_run(settings: Settings) -> RunData:
         return RunData(train, validation, test, 10, name, None, DIGITS, None, (28, 28), said)
     table, name, said = _table(settings)
     assert table.y is not None
+    dtype, wider = check_dtype(settings.dtype), "use --dtype float64"
+    check_held(table.x, dtype, settings.data, training=True, names=table.feature_names, cure=wider)
+    check_held(table.y, dtype, f"{settings.data}: the target", training=True, cure=wider)
     train, validation = _hold_out((table.x, table.y), settings, isinstance(table.x, np.memmap))
     scaling = None
     if _standardizes(settings, table):
         scaling = Scaling.of(train, name in _SCALED_TARGETS)
+        scaling.check_held(dtype, settings.data, table.feature_names, name == MeanSquaredError.name)
         ratios = np.abs(scaling.mean) * scaling.factor
         if settings.dtype == "float32" and ratios.max() > MAX_RATIO:
             column = table.feature_names[ratios.argmax()]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastmlp.arguments import check_names
 from fastmlp.datasets.array_files import ARRAY_SUFFIXES, read_npz, read_single
 from fastmlp.datasets.csv_files import read_csv
 from fastmlp.datasets.table import Source, Table, Task
@@ -67,8 +68,10 @@ def load_table(
     such as 0, 1, 2 (a target given by index does not count). Features of a ``.npy`` file are scanned for NaN
     once, in pieces, and never copied.
     """
+    if feature_names is not None:
+        feature_names = check_names("feature_names", feature_names)
     if class_names is not None:
-        task = "classification"
+        class_names, task = check_names("class_names", class_names), "classification"
     source = Source(path, task, feature_names, class_names)
     name = os.fspath(path).lower()
     if name.endswith(".csv"):

@@ -64,7 +64,11 @@ class RunContents(NamedTuple):
 
 
 def save_model(learner: Learner, path: str | PathLike[str]) -> None:
-    """Write the network and the weights that predict."""
+    """Write the network and the weights that predict; ValueError where one of these is not finite."""
+    if spoilt := learner.state.spoilt(learner.to_numpy):
+        raise ValueError(
+            f"save: {spoilt} hold NaN or infinity, so the model predicts nothing; set or train weights that are finite"
+        )
     arrays = learner.state.layout.named(learner.to_numpy(learner.state.evaluated))
     safetensors.write(path, {**_header(learner), "kind": "model"}, arrays)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.arguments import check_names, check_sequence
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import host_array
+from fastmlp.engine.ranges import check_held
+from fastmlp.engine.row_weights import check_sample_weight, in_range
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,9 +20,18 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.network.layout import Layout
     from fastmlp.network.spec import NetworkSpec
+    from fastmlp.network.state import TrainState
 
 
-def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str = "x") -> Array:
+def check_inputs(
+    x: ArrayLike,
+    features: int,
+    dtype: np.dtype[Any],
+    backend: Backend,
+    *,
+    argument: str = "x",
+    training: bool = False,
+) -> Array:
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
 
     What lies on a GPU stays there, as an array of the backend, in whatever layout it has.
@@ -28,7 +39,8 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
     Raises
     ------
     DataError
-        Wrong shape or type; the message says what was got, what was expected and the cure.
+        Wrong shape or type, or a number that `dtype`, the network's, cannot hold (for `training`: a column of such);
+        the message says what was got, what was expected and the cure.
     """
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
@@ -53,10 +65,13 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
     if there is not None:
+        check_held(there, dtype, argument, training=training, to_numpy=backend.to_numpy)
         return there
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return np.require(array, requirements=["C", "A"])
+    rows = np.require(array, requirements=["C", "A"])
+    check_held(rows, dtype, argument, training=training)
+    return rows
 
 
 def check_data(
@@ -65,10 +80,10 @@ def check_data(
     x: ArrayLike,
     y: ArrayLike,
     sample_weight: ArrayLike | None = None,
-    class_weight: Mapping[int, float] | str | None = None,
     *,
     backend: Backend,
     suffix: str = "",
+    training: bool = False,
 ) -> HostData:
     """Return data fit for a network, or raise DataError saying what is wrong with which argument.
 
@@ -80,14 +95,14 @@ def check_data(
     x : (n, I) array_like
     y : (n,) or (n, K) array_like
     sample_weight : (n,) array_like, optional
-    class_weight : mapping or "balanced", optional
-        Factor of the weight of each row by its class; 1 for classes that are not named.
     backend : Backend
         Where the model is: arrays that lie there too stay there.
     suffix : str
         Appended to the names of the arguments in messages.
+    training : bool
+        Whether columns that the network's type loses are refused.
     """
-    inputs = check_inputs(x, spec.units[0], backend, argument=f"x{suffix}")
+    inputs = check_inputs(x, spec.units[0], dtype, backend, argument=f"x{suffix}", training=training)
     if len(inputs) == 0:
         raise DataError(f"x{suffix} has no rows; at least one is needed")
     given, y_there = _on_host(y, backend, f"y{suffix}")
@@ -96,15 +111,15 @@ def check_data(
         count = "a single value" if targets.ndim == 0 else f"{len(targets)}"
         raise DataError(f"x{suffix} has {len(inputs)} rows and y{suffix} {count}; they must have as many")
     targets = spec.loss.prepare_targets(targets, spec.units[-1])
-    weights, weights_there = _class_weights(spec, targets, class_weight), None
+    check_held(targets, dtype, f"y{suffix}", training=training)
+    weights, weights_there = None, None
     if sample_weight is not None:
-        values, there = _on_host(sample_weight, backend, f"sample_weight{suffix}")
-        if weights is None and there is not None and there.dtype == dtype:
+        argument = f"sample_weight{suffix}"
+        values, there = _on_host(sample_weight, backend, argument)
+        given_weights = check_sample_weight(values, len(inputs), argument)
+        weights = in_range(given_weights, dtype, argument, "row")
+        if weights is given_weights and there is not None and there.dtype == dtype:
             weights_there = there
-        factors = _check_weights(values, len(inputs), f"sample_weight{suffix}")
-        weights = factors if weights is None else weights * factors
-    if weights is not None and not weights.any():
-        raise DataError(f"sample_weight{suffix}: all weights are 0, so nothing can be learned or measured")
     if targets.ndim == 2 and targets.dtype.kind != "f":
         targets = targets.astype(dtype)
     if targets.shape != given.shape or targets.dtype != given.dtype or not np.shares_memory(targets, given):
@@ -124,50 +139,6 @@ def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any],
     return (host_array(array), None) if there is None else (backend.to_numpy(there), there)
 
 
-def _check_weights(sample_weight: ArrayLike, rows: int, argument: str) -> NDArray[np.float64]:
-    try:
-        weights = np.asarray(sample_weight, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DataError(f"{argument} must hold real numbers, got {sample_weight!r}") from None
-    if weights.shape != (rows,):
-        raise DataError(f"{argument} must have shape ({rows},), one weight a row; got {weights.shape}")
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        row = int(np.argmin(np.isfinite(weights) & (weights >= 0)))
-        raise DataError(f"{argument} must be finite and not negative, got {weights[row]} in row {row}")
-    return weights
-
-
-def _class_weights(
-    spec: NetworkSpec, targets: NDArray[Any], class_weight: Mapping[int, float] | str | None
-) -> NDArray[np.float64] | None:
-    if class_weight is None:
-        return None
-    classes = spec.units[-1]
-    if targets.ndim == 1:
-        labels = targets
-    elif spec.loss.takes_labels:
-        labels = targets.argmax(axis=1)
-    elif spec.loss.has_accuracy and classes == 1:
-        labels, classes = (targets[:, 0] > 0.5).astype(np.int64), 2
-    else:
-        raise DataError(f"class_weight: the loss {spec.loss.name!r} has no single class a row; use sample_weight")
-    factors = np.ones(classes)
-    if isinstance(class_weight, str):
-        if class_weight != "balanced":
-            raise ValueError(f"class_weight must be a dict from class to weight or 'balanced', got {class_weight!r}")
-        counts = np.bincount(labels, minlength=classes)
-        factors = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    else:
-        for label, factor in class_weight.items():
-            if label not in range(classes):
-                raise DataError(f"class_weight: there is no class {label!r}; the classes are 0..{classes - 1}")
-            if not 0 <= factor < math.inf:
-                raise DataError(f"class_weight: weights must be finite and not negative, got {factor!r} for {label!r}")
-            factors[label] = factor
-    chosen: NDArray[np.float64] = factors[labels]
-    return chosen
-
-
 def check_weights(
     layout: Layout, dtype: np.dtype[Any], weights: Sequence[ArrayLike], *, backend: Backend
 ) -> NDArray[Any]:
@@ -180,17 +151,47 @@ def check_weights(
     """
     flat = np.zeros(layout.size, dtype)
     targets = [array for pair in layout.views(flat) for array in pair]
-    given = [_on_host(w, backend, "weights")[0] for w in weights]
+    arrays = check_sequence("weights", weights, "a sequence of arrays W1, b1, W2, ...")
+    given = [_on_host(w, backend, "weights")[0] for w in arrays]
     if [w.shape for w in given] != [t.shape for t in targets]:
         raise ValueError(
             f"weights must be arrays of the shapes {[t.shape for t in targets]} (W1, b1, W2, ...), "
             f"got {[w.shape for w in given]}"
         )
     for i, (target, value) in enumerate(zip(targets, given, strict=True)):
+        name = f"{'Wb'[i % 2]}{i // 2 + 1}"
         if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
-            raise ValueError(f"weights: {'Wb'[i % 2]}{i // 2 + 1} must hold finite real numbers")
-        target[...] = value
+            raise ValueError(f"weights: {name} must hold finite real numbers")
+        with np.errstate(over="ignore"):
+            target[...] = value
+        if not np.isfinite(target).all():
+            raise ValueError(
+                f"weights: {name} must hold numbers up to {np.finfo(dtype).max:.3g}, as {dtype} does; got "
+                f"{np.abs(value).max():.6g}"
+            )
     return flat
+
+
+def check_snapshot(
+    state: TrainState, dtype: np.dtype[Any], arrays: Mapping[str, ArrayLike], *, backend: Backend
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the flat buffers, NumPy's, of the parameters and of their average where one is kept.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is no snapshot of such a network, or an array is not as `check_weights` has it.
+    """
+    prefixes = ("",) if state.average is None else ("", "average.")
+    names = [list(state.layout.named(state.params, prefix)) for prefix in prefixes]
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"a snapshot must be a mapping from name to array, got {type(arrays).__name__}")
+    if (expected := {name for part in names for name in part}) != set(arrays):
+        missing, more = sorted(expected - set(arrays)), sorted(map(str, set(arrays) - expected))
+        raise ValueError(f"a snapshot of this network has other arrays: missing {missing}, not expected {more}")
+    # the order of `named` is that of `check_weights`
+    flat = [check_weights(state.layout, dtype, [arrays[name] for name in part], backend=backend) for part in names]
+    return flat[0], flat[-1]
 
 
 def check_class_names(spec: NetworkSpec, names: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -206,6 +207,7 @@ def check_feature_names(spec: NetworkSpec, names: Sequence[str] | None) -> tuple
 def _names(argument: str, names: Sequence[str] | None, expected: int) -> tuple[str, ...] | None:
     if names is None:
         return None
-    if isinstance(names, str) or len(names) != expected:
-        raise ValueError(f"{argument} needs {expected} names, got {names!r}")
-    return tuple(str(name) for name in names)
+    found = check_names(argument, names)
+    if len(found) != expected:
+        raise ValueError(f"{argument} needs {expected} names, got {len(found)}: {found!r}")
+    return found

@@ -120,18 +120,19 @@ class Learner:
         x: ArrayLike,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
-        class_weight: Mapping[int, float] | str | None = None,
         *,
         suffix: str = "",
+        training: bool = False,
     ) -> HostData:
-        """Return checked data for this network; `suffix` is appended to the names of arguments in messages."""
-        return check_data(self.spec, self.dtype, x, y, sample_weight, class_weight, backend=self.backend, suffix=suffix)
+        """Return checked data for this network, see `check_data`."""
+        options: dict[str, Any] = {"backend": self.backend, "suffix": suffix, "training": training}
+        return check_data(self.spec, self.dtype, x, y, sample_weight, **options)
 
     # --- asking ---
 
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
-        rows = check_inputs(x, self.spec.units[0], self.backend)
+        rows = check_inputs(x, self.spec.units[0], self.dtype, self.backend)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
         with self.backend.placed():
@@ -166,6 +167,7 @@ class Learner:
         params, average : (size,) array
             NumPy's.
         """
+        self.paused = None
         with self.backend.working():
             self.state.params[...] = self.backend.asarray(params)
             if self.state.average is not None:

@@ -204,6 +204,13 @@ class Training:
         finally:
             for callback in self.callbacks:
                 callback.on_train_end(self)
+        self._check_weights()
+        if stalled := learner.state.stalled(learner.to_numpy):
+            warnings.warn(
+                f"gradients were so large that their squares overflowed {learner.dtype}: some of {stalled} and perhaps "
+                "others no longer train. Scale the inputs and targets, or set clip_norm",
+                stacklevel=4,
+            )
         if self._interrupted:
             warnings.warn(
                 f"training was interrupted in epoch {self.epoch + 1} of {self.epochs}, after {self.steps_done} whole "
@@ -309,19 +316,35 @@ class Training:
     def _non_finite(self, session: Session, data: DeviceData, order: Array) -> NonFiniteLossError:
         progress, state = self._progress, self.learner.state
         row, where = self.learner.backend.first_nonfinite(session, state, data, order, progress.position)
+        if where.startswith(("the weights", "the biases")):
+            return self._spoilt(where, self.epoch + 1)
         whose = f", row {row} of the training data" if row >= 0 else ""
         if "input" in where:
             cure = "remove or fill in missing values"
-        elif "weights" in where or "biases" in where:
-            cure = "an earlier step made them so; lower the learning rate or set clip_norm"
         else:
-            cure = "lower the learning rate, set clip_norm, or scale the inputs"
+            cure = "lower the learning rate, set clip_norm, or scale the inputs and targets"
         return NonFiniteLossError(
             f"the loss is not finite in epoch {self.epoch + 1}, step {self.steps_done}{whose}: {where} went wrong "
             f"first. The model is as it was before that step. {cure[0].upper()}{cure[1:]}.",
             epoch=self.epoch + 1,
             step=self.steps_done,
             row=row,
+            where=where,
+        )
+
+    def _check_weights(self) -> None:
+        """Raise NonFiniteLossError where the last step spoilt the weights: no loss has been worked out with them."""
+        if where := self.learner.state.spoilt(self.learner.to_numpy):
+            raise self._spoilt(where, self.epoch + (self._progress.position > 0))
+
+    def _spoilt(self, where: str, epoch: int) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"{where} are not finite in epoch {epoch}, after step {self.steps_done}: a step made them overflow. The "
+            "model has the weights again that it had before this call, and its optimizer begins anew. Lower the "
+            "learning rate, or set clip_norm.",
+            epoch=epoch,
+            step=self.steps_done,
+            row=-1,
             where=where,
         )
 
@@ -354,8 +377,9 @@ class Training:
         json.dumps(optimizer_to_json(self.optimizer))
 
     def save_checkpoint(self, path: str | PathLike[str]) -> None:
-        """Write everything that the run needs to go on to the same bits."""
+        """Write everything that the run needs to go on to the same bits; never weights that are not finite."""
         backend = self.learner.backend
+        self._check_weights()
         if not self._fingerprint:
             self._fingerprint = self._data.fingerprint(backend.to_numpy)
         choices = backend.choices() if self._used is None else self._used.choices()

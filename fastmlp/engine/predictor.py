@@ -59,7 +59,7 @@ class Predictor:
         Raises
         ------
         DataError
-            Another shape, or not numbers.
+            Another shape, not numbers, or one that the network's type cannot hold.
         """
         backend = self._backend
         there = None if isinstance(x, np.ndarray) else backend.take(x, "x")
@@ -78,7 +78,7 @@ class Predictor:
     def _outputs_there(self, x: Array) -> Array:
         if x.ndim != 1:
             raise DataError(_ONE.format(self._inputs, x.shape))
-        check_inputs(x[None], self._inputs, self._backend)
+        check_inputs(x[None], self._inputs, self._dtype, self._backend)
         with self._backend.placed():
             out = self._backend.empty((self._out.shape[1],), self._dtype)
         with self._backend.working():
@@ -107,7 +107,7 @@ class Predictor:
         array = host_array(x)
         if array.ndim != 1:
             raise DataError(_ONE.format(self._inputs, array.shape))
-        row = check_inputs(array[None], self._inputs, self._backend)[0]
+        row = check_inputs(array[None], self._inputs, self._dtype, self._backend)[0]
         if row.dtype == np.uint8:
             row = row / self._dtype.type(255)
         return np.asarray(row, self._dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,8 @@ from fastmlp.engine.batches import split_rows, steps_per_epoch
 from fastmlp.engine.history import History
 from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.progress import Progress
-from fastmlp.errors import DataError, ReproducibilityWarning
+from fastmlp.engine.row_weights import ClassWeight, with_class_weight
+from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -23,20 +25,32 @@ if TYPE_CHECKING:
     from fastmlp.formulas.optimizers import Optimizer
 
 
-def hold_out(
-    learner: Learner, data: HostData, validation_data: tuple[ArrayLike, ...] | None, fraction: float
+def take(
+    learner: Learner,
+    rows: tuple[ArrayLike, ArrayLike, ArrayLike | None],
+    class_weight: ClassWeight | None,
+    validation_data: tuple[ArrayLike, ...] | None,
+    fraction: float,
 ) -> tuple[HostData, HostData | None]:
-    """Return the data to train on, and those to validate with: given ones, or a last part of the others."""
-    train, held_out = split_rows(data, fraction)
-    if validation_data is None:
-        return train, held_out
-    if held_out is not None:
-        raise ValueError("give either validation_data or validation_split, not both")
-    if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
-        raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
-    weights = validation_data[2] if len(validation_data) == 3 else None
-    x, y = validation_data[:2]
-    return train, learner.data(x, y, weights, suffix=" of validation_data")
+    """Return the data to train on, and those to validate with: given ones, or a last part of the others.
+
+    Class weights are for training alone: the same rows are validated alike, whichever way they were held out.
+    """
+    train, validation = split_rows(learner.data(*rows, training=True), fraction)
+    if validation_data is not None:
+        if validation is not None:
+            raise ValueError("give either validation_data or validation_split, not both")
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
+        validation = learner.data(*validation_data, suffix=" of validation_data")
+    elif validation is not None:
+        for part, what in ((train, "to train on"), (validation, "to validate with")):
+            if part.weights is not None and not part.weights.any():
+                raise DataError(
+                    f"sample_weight: the weights of all {len(part)} rows {what} are 0 (validation_split={fraction!r} "
+                    "holds out the last rows); order the rows otherwise, or give validation_data"
+                )
+    return with_class_weight(learner.spec, learner.dtype, train, class_weight), validation
 
 
 class Wanted(NamedTuple):
@@ -76,13 +90,14 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
         run.check_memory()
         learner.paused = None
         before = replace(learner.state)
-        learner.state.begin(optimizer, learner.backend.zeros, learner.backend.copy)
-        try:
-            return run.run()
-        except BaseException:
-            if run.steps_done == 0:
-                learner.state = before
-            raise
+        with _kept(learner):
+            learner.state.begin(optimizer, learner.backend.zeros, learner.backend.copy)
+            try:
+                return run.run()
+            except BaseException:
+                if run.steps_done == 0:
+                    learner.state = before
+                raise
 
 
 def paused_run(learner: Learner) -> tuple[PausedRun, Progress]:
@@ -126,4 +141,20 @@ def go_on(
                 ReproducibilityWarning,
                 stacklevel=3,  # the call of resume
             )
-        return run.run()
+        with _kept(learner):
+            return run.run()
+
+
+@contextmanager
+def _kept(learner: Learner) -> Iterator[None]:
+    """Give a learner back the weights that it had, and no optimizer, where training ends with some not finite."""
+    before = replace(learner.state)
+    kept = learner.to_numpy(before.evaluated).copy()
+    params = kept if before.average is None else learner.to_numpy(before.params).copy()
+    try:
+        yield
+    except NonFiniteLossError:
+        if learner.state.spoilt(learner.to_numpy):
+            learner.state = replace(before, moments=[], optimizer=None, optimizer_step=0)
+            learner.set_parameters(params, kept)
+        raise

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastmlp.arguments import check_count, check_flag, check_number
+from fastmlp.arguments import check_count, check_flag, check_number, check_sequence
 from fastmlp.formulas.activations import IDENTITY, get_activation
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer
 from fastmlp.formulas.losses import LOSSES, Loss
@@ -154,12 +154,10 @@ def make_spec(
 
 
 def _units(units: Sequence[int]) -> tuple[int, ...]:
-    expected = "units must be numbers of units from input to output, such as (784, 100, 10)"
-    if isinstance(units, (str, bytes)) or not hasattr(units, "__iter__"):
-        raise TypeError(f"{expected}; got {units!r}")
-    sizes = list(units)
+    expected = "numbers of units from input to output, such as (784, 100, 10)"
+    sizes = check_sequence("units", units, expected)
     if len(sizes) < 2:
-        raise ValueError(f"{expected}: at least the inputs and the outputs; got {tuple(sizes)!r}")
+        raise ValueError(f"units must be {expected}: at least the inputs and the outputs; got {tuple(sizes)!r}")
     return tuple(check_count(f"units[{i}]", size) for i, size in enumerate(sizes))
 
 
@@ -168,7 +166,7 @@ def _activations(activation: str | Sequence[str], layers: int) -> tuple[str, ...
         names: tuple[str, ...] = (activation,) * (layers - 1) + (IDENTITY,)
         get_activation(activation)
     else:
-        names = tuple(activation)
+        names = tuple(check_sequence("activation", activation, "a name, or a sequence of one a layer"))
         if len(names) == layers - 1:
             names += (IDENTITY,)
         if len(names) != layers:
@@ -182,8 +180,9 @@ def _activations(activation: str | Sequence[str], layers: int) -> tuple[str, ...
 
 
 def _dropout(dropout: float | Sequence[float], layers: int) -> tuple[float, ...]:
-    if hasattr(dropout, "__iter__"):
-        rates = tuple(check_number(f"dropout[{i}]", rate, 0.0, 1.0) for i, rate in enumerate(dropout))
+    if hasattr(dropout, "__iter__") and getattr(dropout, "shape", None) != ():
+        given = check_sequence("dropout", dropout, "a rate, or a sequence of (input, hidden 1, ...)")
+        rates = tuple(check_number(f"dropout[{i}]", rate, 0.0, 1.0) for i, rate in enumerate(given))
         if len(rates) != layers:
             raise ValueError(
                 f"dropout needs one rate for all hidden layers or {layers} of them: (input, hidden 1, ...); "

@@ -92,6 +92,26 @@ class TrainState:
             arrays |= self.layout.named(numpy(self.average), "average.")
         return arrays
 
+    def spoilt(self, numpy: Callable[[Array], NDArray[Any]]) -> str:
+        """Return the first array that is not finite, such as ``"the weights of layer 0"``; nothing where all are."""
+        found = self._not_finite(numpy(self.params))
+        if not found and self.average is not None and (found := self._not_finite(numpy(self.average))):
+            found += " in the average"
+        return found
+
+    def stalled(self, numpy: Callable[[Array], NDArray[Any]]) -> str:
+        """Return the first array, as `spoilt` does, of which a moment is not finite: such an element trains no more."""
+        return next(filter(None, (self._not_finite(numpy(moment)) for moment in self.moments)), "")
+
+    def _not_finite(self, flat: NDArray[Any]) -> str:
+        if np.isfinite(flat).all():
+            return ""
+        for layer, pair in enumerate(self.layout.views(flat)):
+            for what, array in zip(("weights", "biases"), pair, strict=True):
+                if not np.isfinite(array).all():
+                    return f"the {what} of layer {layer}"
+        return ""
+
 
 def initial_parameters(spec: NetworkSpec, layout: Layout, dtype: np.dtype[Any], key: int) -> NDArray[Any]:
     """Return the flat parameters of a new network: drawn weights, zero biases.
@@ -99,8 +119,16 @@ def initial_parameters(spec: NetworkSpec, layout: Layout, dtype: np.dtype[Any], 
     Returns
     -------
     (layout.size,) `dtype`
+
+    Raises
+    ------
+    ValueError
+        The initializer draws weights that the type cannot hold.
     """
     params = np.zeros(layout.size, dtype)
-    for layer, (w, _) in enumerate(layout.views(params)):
-        w[...] = spec.initializer_of(layer).draw(key, spec.units[layer], spec.units[layer + 1], layer)
+    with np.errstate(over="ignore"):
+        for layer, (w, _) in enumerate(layout.views(params)):
+            w[...] = spec.initializer_of(layer).draw(key, spec.units[layer], spec.units[layer + 1], layer)
+    if spec.initializer is not None and not np.isfinite(params).all():  # those chosen here are small
+        raise ValueError(f"initializer: {spec.initializer!r} draws weights that {dtype} cannot hold")
     return params

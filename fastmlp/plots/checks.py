@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.arguments import check_sequence
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -30,9 +32,10 @@ def names_of_classes(who: str, names: Sequence[str] | None, highest: int) -> lis
     """Return the names of classes up to `highest`: those given, or numbers."""
     if names is None:
         return [str(i) for i in range(highest + 1)]
-    if len(names) <= highest:
-        raise ValueError(f"{who}: there are classes up to {highest}, but only {len(names)} class_names")
-    return [str(name) for name in names]
+    found = check_sequence(f"{who}: class_names", names, "a sequence of names")
+    if len(found) <= highest:
+        raise ValueError(f"{who}: there are classes up to {highest}, but only {len(found)} class_names")
+    return [str(name) for name in found]
 
 
 def short(name: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmlp.arguments import check_count
+from fastmlp.arguments import check_count, check_sequence
 from fastmlp.backends.choosing import get_backend
 
 if TYPE_CHECKING:
@@ -71,9 +71,8 @@ def layers_of(parameters: Mapping[str, Array]) -> int:
 
 def layer_units(argument: str, dims: Sequence[int]) -> list[int]:
     """Return the numbers of units from the inputs to the outputs."""
-    if not isinstance(dims, Iterable):
-        raise TypeError(f"{argument} must be numbers of units such as (2, 4, 1), got {dims!r}")
-    units = [check_count(argument, n) for n in dims]
+    given = check_sequence(argument, dims, "numbers of units such as (2, 4, 1)")
+    units = [check_count(argument, n) for n in given]
     if len(units) < 2:
         raise ValueError(f"{argument} needs the numbers of inputs and outputs at least, got {tuple(units)}")
     return units

@@ -203,7 +203,9 @@ def _difference(found: Result, expected: Result, plan: Plan) -> float:
     alike = (a == b) | ~(np.isfinite(a) | np.isfinite(b))
     finite = np.abs(b[np.isfinite(b)])
     scale = max(float(finite.max(initial=0.0)), 0.0 if math.isnan(found.scale) else found.scale)
-    allowed = _TOLERANCE * np.finfo(plan.precision.products).eps * math.sqrt(max(plan.batch, *plan.spec.units)) * scale
+    allowed = (
+        _TOLERANCE * float(np.finfo(plan.precision.products).eps) * math.sqrt(max(plan.batch, *plan.spec.units)) * scale
+    )
     with np.errstate(all="ignore"):
         off = np.where(alike, 0.0, np.abs(a - b) / allowed)
     return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))
