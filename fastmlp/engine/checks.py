@@ -28,7 +28,8 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
     Raises
     ------
     DataError
-        Wrong shape or type; the message says what was got, what was expected and the cure.
+        Wrong shape or type, or a value that is NaN or infinite; the message says what was got, what was expected and
+        the cure.
     """
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
@@ -52,11 +53,45 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
         raise DataError(
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
+    if array.dtype.kind == "f" and (at := nonfinite_at(array, backend)) is not None:
+        row, column = at
+        raise DataError(
+            f"{argument} must be finite, got {float(array[row, column])} in row {row}, column {column}; remove or fill "
+            "in missing values"
+        )
     if there is not None:
         return there
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return np.require(array, requirements=["C", "A"])
+
+
+def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
+    """Return where the first value is that is NaN or infinite; None where there is none.  One pass, without a copy."""
+    with np.errstate(all="ignore"), backend.placed():
+        if math.isfinite(float(array.sum())):  # one such value makes the sum one; a sum that overflows is looked into
+            return None
+    found = np.argwhere(~np.isfinite(array if isinstance(array, np.ndarray) else backend.to_numpy(array)))
+    return tuple(found[0].tolist()) if len(found) else None
+
+
+def check_outputs(outputs: Array, backend: Backend, dtype: np.dtype[Any]) -> None:
+    """Raise DataError where an output of the network is NaN or infinite: no class and no probability follows from it.
+
+    Parameters
+    ----------
+    outputs : (n, K) float
+    backend : Backend
+    dtype : numpy.dtype
+        In which the network computes.
+    """
+    at = nonfinite_at(outputs, backend)
+    if at is not None:
+        wider = " or use dtype='float64'" if dtype == np.float32 else ""
+        raise DataError(
+            f"x: output {at[1]} of the network is {float(outputs[at])} for row {at[0]}, whose inputs are finite but "
+            f"too large for {dtype} and these weights; scale the inputs as those of training{wider}"
+        )
 
 
 def check_data(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count, check_integer
-from fastmlp.engine.checks import check_data, check_inputs
+from fastmlp.engine.checks import check_data, check_inputs, check_outputs
 from fastmlp.engine.inference import Inference
 from fastmlp.engine.predictor import Predictor
 from fastmlp.engine.sessions import SessionPool
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import HostData
-    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
     from fastmlp.network.spec import NetworkSpec
@@ -134,6 +134,7 @@ class Learner:
         rows = check_inputs(x, self.spec.units[0], self.backend)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
+        check_outputs(outputs, self.backend, self.dtype)
         with self.backend.placed():
             return turn(outputs)
 
@@ -142,7 +143,7 @@ class Learner:
         with self.backend.working():
             return Predictor(self.backend, self.spec, self.dtype, self.state.evaluated)
 
-    def figures(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    def figures(self, data: HostData, metrics: Mapping[str, Measure]) -> dict[str, float]:
         """Return loss, accuracy where there is one, and metrics, of checked data."""
         asked = self.spec, self.state.evaluated, data
         return {**self.inference.evaluate(*asked), **self.inference.metric_values(*asked, metrics)}
