@@ -16,6 +16,7 @@ from fastmlp.errors import DataError
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
+    from fastmlp.formulas.losses import Loss
     from fastmlp.network.layout import Layout
     from fastmlp.network.spec import NetworkSpec
 
@@ -75,18 +76,19 @@ def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
     return tuple(found[0].tolist()) if len(found) else None
 
 
-def check_outputs(outputs: Array, backend: Backend, dtype: np.dtype[Any]) -> None:
-    """Raise DataError where an output of the network is NaN or infinite: no class and no probability follows from it.
+def check_outputs(loss: Loss, outputs: Array, backend: Backend, dtype: np.dtype[Any]) -> None:
+    """Raise DataError where an output of the network is NaN or infinite, so that no class follows from it.
 
     Parameters
     ----------
+    loss : Loss
+        One that predicts values lets them pass: they say themselves what they are.
     outputs : (n, K) float
     backend : Backend
     dtype : numpy.dtype
         In which the network computes.
     """
-    at = nonfinite_at(outputs, backend)
-    if at is not None:
+    if loss.has_accuracy and (at := nonfinite_at(outputs, backend)) is not None:
         wider = " or use dtype='float64'" if dtype == np.float32 else ""
         raise DataError(
             f"x: output {at[1]} of the network is {float(outputs[at])} for row {at[0]}, whose inputs are finite but "

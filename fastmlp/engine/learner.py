@@ -134,7 +134,7 @@ class Learner:
         rows = check_inputs(x, self.spec.units[0], self.backend)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
-        check_outputs(outputs, self.backend, self.dtype)
+        check_outputs(self.spec.loss, outputs, self.backend, self.dtype)
         with self.backend.placed():
             return turn(outputs)
 

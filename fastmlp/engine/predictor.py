@@ -24,8 +24,9 @@ class Predictor:
     """Predicts single examples with a copy of a model's weights; made by `MLP.predictor`.
 
     A call costs a few microseconds beside the network's products, because memory and arguments are made ready once.
-    One thread uses a predictor at a time; several threads need one each.  Inputs and outputs that are NaN or infinite
-    are refused as `MLP.predict` refuses them; looking costs a product with zeros, well under a microsecond.
+    One thread uses a predictor at a time; several threads need one each.  Inputs that are NaN or infinite are refused,
+    as by `MLP.predict`, and so are outputs from which no class follows; looking costs a product with zeros each, well
+    under a microsecond.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class Predictor:
         Raises
         ------
         DataError
-            Another shape, or not finite numbers, of x or of the outputs.
+            Another shape, or not finite numbers.
         """
         backend = self._backend
         there = None if isinstance(x, np.ndarray) else backend.take(x, "x")
@@ -77,8 +78,6 @@ class Predictor:
             self._x[0] = backend.asarray(row)
             self._run()
             outputs: NDArray[Any] = backend.to_numpy(self._out)[0].copy()
-        if not _finite(outputs, self._no_output):
-            check_outputs(outputs[None], backend, self._dtype)
         return outputs
 
     def _outputs_there(self, x: Array) -> Array:
@@ -91,7 +90,6 @@ class Predictor:
             self._backend.gather_rows(x[None], slice(0, 1), self._x)
             self._run()
             out[...] = self._out[0]
-        check_outputs(out[None], self._backend, self._dtype)
         return out
 
     def __call__(self, x: ArrayLike) -> Any:
@@ -104,9 +102,11 @@ class Predictor:
         Returns
         -------
         numpy scalar, or (K,) array
-            A class, a value, or several, as `MLP.predict` returns them.
+            A class, a value, or several, as `MLP.predict` returns them, and refuses them.
         """
         outputs = self.outputs(x)
+        if not isinstance(outputs, np.ndarray) or not _finite(outputs, self._no_output):
+            check_outputs(self._loss, outputs[None], self._backend, self._dtype)
         with self._backend.placed():
             return self._loss.predict(outputs[None])[0]
 

@@ -141,8 +141,12 @@ class ClassLoss(Loss):
         y = as_values(y, outputs, self.name)
         labels: NDArray[Any] = y.argmax(axis=1)
         one_hot = y[np.arange(len(y)), labels] == 1
-        if not (one_hot & (np.count_nonzero(y, axis=1) == 1)).all():
-            raise DataError(f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); some row is neither")
+        one_hot &= np.count_nonzero(y, axis=1) == 1
+        if not one_hot.all():
+            raise DataError(
+                f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); row {int(np.argmin(one_hot))} is "
+                "neither; for several labels a row use loss='sigmoid_cross_entropy'"
+            )
         return labels
 
     def hits(self, outputs: Array, targets: Array, out: Array) -> None:
