@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import host_array
 from fastmlp.errors import DataError
+from fastmlp.floating import quiet
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -67,9 +68,10 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
     return np.require(array, requirements=["C", "A"])
 
 
+@quiet
 def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
     """Return where the first value is that is NaN or infinite; None where there is none.  One pass, without a copy."""
-    with np.errstate(all="ignore"), backend.placed():
+    with backend.placed():
         if math.isfinite(float(array.sum())):  # one such value makes the sum one; a sum that overflows is looked into
             return None
     found = np.argwhere(~np.isfinite(array if isinstance(array, np.ndarray) else backend.to_numpy(array)))
@@ -205,6 +207,7 @@ def _class_weights(
     return chosen
 
 
+@quiet
 def check_weights(
     layout: Layout, dtype: np.dtype[Any], weights: Sequence[ArrayLike], *, backend: Backend
 ) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp.backends.foreign import host_array
 from fastmlp.engine.checks import check_inputs, check_outputs
 from fastmlp.errors import DataError
+from fastmlp.floating import quiet
 from fastmlp.network.plan import Plan, Precision
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Predictor:
             outputs: NDArray[Any] = backend.to_numpy(self._out)[0].copy()
         return outputs
 
+    @quiet
     def _outputs_there(self, x: Array) -> Array:
         if x.ndim != 1:
             raise DataError(_ONE.format(self._inputs, x.shape))
@@ -110,6 +112,7 @@ class Predictor:
         with self._backend.placed():
             return self._loss.predict(outputs[None])[0]
 
+    @quiet
     def _converted(self, x: ArrayLike) -> NDArray[Any]:
         array = host_array(x)
         if array.ndim != 1:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastmlp.arguments import check_number
 from fastmlp.errors import DataError
+from fastmlp.floating import quiet
 from fastmlp.formulas.records import RecordTypes, settle
 from fastmlp.formulas.targets import as_labels, as_probabilities, as_values, not_negative
 
@@ -354,6 +355,7 @@ class Poisson(Loss):
         d_outputs -= targets
         d_outputs /= outputs.shape[1]
 
+    @quiet
     def predict(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return super().predict(np.exp(outputs))
 

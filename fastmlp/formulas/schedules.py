@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_count, check_number
+from fastmlp.floating import quiet
 from fastmlp.formulas.figures import lower_is_better
 from fastmlp.formulas.records import RecordTypes, settle
 
@@ -46,6 +47,7 @@ class Schedule:
         """Whether the schedule runs from the start to the end of each training call."""
         return getattr(self, "steps", 0) is None
 
+    @quiet
     def rates(self, first: int, count: int, horizon: int, memory: Mapping[str, float]) -> NDArray[np.float64]:
         """Return the learning rates of `count` steps from step `first`.
 
