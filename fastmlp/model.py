@@ -297,7 +297,7 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Inputs, as for `fit`; for some on a GPU the result is there too, an array of CuPy.
+            Inputs, as for `fit`; for some on a GPU, whose values nobody looks at, the result is there too, CuPy's.
         batch_size : int, optional
             Rows worked on at once; chosen by size when not given.
 

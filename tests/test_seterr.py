@@ -89,6 +89,8 @@ def test_probabilities_that_underflow(backend):
     model.set_weights([np.eye(2, 3), np.array([0.0, 0.0, -500.0])])
     same_under_raise(lambda: [model.predict_proba([[0.0, 200.0]]), list(model.evaluate([[0.0, 200.0]], [1]).values())])
     assert model.predict_proba([[0.0, 200.0]])[0].tolist() == [0, 1, 0]
+    for loss in (fastmlp.SoftmaxCrossEntropy(), fastmlp.SigmoidCrossEntropy()):
+        same_under_raise(lambda loss=loss: [loss.probabilities(np.array([[900.0, -900.0]]))])
 
 
 def test_errors_are_still_ours(backend):

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from fastmlp.network.spec import NetworkSpec
 
 
-def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str = "x") -> Array:
+def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str = "x", may_wait: bool = True) -> Array:
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
 
-    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.
+    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.  To look at its values means
+    to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.
 
     Raises
     ------
@@ -55,7 +56,8 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
         raise DataError(
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
-    if array.dtype.kind == "f" and (at := nonfinite_at(array, backend)) is not None:
+    looked_at = array.dtype.kind == "f" and (there is None or may_wait)
+    if looked_at and (at := nonfinite_at(array, backend)) is not None:
         row, column = at
         raise DataError(
             f"{argument} must be finite, got {float(array[row, column])} in row {row}, column {column}; remove or fill "

@@ -85,7 +85,7 @@ class Predictor:
     def _outputs_there(self, x: Array) -> Array:
         if x.ndim != 1:
             raise DataError(_ONE.format(self._inputs, x.shape))
-        check_inputs(x[None], self._inputs, self._backend)
+        check_inputs(x[None], self._inputs, self._backend, may_wait=False)
         with self._backend.placed():
             out = self._backend.empty((self._out.shape[1],), self._dtype)
         with self._backend.working():
@@ -107,7 +107,7 @@ class Predictor:
             A class, a value, or several, as `MLP.predict` returns them, and refuses them.
         """
         outputs = self.outputs(x)
-        if not isinstance(outputs, np.ndarray) or not _finite(outputs, self._no_output):
+        if isinstance(outputs, np.ndarray) and not _finite(outputs, self._no_output):
             check_outputs(self._loss, outputs[None], self._backend, self._dtype)
         with self._backend.placed():
             return self._loss.predict(outputs[None])[0]

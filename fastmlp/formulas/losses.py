@@ -219,6 +219,7 @@ class SoftmaxCrossEntropy(ClassLoss):
             d_outputs *= mass[:, None]
             d_outputs -= smoothed
 
+    @quiet
     def probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
         e: NDArray[Any] = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         e /= e.sum(axis=1, keepdims=True)
@@ -260,6 +261,7 @@ class SigmoidCrossEntropy(Loss):
     def predict(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return super().predict((outputs > 0).astype(np.int64))
 
+    @quiet
     def probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
         if not isinstance(outputs, np.ndarray):  # of a GPU: SciPy's function is for NumPy's arrays
             elsewhere: Array = 1 / (1 + np.exp(-outputs))
