@@ -9,12 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_dtype
 from fastmlp.errors import DataError
+from fastmlp.floating import quiet
 from fastmlp.model import MLP
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
 
 
+@quiet
 def relu_interpolant(
     x: ArrayLike,
     y: ArrayLike,

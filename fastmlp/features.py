@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastmlp.arguments import check_count, check_number, check_sequence
+from fastmlp.floating import quiet
 from fastmlp.model import MLP
 
 
@@ -63,6 +64,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.gamma = gamma
         self.random_state = random_state
 
+    @quiet
     def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: N803 - scikit-learn's name
         """Draw the projection for inputs like these.
 
@@ -87,6 +89,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.offset_: NDArray[np.float64] = random.uniform(0, 2 * np.pi, size=shape[1])
         return self
 
+    @quiet
     def transform(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
         """Return ``cos(X W + b)``.
 
@@ -106,6 +109,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         np.cos(z, out=z)
         return z
 
+    @quiet
     def network(self, units: Sequence[int], *, activation: str | Sequence[str] = "relu", **options: Any) -> MLP:
         """Return a network whose first layer is this map, frozen.
 

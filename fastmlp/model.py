@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.engine.history import History
     from fastmlp.engine.loop import Callback
-    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.metrics import Metrics
     from fastmlp.engine.predictor import Predictor
     from fastmlp.engine.row_weights import ClassWeight
     from fastmlp.formulas.initializers import Initializer
@@ -171,7 +171,7 @@ class MLP:
         class_weight: ClassWeight | None = None,
         validation_data: tuple[ArrayLike, ...] | None = None,
         validation_split: float = 0.0,
-        metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+        metrics: Metrics = (),
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
         verbose: int = 1,
@@ -184,7 +184,7 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Inputs; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.  On
+            Finite; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.  On
             the ``"cupy"`` backend arrays of its GPU, CuPy's or any that know DLPack or ``__cuda_array_interface__``,
             are taken without a copy, here as everywhere; of y and of weights a copy is checked on the host.
         y : (n,) or (n, K) array_like
@@ -203,9 +203,9 @@ class MLP:
             Evaluated after each epoch, by the weights given here alone.
         validation_split : float
             In [0, 1): instead, hold out this last part of the rows, with their `sample_weight`.
-        metrics : sequence of str or callable, or mapping from name to callable
-            More figures, computed after each epoch on the training and the validation data by ``f(y, predict(x))``:
-            names of functions of `sklearn.metrics`, such as ``"balanced_accuracy_score"``, or callables.
+        metrics : sequence of str or callable, or mapping from name to these
+            More figures of each epoch, on the training and the validation data: names of scorers or functions of
+            `sklearn.metrics`, given predictions or probabilities as they need, or callables ``f(y, predict(x))``.
         callbacks : sequence of Callback
         shuffle : bool
             Take the rows in a new order each epoch.
@@ -227,7 +227,7 @@ class MLP:
         epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
         chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
         data, validation = runs.take(learner, (x, y, sample_weight), class_weight, validation_data, validation_split)
-        more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
+        more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self)
         wanted = runs.Wanted(epochs, batch_size, chosen, shuffle, float(validation_split))
         return runs.begin(learner, data, validation, wanted, more)
 
@@ -239,7 +239,7 @@ class MLP:
         sample_weight: ArrayLike | None = None,
         class_weight: ClassWeight | None = None,
         validation_data: tuple[ArrayLike, ...] | None = None,
-        metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+        metrics: Metrics = (),
         callbacks: Sequence[Callback] = (),
         verbose: int = 1,
     ) -> History:
@@ -268,7 +268,7 @@ class MLP:
         paused, progress = runs.paused_run(learner)
         rows, split = (x, y, sample_weight), progress.validation_split
         data, validation = runs.take(learner, rows, class_weight, validation_data, split)
-        more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
+        more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self)
         return runs.go_on(learner, paused, progress, data, validation, more)
 
     # --- asking ---
@@ -279,7 +279,7 @@ class MLP:
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         *,
-        metrics: Sequence[str | Metric] | Mapping[str, Metric] = (),
+        metrics: Metrics = (),
     ) -> dict[str, float]:
         """Return the figures of the model on some data; parameters as for `fit`.
 
@@ -289,7 +289,7 @@ class MLP:
             ``loss`` (weighted mean over the rows, without dropout and without L2), ``accuracy`` where the loss has
             one, and the metrics.
         """
-        return self._learner.figures(self._learner.data(x, y, sample_weight), check_metrics(metrics))
+        return self._learner.figures(self._learner.data(x, y, sample_weight), check_metrics(metrics, self.spec))
 
     def predict(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what the network predicts.
@@ -297,7 +297,7 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Inputs, as for `fit`; for some on a GPU the result is there too, an array of CuPy.
+            Inputs, as for `fit`; for some on a GPU, whose values nobody looks at, the result is there too, CuPy's.
         batch_size : int, optional
             Rows worked on at once; chosen by size when not given.
 

@@ -23,7 +23,7 @@ FIELDS = [
     for registry in REGISTRIES
     for name, kind in registry.types.items()
     for field in fields(kind)
-    if field.name != "monitor"
+    if field.name not in ("monitor", "mode")
 ]
 """Every field of every record that is a number or a flag."""
 

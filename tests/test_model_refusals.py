@@ -25,7 +25,7 @@ REFUSED = {
     "x of validation_data must have shape": {"validation_data": (np.zeros((3, 2)), np.zeros(3, int))},
     "validation_split must be at least 0 and below 1": {"validation_split": 1.0},
     "leaves 200 to train on and 0": {"validation_split": 1e-4},
-    "no function 'f3_score'": {"metrics": ["f3_score"]},
+    "no scorer and no function .* 'f3_score'": {"metrics": ["f3_score"]},
     "callbacks must be Callback objects": {"callbacks": [print]},
     "there is no such figure.*give fit validation_data": {"callbacks": [fastmlp.EarlyStopping()]},
     "ReduceOnPlateau.*there is no such figure": {"optimizer": fastmlp.Adam(fastmlp.ReduceOnPlateau(1e-3))},

@@ -186,17 +186,17 @@ def test_reduce_on_plateau_lowers_the_rate(backend):
     np.testing.assert_allclose(rates, [1e-2, 1e-2, 5e-3, 2.5e-3])
 
 
-def test_missing_values_stop_training_and_are_named(backend):
+def test_a_row_whose_loss_is_not_finite_stops_training_and_is_named(backend):
     x, y = blobs()
-    x[37, 2] = np.nan
+    x[37] = np.finfo("float32").max
     model = small(backend, dropout=(0.1, 0.2))
     recorder = Recorder()
     with pytest.raises(
-        fastmlp.NonFiniteLossError, match=r"epoch 1, step \d+, row 37 .* the input went wrong"
+        fastmlp.NonFiniteLossError, match=r"epoch 1, step \d+, row 37 .* the pre-activations of layer \d went wrong"
     ) as caught:
         model.fit(x, y, epochs=1, batch_size=16, callbacks=[recorder], verbose=0)
     error = caught.value
-    assert (error.epoch, error.row, error.where) == (1, 37, "the input")
+    assert (error.epoch, error.row, error.where) == (1, 37, "the pre-activations of layer 0")
     assert error.step == model.steps == list(epoch_order(1, 0, 200)).index(37) // 16
     assert recorder.calls[-1] == "end, failed"
     twin = small(backend, dropout=(0.1, 0.2))
@@ -243,7 +243,7 @@ def test_layers_that_a_callback_freezes_before_the_first_step_do_not_train(backe
 
 def test_an_error_before_the_first_step_leaves_no_new_optimizer(backend):
     x, y = blobs()
-    x[:] = np.nan
+    x[:] = np.finfo("float32").max
     model = small(backend)
     with pytest.raises(fastmlp.NonFiniteLossError):
         model.fit(x, y, epochs=1, verbose=0)

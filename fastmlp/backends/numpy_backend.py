@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.base import Backend
 from fastmlp.backends.session import CHUNK
+from fastmlp.floating import quiet
 from fastmlp.formulas.activations import get_activation
 from fastmlp.formulas.random_bits import BLOCK, Purpose, draw_scratch, draws, keep_threshold
 from fastmlp.network.layout import ALIGNMENT
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Floats = NDArray[Any]
 WORDS = 4 * BLOCK
 """Random words drawn at once for dropout."""
-_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 class NumpyBackend(Backend):
@@ -66,11 +66,11 @@ class NumpyBackend(Backend):
     # --- coarse operations: as composed, without NumPy's warnings ---
 
     # NumPy warns of every overflow and NaN on its way; whether a loss is finite is looked at, and told, by the callers
-    predict = _quiet(Backend.predict)
-    evaluate = _quiet(Backend.evaluate)
-    loss_and_gradients = _quiet(Backend.loss_and_gradients)
-    train_steps = _quiet(Backend.train_steps)
-    first_nonfinite = _quiet(Backend.first_nonfinite)
+    predict = quiet(Backend.predict)
+    evaluate = quiet(Backend.evaluate)
+    loss_and_gradients = quiet(Backend.loss_and_gradients)
+    train_steps = quiet(Backend.train_steps)
+    first_nonfinite = quiet(Backend.first_nonfinite)
 
     # --- fine operations ---
 

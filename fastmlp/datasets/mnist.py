@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastmlp.datasets.idx import idx_header, read_idx
 from fastmlp.errors import DataError, FileFormatError
+from fastmlp.floating import quiet
 
 _IMAGES, _LABELS = 2051, 2049  # the magic numbers
 _SHA256 = {  # of the uncompressed files
@@ -25,6 +26,7 @@ _SHA256 = {  # of the uncompressed files
 _Split: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
 
 
+@quiet
 def load_mnist(*, raw: bool = False, folder: str | os.PathLike[str] | None = None) -> tuple[_Split, _Split]:
     """Load the 60,000 training and 10,000 test images of handwritten digits.
 

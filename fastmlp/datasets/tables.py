@@ -11,8 +11,10 @@ from fastmlp.datasets.array_files import ARRAY_SUFFIXES, read_npz, read_single
 from fastmlp.datasets.csv_files import read_csv
 from fastmlp.datasets.table import Source, Table, Task
 from fastmlp.errors import FileFormatError
+from fastmlp.floating import quiet
 
 
+@quiet
 def load_table(
     path: str | os.PathLike[str],
     *,

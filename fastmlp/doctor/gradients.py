@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
+from fastmlp.floating import quiet
 from fastmlp.formulas.differences import STEP, TOLERANCE
 from fastmlp.model import MLP
 
@@ -17,6 +18,7 @@ STEPS = (1e-5, STEP, 1e-7)
 """Steps that are tried."""
 
 
+@quiet
 def gradcheck(
     model: MLP,
     x: ArrayLike,

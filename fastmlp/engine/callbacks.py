@@ -12,15 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastmlp.arguments import check_count, check_flag, check_number
 from fastmlp.engine.loop import Callback
+from fastmlp.formulas.figures import lower_is_better
 
 if TYPE_CHECKING:
     from fastmlp.engine.loop import Training
-
-
-def _lower_is_better(monitor: str, mode: str) -> bool:
-    if mode not in ("auto", "min", "max"):
-        raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
-    return mode == "min" or (mode == "auto" and "loss" in monitor)
 
 
 class EarlyStopping(Callback):
@@ -35,9 +30,18 @@ class EarlyStopping(Callback):
     min_delta : float
         The least change that counts, in units of the figure.
     mode : {"auto", "min", "max"}
-        Whether less or more is better; auto: less for losses, more for anything else.
+        Whether less or more is better; auto: as is known of the loss, the accuracy and scikit-learn's metrics.
     restore_best : bool
         Go back to the best epoch's weights at the end, also where training ended for another reason.
+
+    Notes
+    -----
+    An epoch whose figure is NaN is no improvement and never the best one.
+
+    Raises
+    ------
+    ValueError
+        Which way the figure is better is not known, and `mode` does not say; or another argument makes no sense.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class EarlyStopping(Callback):
     ) -> None:
         self.monitor, self.restore_best = monitor, check_flag("restore_best", restore_best)
         self.patience, self.min_delta = check_count("patience", patience, 0), check_number("min_delta", min_delta, 0.0)
-        self._sign = 1.0 if _lower_is_better(monitor, mode) else -1.0
+        self._sign = 1.0 if lower_is_better("EarlyStopping", monitor, mode) else -1.0
         self._reset()
 
     def _reset(self) -> None:
@@ -66,14 +70,16 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
         value = figures[self.monitor]
-        if self.best_epoch == 0 or self._sign * value < self._sign * self.best - self.min_delta:
+        first = self.best_epoch == 0 and not math.isnan(value)
+        if first or self._sign * value < self._sign * self.best - self.min_delta:
             self.best, self.best_epoch, self._waited = value, run.epoch, 0
             if self.restore_best:
                 self._weights = run.learner.snapshot()
         else:
             self._waited += 1
             if self._waited >= self.patience:
-                run.stop(f"{self.monitor} has not improved since epoch {self.best_epoch}")
+                since = f"has not improved since epoch {self.best_epoch}" if self.best_epoch else "has been nan so far"
+                run.stop(f"{self.monitor} {since}")
 
     def on_train_end(self, run: Training) -> None:
         if self._weights and not run.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from fastmlp.backends.foreign import host_array
 from fastmlp.engine.ranges import check_held
 from fastmlp.engine.row_weights import check_sample_weight, in_range
 from fastmlp.errors import DataError
+from fastmlp.floating import quiet
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
+    from fastmlp.formulas.losses import Loss
     from fastmlp.network.layout import Layout
     from fastmlp.network.spec import NetworkSpec
     from fastmlp.network.state import TrainState
@@ -31,16 +34,18 @@ def check_inputs(
     *,
     argument: str = "x",
     training: bool = False,
+    may_wait: bool = True,
 ) -> Array:
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
 
-    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.
+    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.  To look at its values means
+    to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.
 
     Raises
     ------
     DataError
-        Wrong shape or type, or a number that `dtype`, the network's, cannot hold (for `training`: a column of such);
-        the message says what was got, what was expected and the cure.
+        Wrong shape or type, a value that is NaN or infinite, or a number that `dtype`, the network's, cannot hold (for
+        `training`: a column of such); the message says what was got, what was expected and the cure.
     """
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
@@ -64,14 +69,52 @@ def check_inputs(
         raise DataError(
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
+    looked_at = array.dtype.kind == "f" and (there is None or may_wait)
+    if looked_at and (at := nonfinite_at(array, backend)) is not None:
+        row, column = at
+        raise DataError(
+            f"{argument} must be finite, got {float(array[row, column])} in row {row}, column {column}; remove or fill "
+            "in missing values"
+        )
     if there is not None:
-        check_held(there, dtype, argument, training=training, to_numpy=backend.to_numpy)
+        if may_wait:
+            check_held(there, dtype, argument, training=training, to_numpy=backend.to_numpy)
         return there
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     rows = np.require(array, requirements=["C", "A"])
     check_held(rows, dtype, argument, training=training)
     return rows
+
+
+@quiet
+def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
+    """Return where the first value is that is NaN or infinite; None where there is none.  One pass, without a copy."""
+    with backend.placed():
+        if math.isfinite(float(array.sum())):  # one such value makes the sum one; a sum that overflows is looked into
+            return None
+    found = np.argwhere(~np.isfinite(array if isinstance(array, np.ndarray) else backend.to_numpy(array)))
+    return tuple(found[0].tolist()) if len(found) else None
+
+
+def check_outputs(loss: Loss, outputs: Array, backend: Backend, dtype: np.dtype[Any]) -> None:
+    """Raise DataError where an output of the network is NaN or infinite, so that no class follows from it.
+
+    Parameters
+    ----------
+    loss : Loss
+        One that predicts values lets them pass: they say themselves what they are.
+    outputs : (n, K) float
+    backend : Backend
+    dtype : numpy.dtype
+        In which the network computes.
+    """
+    if loss.has_accuracy and (at := nonfinite_at(outputs, backend)) is not None:
+        wider = " or use dtype='float64'" if dtype == np.float32 else ""
+        raise DataError(
+            f"x: output {at[1]} of the network is {float(outputs[at])} for row {at[0]}, whose inputs are finite but "
+            f"too large for {dtype} and these weights; scale the inputs as those of training{wider}"
+        )
 
 
 def check_data(
@@ -139,6 +182,7 @@ def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any],
     return (host_array(array), None) if there is None else (backend.to_numpy(there), there)
 
 
+@quiet
 def check_weights(
     layout: Layout, dtype: np.dtype[Any], weights: Sequence[ArrayLike], *, backend: Backend
 ) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fastmlp.network.plan import Plan, Precision
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.data import HostData
-    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.metrics import Measure
     from fastmlp.engine.sessions import SessionPool
     from fastmlp.network.spec import NetworkSpec
 
@@ -83,7 +84,10 @@ class Inference:
         return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
 
     def evaluate(self, spec: NetworkSpec, params: Array, data: HostData) -> dict[str, float]:
-        """Return the loss without L2 and, where there is one, the accuracy: weighted means over the rows."""
+        """Return the loss without L2 and, where there is one, the accuracy: weighted means over the rows.
+
+        Where the loss is NaN the accuracy is too: a row without a prediction is neither right nor wrong.
+        """
         backend, totals = self._pool.backend, np.zeros(3)
         with self._pool.use(self.plan(spec, len(data))) as session:
             on_host = isinstance(data.x, np.ndarray)
@@ -92,22 +96,20 @@ class Inference:
         loss, weight, hits = totals.tolist()
         figures = {"loss": loss / weight}
         if spec.loss.has_accuracy:
-            figures["accuracy"] = hits / weight
+            figures["accuracy"] = math.nan if math.isnan(loss) else hits / weight
         return figures
 
     def metric_values(
-        self, spec: NetworkSpec, params: Array, data: HostData, metrics: Mapping[str, Metric]
+        self, spec: NetworkSpec, params: Array, data: HostData, metrics: Mapping[str, Measure]
     ) -> dict[str, float]:
-        """Return ``f(y, predict(x))`` of each metric, whose arrays are on the host."""
+        """Return the value of each metric, whose arrays are on the host; NaN where an output is not finite."""
         if not metrics:
             return {}
-        y = data.y[:, 0] if data.y.ndim == 2 and data.y.shape[1] == 1 else data.y
-        if y.ndim == 2 and spec.loss.takes_labels:
-            y = y.argmax(axis=1)
         outputs = self.outputs(spec, params, data.x)
         outputs = outputs if isinstance(outputs, np.ndarray) else self._pool.backend.to_numpy(outputs)
-        predicted = spec.loss.predict(outputs)
-        return {name: float(metric(y, predicted)) for name, metric in metrics.items()}
+        if not np.isfinite(outputs).all():
+            return dict.fromkeys(metrics, math.nan)
+        return {name: metric.value(data.y, outputs) for name, metric in metrics.items()}
 
     def loss_and_gradients(self, spec: NetworkSpec, params: Array, data: HostData) -> tuple[float, list[Array]]:
         """Return the loss of all rows as one batch, L2 included and dropout left out, and [dW1, db1, ...]."""

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count, check_integer
-from fastmlp.engine.checks import check_data, check_inputs
+from fastmlp.engine.checks import check_data, check_inputs, check_outputs
 from fastmlp.engine.inference import Inference
 from fastmlp.engine.predictor import Predictor
 from fastmlp.engine.sessions import SessionPool
+from fastmlp.floating import quiet
 from fastmlp.network.layout import layout_of
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.state import TrainState, initial_parameters
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import HostData
-    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
     from fastmlp.network.spec import NetworkSpec
@@ -79,6 +80,7 @@ class Learner:
         self._settle(backend)
 
     @classmethod
+    @quiet
     def drawn(cls, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, key: int) -> Learner:
         """Return a new network, its weights drawn from a 64-bit seed."""
         layout = layout_of(spec.units, dtype.itemsize)
@@ -93,14 +95,14 @@ class Learner:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Let only one thread train or move it, on the backend's own stream; a second one is told so."""
+        """Let only one thread train or move it, on the backend's own stream and quietly; a second one is told so."""
         if not self._changing.acquire(blocking=False):
             raise RuntimeError(
                 "this model is being trained already (in another thread, or by the fit whose callback this is); "
                 "wait for it, or train a copy.deepcopy of the model"
             )
         try:
-            with self.backend.working():
+            with self.backend.working(), np.errstate(all="ignore"):
                 yield
         finally:
             self._changing.release()
@@ -115,6 +117,7 @@ class Learner:
             made = self._made = _Made(self.spec, optimizer, plan)
         return made.plan
 
+    @quiet
     def data(
         self,
         x: ArrayLike,
@@ -130,24 +133,30 @@ class Learner:
 
     # --- asking ---
 
+    @quiet
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
-        rows = check_inputs(x, self.spec.units[0], self.dtype, self.backend)
+        rows = check_inputs(x, self.spec.units[0], self.dtype, self.backend, may_wait=False)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
+        if isinstance(outputs, np.ndarray):  # elsewhere to look would be to wait
+            check_outputs(self.spec.loss, outputs, self.backend, self.dtype)
         with self.backend.placed():
             return turn(outputs)
 
+    @quiet
     def predictor(self) -> Predictor:
         """Return a function that predicts one example at a time, with a copy of the weights."""
         with self.backend.working():
             return Predictor(self.backend, self.spec, self.dtype, self.state.evaluated)
 
-    def figures(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    @quiet
+    def figures(self, data: HostData, metrics: Mapping[str, Measure]) -> dict[str, float]:
         """Return loss, accuracy where there is one, and metrics, of checked data."""
         asked = self.spec, self.state.evaluated, data
         return {**self.inference.evaluate(*asked), **self.inference.metric_values(*asked, metrics)}
 
+    @quiet
     def loss_and_gradients(self, data: HostData) -> tuple[float, list[Array]]:
         """Return the loss of all rows as one batch, L2 included and dropout left out, and [dW1, db1, ...]."""
         return self.inference.loss_and_gradients(self.spec, self.state.params, data)
@@ -159,6 +168,7 @@ class Learner:
         with self.backend.working():
             return self.backend.to_numpy(array)
 
+    @quiet
     def set_parameters(self, params: NDArray[Any], average: NDArray[Any]) -> None:
         """Set the flat parameters, and their average where one is kept; the moments stay.
 
@@ -192,6 +202,7 @@ class Learner:
         """Return copies of the parameters, and of their average if there is one, by the names they have in files."""
         return {name: array.copy() for name, array in self.state.named(self.to_numpy).items()}
 
+    @quiet
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set the parameters, and their average if there is one, from a `snapshot`."""
         layout, prefix = self.state.layout, "" if self.state.average is None else "average."

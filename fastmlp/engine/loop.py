@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.backends.session import Session
     from fastmlp.engine.learner import Learner
-    from fastmlp.engine.metrics import Metric
+    from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun, Progress
     from fastmlp.network.plan import Plan
 
@@ -99,7 +99,7 @@ class Training:
         validation: HostData | None,
         progress: Progress,
         optimizer: Optimizer,
-        metrics: Mapping[str, Metric],
+        metrics: Mapping[str, Measure],
         callbacks: Sequence[Callback],
         model: Any,
         history: History | None = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastmlp.engine.batches import split_rows, steps_per_epoch
 from fastmlp.engine.history import History
 from fastmlp.engine.loop import Callback, Training
+from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
 from fastmlp.engine.row_weights import ClassWeight, with_class_weight
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from fastmlp.backends.data import HostData
     from fastmlp.engine.learner import Learner
-    from fastmlp.engine.metrics import Metric
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
 
@@ -66,7 +66,7 @@ class Wanted(NamedTuple):
 class Extras(NamedTuple):
     """What looks at a run: metrics by name, callbacks, and what these are shown as ``run.model``."""
 
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Measure]
     callbacks: Sequence[Callback]
     model: Any
 
@@ -86,6 +86,7 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
             horizon=epochs * steps_per_epoch(len(data), batch_size),
             schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
         )
+        extras = extras._replace(metrics=rehearsed(extras.metrics, data, validation))
         run = Training(learner, data, validation, progress, optimizer, *extras)
         run.check_memory()
         learner.paused = None
@@ -129,6 +130,7 @@ def go_on(
     if data.fingerprint(learner.backend.to_numpy) != header["data"]:
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
     with learner.exclusive():
+        extras = extras._replace(metrics=rehearsed(extras.metrics, data, validation))
         run = Training(learner, data, validation, progress, optimizer, *extras, History(header["history"]))
         run.restore_callbacks(paused)
         run.check_memory()

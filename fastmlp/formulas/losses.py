@@ -15,6 +15,7 @@ import numpy as np
 
 from fastmlp.arguments import check_number
 from fastmlp.errors import DataError
+from fastmlp.floating import quiet
 from fastmlp.formulas.records import RecordTypes, settle
 from fastmlp.formulas.targets import as_labels, as_probabilities, as_values, not_negative
 
@@ -141,8 +142,12 @@ class ClassLoss(Loss):
         y = as_values(y, outputs, self.name)
         labels: NDArray[Any] = y.argmax(axis=1)
         one_hot = y[np.arange(len(y)), labels] == 1
-        if not (one_hot & (np.count_nonzero(y, axis=1) == 1)).all():
-            raise DataError(f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); some row is neither")
+        one_hot &= np.count_nonzero(y, axis=1) == 1
+        if not one_hot.all():
+            raise DataError(
+                f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); row {int(np.argmin(one_hot))} is "
+                "neither; for several labels a row use loss='sigmoid_cross_entropy'"
+            )
         return labels
 
     def hits(self, outputs: Array, targets: Array, out: Array) -> None:
@@ -214,6 +219,7 @@ class SoftmaxCrossEntropy(ClassLoss):
             d_outputs *= mass[:, None]
             d_outputs -= smoothed
 
+    @quiet
     def probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
         e: NDArray[Any] = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         e /= e.sum(axis=1, keepdims=True)
@@ -255,6 +261,7 @@ class SigmoidCrossEntropy(Loss):
     def predict(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return super().predict((outputs > 0).astype(np.int64))
 
+    @quiet
     def probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
         if not isinstance(outputs, np.ndarray):  # of a GPU: SciPy's function is for NumPy's arrays
             elsewhere: Array = 1 / (1 + np.exp(-outputs))
@@ -350,6 +357,7 @@ class Poisson(Loss):
         d_outputs -= targets
         d_outputs /= outputs.shape[1]
 
+    @quiet
     def predict(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return super().predict(np.exp(outputs))
 

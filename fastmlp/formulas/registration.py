@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastmlp.floating import quiet
 from fastmlp.formulas.activations import ACTIVATIONS, Activation
 from fastmlp.formulas.differences import check_loss_gradient, check_slope
 from fastmlp.formulas.initializers import INITIALIZERS
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array, Pair
 
 
+@quiet
 def register_activation(
     name: str,
     function: Callable[[Array], tuple[Array, Array]],
@@ -55,6 +57,7 @@ def register_activation(
     ACTIVATIONS[name] = Activation(name, in_place, initializer, tuple(kinks), compiled=False)
 
 
+@quiet
 def register_loss(
     name: str,
     function: Callable[[Array, Array], tuple[Array, Array]],

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_count, check_number
+from fastmlp.floating import quiet
+from fastmlp.formulas.figures import lower_is_better
 from fastmlp.formulas.records import RecordTypes, settle
 
 
@@ -45,6 +47,7 @@ class Schedule:
         """Whether the schedule runs from the start to the end of each training call."""
         return getattr(self, "steps", 0) is None
 
+    @quiet
     def rates(self, first: int, count: int, horizon: int, memory: Mapping[str, float]) -> NDArray[np.float64]:
         """Return the learning rates of `count` steps from step `first`.
 
@@ -261,9 +264,11 @@ class ReduceOnPlateau(Schedule):
     min_rate : float
         The rate does not fall below it.
     monitor : str
-        A figure of the history, such as ``"val_loss"`` or ``"loss"``; lower is better, except for accuracies.
+        A figure of the history, such as ``"val_loss"`` or ``"loss"``; an epoch where it is NaN is no improvement.
     min_delta : float
         The least change that counts, in units of the figure.
+    mode : {"auto", "min", "max"}
+        Whether less or more is better; auto: as is known of the loss, the accuracy and scikit-learn's metrics.
     """
 
     learning_rate: float = 1e-3
@@ -272,6 +277,7 @@ class ReduceOnPlateau(Schedule):
     min_rate: float = 0.0
     monitor: str = "val_loss"
     min_delta: float = 1e-4
+    mode: str = "auto"
 
     name: ClassVar[str] = "reduce_on_plateau"
 
@@ -285,6 +291,8 @@ class ReduceOnPlateau(Schedule):
             min_rate=check_number("min_rate", self.min_rate, 0.0),
             min_delta=check_number("min_delta", self.min_delta, 0.0),
         )
+        lower_is_better("ReduceOnPlateau", self.monitor, self.mode)  # refuses a figure of which that is not known
+        settle(self, monitor=str(self.monitor), mode=str(self.mode))
 
     def observe(self, memory: Mapping[str, float], figures: Mapping[str, float]) -> dict[str, float]:
         if self.monitor not in figures:
@@ -292,7 +300,8 @@ class ReduceOnPlateau(Schedule):
                 f"ReduceOnPlateau(monitor={self.monitor!r}): there is no such figure; there are {', '.join(figures)}. "
                 "Give fit validation_data or validation_split, or monitor 'loss'"
             )
-        value = -figures[self.monitor] if "accuracy" in self.monitor else figures[self.monitor]
+        lower = lower_is_better("ReduceOnPlateau", self.monitor, self.mode)
+        value = figures[self.monitor] if lower else -figures[self.monitor]
         scale, best, waited = (
             memory.get("scale", 1.0),
             memory.get("best", math.inf),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
+from fastmlp.floating import quiet
 from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short
 from fastmlp.plots.pictures import legend_of_lines, new_figure, plain_legend
 
@@ -25,6 +26,7 @@ MARGIN = 0.08
 """Of the picture around the points, as a part of their extent."""
 
 
+@quiet
 def regions(
     model: Any,
     x: ArrayLike,
@@ -139,6 +141,7 @@ def _shade(ax: Axes, chances: NDArray[np.float64], sides: list[NDArray[np.float6
             ax.contour(*sides, lead, levels=[0.0], colors="black", linewidths=1.2)
 
 
+@quiet
 def approximation(
     function: Callable[[NDArray[np.float64]], ArrayLike],
     model: Any,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
+from fastmlp.floating import quiet
 from fastmlp.model import MLP
 from fastmlp.plots.checks import class_numbers, finite, names_of_classes, several_axes, shape_of_images, short
 from fastmlp.plots.pictures import new_figure
@@ -20,6 +21,7 @@ INCHES_A_LETTER = 0.085
 """Of a title: so wide a figure is at least."""
 
 
+@quiet
 def mistakes(
     x: ArrayLike,
     y_true: ArrayLike,
@@ -83,6 +85,7 @@ def mistakes(
     return grid
 
 
+@quiet
 def samples(
     x: ArrayLike,
     y_true: ArrayLike,
@@ -130,6 +133,7 @@ def samples(
     return grid
 
 
+@quiet
 def first_layer(
     weights: MLP | ArrayLike,
     image_shape: Sequence[int] = (28, 28),

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastmlp.arguments import check_count
 from fastmlp.files.atomic import atomic_writer
+from fastmlp.floating import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,7 @@ class MissingGlyphsWarning(UserWarning):
         )
 
 
+@quiet
 def new_figure(width: float, height: float) -> Figure:
     """Return a figure of that size in inches, which no display and no global state knows of."""
     try:
@@ -70,6 +72,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="compressed")
 
 
+@quiet
 def panels(rows: int = 1, columns: int = 1, *, width: float = 3.2, height: float = 3.2) -> list[Axes]:
     """Return the axes of a new figure, row by row, for pictures side by side.
 
@@ -160,6 +163,7 @@ def save_both(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) 
     return picture
 
 
+@quiet
 def save(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) -> None:
     """Write a picture as PNG or SVG, as its name says; the file appears whole or not at all.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.engine.history import History
+from fastmlp.floating import quiet
 from fastmlp.plots.checks import class_numbers, names_of_classes, one_axes, several_axes, short
 from fastmlp.plots.pictures import legend_of_lines, line_style, marks_every, new_figure, plain_frame
 
@@ -19,6 +20,7 @@ MAX_NUMBERED = 25
 """Classes up to which the confusion matrix has room for numbers."""
 
 
+@quiet
 def curves(history: History | Mapping[str, Sequence[float]], *, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Draw the loss and, where there is one, the accuracy of each epoch, for training and validation.
 
@@ -75,6 +77,7 @@ def _curve(ax: Axes, name: str, figures: Mapping[str, Sequence[float]]) -> None:
     legend_of_lines(ax)
 
 
+@quiet
 def lines(
     series: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]],
     *,
@@ -140,6 +143,7 @@ def _line(label: str, given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     return positions, values
 
 
+@quiet
 def confusion(
     y_true: ArrayLike,
     y_predicted: ArrayLike,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_count, check_number
+from fastmlp.floating import quiet
 from fastmlp.stepbystep.columns import (
     as_rows,
     backend_of,
@@ -67,6 +68,7 @@ def initialize_parameters_deep(
     return _draw(layer_units("layer_dims", layer_dims), seed, scale)
 
 
+@quiet
 def _draw(units: Sequence[int], seed: int, scale: float | None) -> dict[str, NDArray[np.float64]]:
     random = np.random.RandomState(seed)
     parameters: dict[str, NDArray[np.float64]] = {}
@@ -77,6 +79,7 @@ def _draw(units: Sequence[int], seed: int, scale: float | None) -> dict[str, NDA
     return parameters
 
 
+@quiet
 def update_parameters(parameters: Mapping[str, Array], grads: Mapping[str, Array], learning_rate: float) -> Parameters:
     """Return ``p - learning_rate * dp`` for every parameter, in new arrays.
 
@@ -130,6 +133,7 @@ def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, LinearCache]:
     return _linear_forward(None, A, W, b)
 
 
+@quiet
 def _linear_forward(layer: int | None, A: Array, W: Array, b: Array) -> tuple[Array, LinearCache]:
     backend = backend_of(A, W, b)
     expect_matrix(layer, "A_prev" if layer else "A", A)
@@ -152,6 +156,7 @@ def relu(Z: Array) -> tuple[Array, Array]:
     return _activate("relu", Z)
 
 
+@quiet
 def _activate(activation: str, Z: Array) -> tuple[Array, Array]:
     backend = backend_of(Z)
     (a,) = row_copies(backend, Z)
@@ -204,11 +209,11 @@ def L_model_forward(X: Array, parameters: Mapping[str, Array]) -> tuple[Array, l
     return a, caches
 
 
+@quiet
 def compute_cost(AL: Array, Y: Array) -> np.float64:
     """Return the binary cross-entropy ``-sum(Y log AL + (1 - Y) log(1 - AL)) / m``, in nats.
 
-    A probability of exactly 0 or 1 costs nothing where it is right (the notebook's formula gives NaN there) and is
-    infinitely wrong elsewhere.
+    A probability of 0 or 1 costs nothing where it is right (NaN in the notebook) and is infinitely wrong elsewhere.
 
     Parameters
     ----------
@@ -218,8 +223,7 @@ def compute_cost(AL: Array, Y: Array) -> np.float64:
         0 or 1; for one output (m,) will do.
     """
     al, y = outputs_and_targets(AL, Y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(y == 0, 0, y * np.log(al)) + np.where(y == 1, 0, (1 - y) * np.log(1 - al))
+    terms = np.where(y == 0, 0, y * np.log(al)) + np.where(y == 1, 0, (1 - y) * np.log(1 - al))
     # multiplied by -1 / m, as the notebook does it, so that the last digit is the same; and no cost is 0, not -0
     return np.float64(-1 / al.shape[1] * float(terms.sum()) + 0.0)
 
@@ -246,6 +250,7 @@ def linear_backward(dZ: Array, cache: LinearCache) -> tuple[Array, Array, Array]
     return _linear_backward(None, dZ, cache)
 
 
+@quiet
 def _linear_backward(layer: int | None, dZ: Array, cache: LinearCache) -> tuple[Array, Array, Array]:
     A_prev, W, _ = parts_of(layer, cache, "A_prev, W, b", "linear_forward")
     backend = backend_of(dZ, A_prev, W)
@@ -270,6 +275,7 @@ def relu_backward(dA: Array, cache: Array) -> Array:
     return _activation_backward(None, dA, cache, "relu")
 
 
+@quiet
 def _activation_backward(layer: int | None, dA: Array, Z: Array, activation: str) -> Array:
     backend = backend_of(dA, Z)
     expect_shape(layer, "dA", dA, Z.shape, f"Z is {Z.shape}")

@@ -165,7 +165,7 @@ def test_the_memory_of_steps_and_data_is_free_when_a_run_has_ended(model):
         used.append(model.backend.memory_info()["used"])
     assert used[0] == used[1] == used[2]
     with pytest.raises(fastmlp.NonFiniteLossError):
-        model.fit(np.full_like(x, np.nan), y, epochs=1, batch_size=3, verbose=0)
+        model.fit(np.full_like(x, np.finfo(x.dtype).max), y, epochs=1, batch_size=3, verbose=0)
     model.close()
     parameters = 3 * model._learner.state.params.nbytes  # Adam's moments too
     assert model.backend.memory_info()["used"] <= used[0] + parameters

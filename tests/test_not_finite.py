@@ -1,0 +1,71 @@
+"""What is NaN or infinite: refused where it enters, never taken for an answer, never the best of anything."""
+
+import numpy as np
+import pytest
+from blobs import blobs, small
+
+import fastmlp
+
+BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+
+
+def with_one(value, rows=30):
+    """Return blobs with one input that is not finite."""
+    x, y = blobs()
+    x, y = x[:rows].copy(), y[:rows]
+    x[17, 4] = value
+    return x, y
+
+
+CALLS = {
+    "fit": lambda m, x, y: m.fit(x, y, epochs=1, verbose=0),
+    "validation": lambda m, x, y: m.fit(*blobs(), epochs=1, validation_data=(x, y), verbose=0),
+    "evaluate": lambda m, x, y: m.evaluate(x, y),
+    "predict": lambda m, x, y: m.predict(x),
+    "predict_proba": lambda m, x, y: m.predict_proba(x),
+    "loss_and_gradients": lambda m, x, y: m.loss_and_gradients(x, y),
+}
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_inputs_that_are_not_finite_are_refused_by_row_and_column(backend, dtype, call, value):
+    x, y = with_one(BAD[value])
+    model = small(backend)
+    name = "x of validation_data" if call == "validation" else "x"
+    with pytest.raises(fastmlp.DataError, match=rf"^{name} must be finite, got {value} in row 17, column 4; remove"):
+        CALLS[call](model, x.astype(dtype), y)
+    assert model.steps == 0
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_predictor_refuses_them_too(backend, value):
+    x, _ = with_one(BAD[value])
+    predictor = small(backend).predictor()
+    for row in (x[17].astype("float32"), x[17], list(x[17])):
+        with pytest.raises(fastmlp.DataError, match=f"x must be finite, got {value} in row 0, column 4"):
+            predictor(row)
+    assert predictor(x[0]) in (0, 1, 2)
+
+
+@pytest.mark.parametrize("largest", ["float16", "float32"])
+def test_sums_that_overflow_are_no_reason_to_refuse_finite_inputs(backend, largest):
+    x, _ = blobs()
+    x = np.full_like(x, 1.0, dtype=largest)
+    x[:, 0] = np.finfo(largest).max
+    network = small(backend, dtype="float64")
+    assert np.isfinite(network.predict_proba(x)).all()
+    assert network.predictor()(x[0]) == network.predict(x[:1])[0]
+
+
+def test_outputs_that_are_not_finite_are_no_class(backend):
+    x, y = blobs()
+    x[5] = np.finfo("float32").max
+    x = x.astype("float32")
+    model = small(backend)
+    for ask in (model.predict, model.predict_proba, lambda x: model.predictor()(x[5])):
+        with pytest.raises(fastmlp.DataError, match=r"output \d of the network is .* for row \d.*dtype='float64'"):
+            ask(x)
+    figures = model.evaluate(x, y, metrics=["balanced_accuracy_score"])
+    assert not any(np.isfinite(value) for value in figures.values()), figures
