@@ -201,7 +201,8 @@ class MLP:
         validation_data : (x, y) or (x, y, sample_weight), optional
             Evaluated after each epoch.
         validation_split : float
-            In [0, 1): instead, hold out this last part of the rows.
+            In [0, 1): instead, hold out this part of the rows, drawn by the seed and the same of each class; for the
+            last rows, as of a series in time, use validation_data.
         metrics : sequence of str or callable, or mapping from name to callable
             More figures, computed after each epoch on the training and the validation data by ``f(y, predict(x))``:
             names of functions of `sklearn.metrics`, such as ``"balanced_accuracy_score"``, or callables.

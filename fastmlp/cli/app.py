@@ -117,6 +117,10 @@ def _default(name: str) -> str:
     return f"Default: {mnist} for mnist, {table} for a file."
 
 
+_Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether the first row of a CSV file holds names. Default: by its look."),
+]
 _RATES = ", ".join(f"{rate:g} for {name}" for name, rate in run_settings.RATES.items())
 
 
@@ -128,6 +132,7 @@ def train(
         str | None,
         typer.Option(help="Column of a CSV file to learn, array of an .npz file; for .npy and IDX another file."),
     ] = None,
+    header: _Header = None,
     hidden: Annotated[
         str | None,
         typer.Option(help=f"Units of the hidden layers, such as 256,128; '' for none. {_default('hidden')}"),
@@ -167,8 +172,8 @@ def train(
     validation: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of the rows to hold out and measure on after each epoch: random rows, of mnist and .npy "
-            f"files the last ones. {_default('validation')}"
+            help="Fraction of the rows to hold out and measure on after each epoch: drawn by the seed, of each class "
+            f"alike; of mnist the last ones. {_default('validation')}"
         ),
     ] = None,
     standardize: Annotated[
@@ -258,6 +263,7 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(help="Column of a CSV file, array of an .npz file, or file, to compare with.")
     ] = None,
+    header: _Header = None,
     backend: _Backend = "auto",
 ) -> None:
     """Print the loss of a model on some data and, for classes, accuracy, precision, recall and F1."""
@@ -266,7 +272,7 @@ def evaluate(
 
     _refuse_target(data, target)
     network = _load(model, backend)
-    x, y = load_rows(network, data, target, with_target=True)
+    x, y = load_rows(network, data, target, with_target=True, header=header)
     figures = network.evaluate(x, y, metrics=extra_figures(network))
     _print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
     if "accuracy" in figures:
@@ -280,6 +286,7 @@ def predict(
     data: _Data,
     out: Annotated[str, typer.Option(help="File to write: .csv, .npy or .npz.")],
     target: Annotated[str | None, typer.Option(help="Column of a CSV file to leave out, where there is one.")] = None,
+    header: _Header = None,
     proba: Annotated[bool, typer.Option("--proba", help="Write probabilities too (.npy: only them).")] = False,
     backend: _Backend = "auto",
 ) -> None:
@@ -291,7 +298,7 @@ def predict(
         raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
-    x, _ = load_rows(network, data, target, with_target=False)
+    x, _ = load_rows(network, data, target, with_target=False, header=header)
     with _options():
         chances = network.predict_proba(x) if proba else None
     write_predictions(out, network, network.predict(x), chances)

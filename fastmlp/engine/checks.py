@@ -16,6 +16,7 @@ from fastmlp.errors import DataError
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
+    from fastmlp.formulas.losses import Loss
     from fastmlp.network.layout import Layout
     from fastmlp.network.spec import NetworkSpec
 
@@ -142,14 +143,8 @@ def _class_weights(
 ) -> NDArray[np.float64] | None:
     if class_weight is None:
         return None
-    classes = spec.units[-1]
-    if targets.ndim == 1:
-        labels = targets
-    elif spec.loss.takes_labels:
-        labels = targets.argmax(axis=1)
-    elif spec.loss.has_accuracy and classes == 1:
-        labels, classes = (targets[:, 0] > 0.5).astype(np.int64), 2
-    else:
+    labels, classes = row_classes(spec.loss, targets), max(spec.units[-1], 2)
+    if labels is None:
         raise DataError(f"class_weight: the loss {spec.loss.name!r} has no single class a row; use sample_weight")
     factors = np.ones(classes)
     if isinstance(class_weight, str):
@@ -166,6 +161,18 @@ def _class_weights(
             factors[label] = factor
     chosen: NDArray[np.float64] = factors[labels]
     return chosen
+
+
+def row_classes(loss: Loss, targets: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the class of each row of checked targets, (n,) int64; None where a row has no single one."""
+    if targets.ndim == 1:
+        return targets
+    if loss.takes_labels:
+        labels: NDArray[Any] = targets.argmax(axis=1)
+        return labels
+    if loss.has_accuracy and targets.shape[1] == 1:
+        return (targets[:, 0] > 0.5).astype(np.int64)
+    return None
 
 
 def check_weights(

@@ -110,8 +110,9 @@ class Training:
         self._schedule = optimizer.schedule
         self._metrics = dict(metrics)
         self.callbacks = sorted(callbacks, key=lambda c: c.runs_last)
-        self._steps_per_epoch = steps_per_epoch(len(data), progress.batch_size)
-        self._orders = Orders(learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray)
+        self._steps_per_epoch = steps_per_epoch(progress.rows, progress.batch_size)
+        order = learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray, data.training
+        self._orders = Orders(*order)
         self._order: Order | None = None
         self._totals = np.array(progress.totals)
         self._interrupted = False
@@ -330,7 +331,9 @@ class Training:
         if not figures:  # every batch of the epoch had weight 0
             figures = dict.fromkeys(self.figure_names()[: 1 + learner.spec.loss.has_accuracy], math.nan)
         if self._metrics:
-            asked = learner.spec, learner.state.evaluated, self._data, self._metrics
+            rows, asarray = self._data.training, learner.backend.asarray
+            trained = self._data if rows is None else self._data.taken(rows, asarray)
+            asked = learner.spec, learner.state.evaluated, trained, self._metrics
             figures.update(learner.inference.metric_values(*asked))
         validation = self._validation_data()
         if validation is not None:

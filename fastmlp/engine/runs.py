@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastmlp.engine.batches import split_rows, steps_per_epoch
+from fastmlp.engine.checks import row_classes
 from fastmlp.engine.history import History
 from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.progress import Progress
@@ -26,17 +27,20 @@ if TYPE_CHECKING:
 def hold_out(
     learner: Learner, data: HostData, validation_data: tuple[ArrayLike, ...] | None, fraction: float
 ) -> tuple[HostData, HostData | None]:
-    """Return the data to train on, and those to validate with: given ones, or a last part of the others."""
-    train, held_out = split_rows(data, fraction)
+    """Return the data to train on, and those to validate with: given ones, or rows held out of the others."""
+    parts = split_rows(len(data), fraction, learner.state.key, row_classes(learner.spec.loss, data.y))
     if validation_data is None:
-        return train, held_out
-    if held_out is not None:
+        if parts is None:
+            return data, None
+        # what trains stays where it is, and is picked row by row in the order of each epoch
+        return replace(data, training=parts.train), data.taken(parts.held_out, learner.backend.asarray)
+    if parts is not None:
         raise ValueError("give either validation_data or validation_split, not both")
     if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
         raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
     weights = validation_data[2] if len(validation_data) == 3 else None
     x, y = validation_data[:2]
-    return train, learner.data(x, y, weights, suffix=" of validation_data")
+    return data, learner.data(x, y, weights, suffix=" of validation_data")
 
 
 class Wanted(NamedTuple):
@@ -60,16 +64,17 @@ class Extras(NamedTuple):
 def begin(learner: Learner, data: HostData, validation: HostData | None, wanted: Wanted, extras: Extras) -> History:
     """Train a learner on checked data, on from where it stands; see `fastmlp.MLP.fit`."""
     epochs, optimizer = wanted.epochs, wanted.optimizer
-    batch_size = min(wanted.batch_size, len(data))
+    rows = data.training_rows
+    batch_size = min(wanted.batch_size, rows)
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(
             epochs=epochs,
             batch_size=batch_size,
-            rows=len(data),
+            rows=rows,
             shuffle=wanted.shuffle,
             validation_split=wanted.validation_split,
-            horizon=epochs * steps_per_epoch(len(data), batch_size),
+            horizon=epochs * steps_per_epoch(rows, batch_size),
             schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
         )
         run = Training(learner, data, validation, progress, optimizer, *extras)
