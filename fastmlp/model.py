@@ -142,18 +142,18 @@ class MLP:
     @property
     def feature_names(self) -> tuple[str, ...] | None:
         """The names of the inputs, which saved files keep; the command line picks columns of a table by them."""
-        return self._learner.feature_names
+        return self._learner.rules.names
 
     @feature_names.setter
     def feature_names(self, names: Sequence[str] | None) -> None:
-        self._learner.feature_names = check_feature_names(self.spec, names)
+        self._learner.rules = self._learner.rules._replace(names=check_feature_names(self.spec, names))
 
     def __repr__(self) -> str:
         return f"MLP({describe(self.spec, self.dtype, self.backend.name, self.seed)})"
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Print the layers, their shapes and numbers of parameters, and what training keeps in memory, line by line."""
-        for line in summary_lines(self.spec, self.dtype, self.backend.name):
+        for line in summary_lines(self.spec, self.dtype, self.backend.name, self._learner.rules.describe()):
             print_fn(line)
 
     # --- training ---
@@ -183,9 +183,9 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Inputs; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.  On
-            the ``"cupy"`` backend arrays of its GPU, CuPy's or any that know DLPack or ``__cuda_array_interface__``,
-            are taken without a copy, here as everywhere; of y and of weights a copy is checked on the host.
+            Inputs of any real type, or a data frame with its names.  Where the first fit gets uint8 with values above
+            1, all inputs of any type are divided by 255 from then on.  On the ``"cupy"`` backend arrays of its GPU (of
+            CuPy, DLPack, ``__cuda_array_interface__``) are not copied, here as everywhere; y and weights are, to check.
         y : (n,) or (n, K) array_like
             Labels, or one-hot rows, probabilities or values, as the loss asks for.
         epochs : int
@@ -268,7 +268,7 @@ class MLP:
         learner = self._learner
         paused, progress = runs.paused_run(learner)
         data = learner.data(x, y, sample_weight, class_weight)
-        data, validation = runs.hold_out(learner, data, validation_data, progress.validation_split)
+        data, validation = runs.hold_out(learner, data, validation_data, progress.validation_split, progress.drawn)
         more = runs.Extras(check_metrics(metrics), check_callbacks(callbacks, verbose), self)
         return runs.go_on(learner, paused, progress, data, validation, more)
 

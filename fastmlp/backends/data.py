@@ -51,6 +51,8 @@ class HostData:
         The same on the backend, where they came from there as they are.
     training : (m,) intp or None
         The rows that train, where others of these are held out; None means all.
+    names : tuple of str or None
+        Of the columns of the data frame that x was.
     """
 
     x: Array
@@ -59,6 +61,7 @@ class HostData:
     y_there: Array | None = None
     weights_there: Array | None = None
     training: NDArray[np.intp] | None = None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)

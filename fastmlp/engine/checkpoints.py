@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_dtype, check_seed
 from fastmlp.backends.choosing import resolve_backend
 from fastmlp.engine.checks import check_class_names, check_feature_names
+from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.progress import PausedRun
 from fastmlp.errors import FileFormatError
@@ -97,12 +98,14 @@ def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> N
 
 
 def _header(learner: Learner) -> dict[str, Any]:
-    """Return what files of both kinds say of a network."""
+    """Return what files of both kinds say of a network; of the scale of its inputs once that is settled."""
+    scale = learner.rules.scale
     return {
         "spec": learner.spec.to_json(),
         "dtype": learner.dtype.name,
         "class_names": learner.class_names,
-        "feature_names": learner.feature_names,
+        "feature_names": learner.rules.names,
+        **({} if scale is None else {"inputs": scale._asdict()}),
         "key": learner.state.key,
         "step": learner.state.step,
     }
@@ -125,6 +128,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         dtype = check_dtype(header["dtype"])
         key, step = check_seed(header["key"]), int(header["step"])
         optimizer = optimizer_from_json(header["optimizer"]) if header["kind"] == "checkpoint" else None
+        scale = InputScale.from_json(header.get("inputs"))  # files of before say nothing of it
     except (KeyError, ValueError, TypeError) as e:
         raise FileFormatError(f"{fspath(path)}: its description makes no sense: {e}") from None
     layout = layout_of(spec.units, dtype.itemsize)
@@ -139,7 +143,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
     state = TrainState(layout, buffers[""], key, step=step)
     learner = Learner(spec, dtype, where, state)
     learner.class_names = check_class_names(spec, header["class_names"])
-    learner.feature_names = check_feature_names(spec, header["feature_names"])
+    learner.rules = InputRules(dtype, check_feature_names(spec, header["feature_names"]), scale)
     if optimizer is not None:
         state.optimizer, state.optimizer_step = optimizer, int(header["optimizer_step"])
         state.moments = [buffers[f"moment{i}."] for i in range(optimizer.moments)]

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import host_array
+from fastmlp.engine.inputs import InputRules, as_trained, in_order, names_of
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from fastmlp.network.spec import NetworkSpec
 
 
-def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str = "x") -> Array:
+def check_inputs(x: ArrayLike, features: int, backend: Backend, rules: InputRules, *, argument: str = "x") -> Array:
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
 
-    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.
+    What lies on a GPU stays there, as an array of the backend, in whatever layout it has.  The columns of a data frame
+    are brought into the order of the network's inputs, and numbers to the scale that `as_trained` tells.
 
     Raises
     ------
@@ -33,8 +35,9 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
     """
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
+    x = in_order(x, rules.names, argument)
     there = backend.take(x, argument)
-    array = host_array(x) if there is None else there
+    array = host_array(x, argument) if there is None else there
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{argument} must hold real numbers, got dtype {array.dtype}; convert it, e.g. {argument}.astype('float32')"
@@ -54,15 +57,15 @@ def check_inputs(x: ArrayLike, features: int, backend: Backend, *, argument: str
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
     if there is not None:
-        return there
+        return as_trained(there, rules, argument)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return np.require(array, requirements=["C", "A"])
+    return as_trained(np.require(array, requirements=["C", "A"]), rules, argument)
 
 
 def check_data(
     spec: NetworkSpec,
-    dtype: np.dtype[Any],
+    rules: InputRules,
     x: ArrayLike,
     y: ArrayLike,
     sample_weight: ArrayLike | None = None,
@@ -76,8 +79,8 @@ def check_data(
     Parameters
     ----------
     spec : NetworkSpec
-    dtype : numpy.dtype
-        The type in which the network computes.
+    rules : InputRules
+        What the network knows of its inputs.
     x : (n, I) array_like
     y : (n,) or (n, K) array_like
     sample_weight : (n,) array_like, optional
@@ -88,7 +91,8 @@ def check_data(
     suffix : str
         Appended to the names of the arguments in messages.
     """
-    inputs = check_inputs(x, spec.units[0], backend, argument=f"x{suffix}")
+    dtype = rules.dtype
+    inputs = check_inputs(x, spec.units[0], backend, rules, argument=f"x{suffix}")
     if len(inputs) == 0:
         raise DataError(f"x{suffix} has no rows; at least one is needed")
     given, y_there = _on_host(y, backend, f"y{suffix}")
@@ -116,13 +120,14 @@ def check_data(
         None if weights is None else weights.astype(dtype),
         y_there,
         weights_there,
+        names=names_of(x),
     )
 
 
 def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any], Array | None]:
     """Return what can be checked here; and the array itself, where it lies on the backend."""
     there = backend.take(array, argument)
-    return (host_array(array), None) if there is None else (backend.to_numpy(there), there)
+    return (host_array(array, argument), None) if there is None else (backend.to_numpy(there), there)
 
 
 def _check_weights(sample_weight: ArrayLike, rows: int, argument: str) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp.arguments import check_count, check_integer
 from fastmlp.engine.checks import check_data, check_inputs
 from fastmlp.engine.inference import Inference
+from fastmlp.engine.inputs import InputRules
 from fastmlp.engine.predictor import Predictor
 from fastmlp.engine.sessions import SessionPool
 from fastmlp.network.layout import layout_of
@@ -59,8 +60,10 @@ class Learner:
         On that backend.
     inference : Inference
         By these sessions.
-    class_names, feature_names : tuple of str or None
-        Of the outputs and the inputs; files keep them.
+    class_names : tuple of str or None
+        Of the outputs; files keep them.
+    rules : InputRules
+        What it knows of its inputs: names and scale, which files keep too.
     paused : PausedRun or None
         The run of the checkpoint that it was loaded from, until something changes it.
 
@@ -72,7 +75,7 @@ class Learner:
     def __init__(self, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, state: TrainState) -> None:
         self.spec, self.dtype, self.state = spec, dtype, state
         self.class_names: tuple[str, ...] | None = None
-        self.feature_names: tuple[str, ...] | None = None
+        self.rules = InputRules(dtype, None, None)
         self.paused: PausedRun | None = None
         self._changing = threading.Lock()
         self._made: _Made | None = None
@@ -123,15 +126,29 @@ class Learner:
         class_weight: Mapping[int, float] | str | None = None,
         *,
         suffix: str = "",
+        rules: InputRules | None = None,
     ) -> HostData:
-        """Return checked data for this network; `suffix` is appended to the names of arguments in messages."""
-        return check_data(self.spec, self.dtype, x, y, sample_weight, class_weight, backend=self.backend, suffix=suffix)
+        """Return checked data for this network.
+
+        Parameters
+        ----------
+        x, y, sample_weight, class_weight
+            A user's.
+        suffix : str
+            Appended to the names of arguments in messages.
+        rules : InputRules, optional
+            Of the inputs, where they are not this network's.
+        """
+        backend = self.backend
+        return check_data(
+            self.spec, rules or self.rules, x, y, sample_weight, class_weight, backend=backend, suffix=suffix
+        )
 
     # --- asking ---
 
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
-        rows = check_inputs(x, self.spec.units[0], self.backend)
+        rows = check_inputs(x, self.spec.units[0], self.backend, self.rules)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
         with self.backend.placed():
@@ -140,7 +157,7 @@ class Learner:
     def predictor(self) -> Predictor:
         """Return a function that predicts one example at a time, with a copy of the weights."""
         with self.backend.working():
-            return Predictor(self.backend, self.spec, self.dtype, self.state.evaluated)
+            return Predictor(self.backend, self.spec, self.rules, self.state.evaluated)
 
     def figures(self, data: HostData, metrics: Mapping[str, Metric]) -> dict[str, float]:
         """Return loss, accuracy where there is one, and metrics, of checked data."""
@@ -212,7 +229,7 @@ class Learner:
             "dtype": self.dtype.name,
             "backend": self.backend,
             "class_names": self.class_names,
-            "feature_names": self.feature_names,
+            "rules": self.rules,
             "state": self.state.copied(self.to_numpy),
         }
 
@@ -221,4 +238,4 @@ class Learner:
         with backend.working():
             state = values["state"].copied(backend.copy)
         Learner.__init__(self, values["spec"], np.dtype(values["dtype"]), backend, state)
-        self.class_names, self.feature_names = values["class_names"], values["feature_names"]
+        self.class_names, self.rules = values["class_names"], values["rules"]

@@ -19,6 +19,8 @@ class Progress:
         Of the whole run.
     shuffle : bool
     validation_split : float
+    drawn : bool
+        Whether the rows held out are drawn by the seed; runs of earlier versions hold out the last ones.
     horizon : int
         Steps of the run, for schedules that follow it.
     schedule_start : int
@@ -47,6 +49,7 @@ class Progress:
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     memory: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    drawn: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

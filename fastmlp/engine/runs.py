@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastmlp.engine.batches import split_rows, steps_per_epoch
 from fastmlp.engine.checks import row_classes
 from fastmlp.engine.history import History
+from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.progress import Progress
 from fastmlp.errors import DataError, ReproducibilityWarning
@@ -25,13 +26,23 @@ if TYPE_CHECKING:
 
 
 def hold_out(
-    learner: Learner, data: HostData, validation_data: tuple[ArrayLike, ...] | None, fraction: float
+    learner: Learner,
+    data: HostData,
+    validation_data: tuple[ArrayLike, ...] | None,
+    fraction: float,
+    drawn: bool = True,
 ) -> tuple[HostData, HostData | None]:
-    """Return the data to train on, and those to validate with: given ones, or rows held out of the others."""
+    """Return the data to train on, and those to validate with: given ones, or rows held out of the others.
+
+    Where these are not `drawn`, they are the last ones.
+    """
     parts = split_rows(len(data), fraction, learner.state.key, row_classes(learner.spec.loss, data.y))
     if validation_data is None:
         if parts is None:
             return data, None
+        if not drawn:
+            cut = len(parts.train)
+            return data.window(slice(0, cut)), data.window(slice(cut, None))
         # what trains stays where it is, and is picked row by row in the order of each epoch
         return replace(data, training=parts.train), data.taken(parts.held_out, learner.backend.asarray)
     if parts is not None:
@@ -40,7 +51,13 @@ def hold_out(
         raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
     weights = validation_data[2] if len(validation_data) == 3 else None
     x, y = validation_data[:2]
-    return data, learner.data(x, y, weights, suffix=" of validation_data")
+    return data, learner.data(x, y, weights, suffix=" of validation_data", rules=_settled(learner, data))
+
+
+def _settled(learner: Learner, data: HostData) -> InputRules:
+    """Return what is known of the inputs: by the learner or, where it knows nothing, by the data to train on."""
+    rules = learner.rules
+    return rules._replace(names=rules.names or data.names, scale=rules.scale or InputScale.of(data.x))
 
 
 class Wanted(NamedTuple):
@@ -74,19 +91,21 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
             rows=rows,
             shuffle=wanted.shuffle,
             validation_split=wanted.validation_split,
+            drawn=True,
             horizon=epochs * steps_per_epoch(rows, batch_size),
             schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
         )
         run = Training(learner, data, validation, progress, optimizer, *extras)
         run.check_memory()
         learner.paused = None
-        before = replace(learner.state)
+        before, rules = replace(learner.state), learner.rules
+        learner.rules = _settled(learner, data)
         learner.state.begin(optimizer, learner.backend.zeros, learner.backend.copy)
         try:
             return run.run()
         except BaseException:
             if run.steps_done == 0:
-                learner.state = before
+                learner.state, learner.rules = before, rules
             raise
 
 

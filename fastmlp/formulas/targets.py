@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def holds_labels(y: NDArray[Any], outputs: int) -> bool:
+    """Return whether targets of a loss over classes are labels, (n,) or a column (n, 1), and no rows of one-hot."""
+    return y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < outputs)
+
+
 def as_labels(y: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Return class labels (n,) as int64; DataError unless all are integers in 0..classes-1."""
+    """Return class labels, (n,) or (n, 1), as (n,) int64; DataError unless all are integers in 0..classes-1."""
+    y = y.reshape(-1)
     if y.dtype.kind not in "iu":
         if y.dtype.kind == "f" and np.array_equal(y, np.floor(y)):
             cure = "they are whole numbers: pass y.astype(int)"
