@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -238,8 +239,6 @@ _Backend = Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")]
 
 
 def _load(model: str, backend: str = "auto") -> MLP:
-    from pathlib import Path
-
     from fastmlp.files import safetensors
     from fastmlp.loading import load
 
@@ -296,6 +295,8 @@ def predict(
 
     if not out.lower().endswith((".csv", ".npy", ".npz")):
         raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
+    if not Path(out).resolve().parent.is_dir():
+        raise FileNotFoundError(f"{out}: expected a folder to write it into, found none; make it first")
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
     x, _ = load_rows(network, data, target, with_target=False, header=header)

@@ -33,7 +33,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ------
     OSError
         Before anything is written where the folder is missing or not writable, or `path` is there and is not
-        a regular file; or where the disk refuses the data.
+        a regular file; or where the disk refuses the data. It names `path`.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -41,18 +41,30 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OSError(f"{path}: expected a regular file or none; a folder, device or pipe cannot be replaced")
     # 40 characters of the name, so that a name as long as the file system allows leaves room for the rest
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
-    file = open(temporary, "xb")
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        file = open(temporary, "xb")
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise _named(error, path, temporary) from error
     _sync_folder(target.parent)
+
+
+def _named(error: OSError, path: str | os.PathLike[str], temporary: Path) -> OSError:
+    """Return an error with the name of the file that was to be written, where it names the temporary one or none."""
+    if error.filename not in (None, temporary, os.fspath(temporary)):
+        return error
+    if error.errno is None:  # such as NumPy's, of a disk that is full
+        return type(error)(f"{os.fspath(path)}: {error}")
+    return OSError(error.errno, error.strerror, os.fspath(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -291,3 +291,9 @@ def test_labels_with_a_point_are_classes_and_that_is_said(cli, tmp_path):
     (tmp_path / "a.csv").write_text("a,b,y\n" + "".join(f"{a},{b},{i % 2 + 1}.0\n" for i, (a, b) in enumerate(draw)))
     out = cli("train", "a.csv", "--target", "y", "--epochs", 1, "--backend", "numpy", "--out", "run")[1]
     assert "2 classes (for values, --loss mean_squared_error)" in out
+
+
+def test_a_missing_folder_for_predictions_is_told_before_the_work(cli, tmp_path):
+    code, out, err = cli("predict", "no model", "no data.csv", "--out", "nodir/p.csv")
+    assert (code, out) == (1, "")
+    assert err == "error: nodir/p.csv: expected a folder to write it into, found none; make it first\n"
