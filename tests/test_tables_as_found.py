@@ -64,6 +64,7 @@ PANDAS = lines("0,1,2,3", DRAW, lambda i: i % 2)
         (lines("400.5,401.0,401.5", DRAW), {}),
         (lines("401.5,401.0,400.5", DRAW), {}),
         (lines("0,1,2", DRAW), {}),
+        (lines("0.0,1.0,2.0", DRAW), {}),
     ],
 )
 def test_a_first_row_of_numbers_that_are_names_is_read_as_names_and_that_is_said(write, text, options):
@@ -76,6 +77,13 @@ def test_a_first_row_of_numbers_that_are_names_is_read_as_names_and_that_is_said
     if not any(name in text for name in ("species", "glucose")):
         assert len(load_table(path, **options, header=False).x) == 1 + len(DRAW)
     assert load_table(path, **options, header=True).x.tolist() == DRAW  # asked for: nothing is said
+
+
+def test_names_from_0_are_told_above_whole_numbers_too(write):
+    table, messages = said(write("0,1,2,3\n1,0,0,1\n0,1,0,0\n"), target=3)
+    assert table.x.tolist() == [[1, 0, 0], [0, 1, 0]] and table.y.tolist() == [1, 0] and len(messages) == 1
+    table, messages = said(write("0,1\n5.5,2\n2,3\n"))
+    assert table.x.tolist() == [[5.5, 2], [2, 3]] and len(messages) == 1
 
 
 @pytest.mark.parametrize(("text", "target"), [(SPECTRA, "species"), (GLUCOSE, "glucose"), (SPECTRA, "400.5")])
@@ -155,7 +163,9 @@ def test_a_missing_target_of_an_archive_is_no_class_and_a_known_class_is_one(tmp
     np.savez(tmp_path / "a.npz", x=np.ones((2, 2)), y=np.array(["oak", "NA"]))
     assert "got 'NA', which stands for a missing value" in refusal(tmp_path / "a.npz")
     assert load_table(write("x,y\n1,Na\n2,K\n"), target="y").class_names == ("K", "Na")  # sodium
-    assert load_table(write("x,y\n1,none\n2,mild\n"), target="y", class_names=["none", "mild"]).y.tolist() == [0, 1]
+    assert load_table(write("x,y\n1,none\n2,mild\n"), target="y").class_names == ("mild", "none")
+    known = load_table(write("x,y\n1,None\n2,mild\n"), target="y", class_names=["None", "mild"])
+    assert known.y.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,19 @@ def test_numbers_and_dates_written_as_text_are_no_classes_unless_asked_for(write
     message = refusal(path, target="y")
     assert "expected numbers or classes in column 'y'" in message and "--loss softmax_cross_entropy" in message
     assert load_table(path, target="y", task="classification").class_names
+
+
+def test_numbers_of_which_some_are_written_as_text_are_no_classes(write):
+    path = write('x,y\n1,"1,234"\n2,900\n3,800\n4,700\n')
+    assert "got '1,234': write numbers as 1234.5" in refusal(path, target="y")
+    assert load_table(write("x,y\n1,$3\n2,low\n3,high\n"), target="y").class_names == ("$3", "high", "low")
+
+
+def test_a_first_row_that_may_hold_names_is_refused_with_the_cure(write):
+    path = write("id,400.5,401.0,y\n1,0.1,0.2,a\n2,0.3,0.1,b\n")
+    message = "line 1, column 0: expected a number, got 'id'; if that is a header row, header=True (--header) reads it"
+    assert message in refusal(path, target=-1)
+    assert load_table(path, target=-1, header=True).feature_names == ("id", "400.5", "401.0")
 
 
 def test_a_text_for_every_row_is_no_class_unless_asked_for(write, tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 """Whole numbers that always fit in an int64."""
 MISSING = frozenset(
-    ("", "?", "-", "--", ".", "NA", "na", "N/A", "n/a", "N.A.", "n.a.", "NULL", "Null", "null", "NONE", "None", "none")
+    ("", "?", "-", "--", ".", "NA", "na", "N/A", "n/a", "N.A.", "n.a.", "NULL", "Null", "null", "None")
 ) | {"NaN", "nan", "NAN", "NaT", "#N/A", "#NA", "<NA>", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NAME?"}
 """What programs and people write where there is no value; in this spelling, since Na is a metal."""
 _GROUPS = r"[0-9]{1,3}(?:[,.' \u00a0\u202f][0-9]{3})*(?:[.,][0-9]+)?|[0-9]+(?:[.,][0-9]+)?"

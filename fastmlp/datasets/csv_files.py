@@ -314,7 +314,10 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
         numeric.add(layout.target)
     known = source.class_names or ()
     with open_text(path) as file:
-        for line, cells in itertools.islice(records(path, file), int(bool(layout.header)), None):
+        rows = records(path, file)
+        if layout.header:
+            next(rows)
+        for number, (line, cells) in enumerate(rows):
             if len(cells) != layout.width:
                 return DataError(f"{path}: line {line}: expected {layout.width} cells, got {len(cells)}")
             for column, cell in enumerate(cells):
@@ -323,11 +326,12 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
                     return DataError(f"{place}: expected a value, got an empty cell")
                 missing = ", which stands for a missing value: fill it in or remove the row"
                 if column == layout.target and column not in numeric and is_missing(cell) and cell not in known:
-                    return DataError(f"{place}: expected a class, got {quoted(cell)}{missing}")
+                    cure = ", or give it another name if it is a class"
+                    return DataError(f"{place}: expected a class, got {quoted(cell)}{missing}{cure}")
                 if column not in numeric:
                     continue
                 if not is_number(cell):
-                    cure = missing if is_missing(cell) else f"; {_HEADER}" if layout.header is None else ""
+                    cure = missing if is_missing(cell) else "" if layout.header or number else f"; {_HEADER}"
                     return DataError(f"{place}: expected a number, got {quoted(cell)}{cure}")
                 if not math.isfinite(float(cell)):
                     return DataError(f"{place}: expected a finite number, got {quoted(cell)}")

@@ -25,14 +25,16 @@ def is_named(cells: Sequence[str]) -> bool:
 def is_counted(first: Sequence[str], second: Sequence[str], target: int | None) -> bool:
     """Return whether a row is 0, 1, 2, ..., the names that pandas gives; the target and an index may have others.
 
-    Not where the second row goes on counting, as rows of data do that begin so.
+    Not where the second row goes on counting (of two columns: the first of them), as rows of data do that begin so.
     """
     start = 1 if first[0] == "" and target != 0 else 0
     cells = {column: cell for column, cell in enumerate(first) if column >= start and is_number(cell)}
     if len(cells) < 2 or set(range(start, len(first))) - set(cells) - {target}:
         return False
-    counted = all(cell == str(column - start) for column, cell in cells.items())
-    return counted and not second[start : start + 1] == ["1"]
+    if any(float(cell) != column - start for column, cell in cells.items()):
+        return False
+    going_on = list(cells)[: 1 if len(cells) == 2 else None]
+    return len(second) != len(first) or any(second[column] != str(column - start + 1) for column in going_on)
 
 
 def is_scale(cells: Sequence[str]) -> bool:

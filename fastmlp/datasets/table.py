@@ -109,13 +109,13 @@ def check_classes(source: Source, texts: Sequence[str], rows: int, column: str) 
     if (missing := next(filter(is_missing, texts), None)) is not None and missing not in (source.class_names or ()):
         raise DataError(
             f"{source.path}: expected a class in {column}, got {quoted(missing)}, which stands for a missing value: "
-            "fill it in or remove the row"
+            "fill it in or remove the row, or give it another name if it is a class"
         )
     if source.task != "auto":
         return
     otherwise = 'if these are classes, say so with task="classification" (--loss softmax_cross_entropy)'
     formatted = [text for text in texts if is_formatted(text)]
-    if 2 * len(formatted) > len(texts):
+    if formatted and 2 * (len(formatted) + sum(map(is_number, texts))) > len(texts):
         raise DataError(
             f"{source.path}: expected numbers or classes in {column}, got {quoted(formatted[0])}: write numbers as "
             f"1234.5 and dates as numbers of days; {otherwise}"
