@@ -95,11 +95,15 @@ class HostData:
 
         return HostData(self.x[part], self.y[part], cut(self.weights), cut(self.y_there), cut(self.weights_there))
 
-    def taken(self, rows: NDArray[np.intp], asarray: Callable[[Any], Array]) -> HostData:
-        """Return copies of some rows; `asarray` brings their numbers to where arrays of a backend are."""
+    def taken(
+        self, rows: NDArray[np.intp], to_numpy: Callable[[Array], NDArray[Any]], asarray: Callable[[Any], Array]
+    ) -> HostData:
+        """Return copies of some rows; what is on a backend is picked on the host, by `Backend.to_numpy`, `asarray`."""
 
         def pick(array: Array | None) -> Array | None:
-            return None if array is None else array[rows if isinstance(array, np.ndarray) else asarray(rows)]
+            if array is None or isinstance(array, np.ndarray):
+                return None if array is None else array[rows]
+            return asarray(to_numpy(array)[rows])
 
         return HostData(pick(self.x), self.y[rows], pick(self.weights), pick(self.y_there), pick(self.weights_there))
 

@@ -41,7 +41,8 @@ class InputScale(NamedTuple):
             return cls(FULL, False)
         if x.dtype == np.bool_:
             return cls(1, True)
-        return cls(1, bool(x.min() >= 0) and 0 < float(x.max()) <= 1)
+        lowest, highest = range_of(x)
+        return cls(1, lowest >= 0 and 0 < highest <= 1)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | None) -> InputScale | None:
@@ -110,6 +111,14 @@ def in_order(x: Any, names: tuple[str, ...] | None, argument: str) -> Any:
     )
 
 
+def range_of(x: Array) -> tuple[float, float]:
+    """Return the smallest, 0 where the type has no sign, and the largest number of inputs, wherever they are."""
+    if x.dtype.kind in "bu":
+        return 0.0, float(x.max())
+    # one function of a GPU's arrays less to rely on
+    return float(x.min()) if isinstance(x, np.ndarray) else -float((-x).max()), float(x.max())
+
+
 def as_trained(x: Array, rules: InputRules, argument: str) -> Array:
     """Return checked inputs as the backends take them: they divide uint8 by 255, and no other type.
 
@@ -122,24 +131,24 @@ def as_trained(x: Array, rules: InputRules, argument: str) -> Array:
     if len(x) == 0 or (scale is None and not is_bytes):
         return x
     if scale is None:
-        return x.view(np.bool_) if x.max() <= 1 else x
+        return x.view(np.bool_) if range_of(x)[1] <= 1 else x
     if scale.divisor == 1:
         if not is_bytes and not scale.unit:
             return x
-        highest = x.max()
+        highest = range_of(x)[1]
         if scale.unit and highest >= _FAR:
             _warn(
-                f"{argument} has values up to {highest}, and the model takes them as they are, since it was trained on "
-                f"values in 0..1; pass {argument} / 255 if they are pixels"
+                f"{argument} has values up to {highest:g}, and the model takes them as they are, since it was trained "
+                f"on values in 0..1; pass {argument} / 255 if they are pixels"
             )
         if not is_bytes:
             return x
         return x.view(np.bool_) if highest <= 1 else x.view(np.int8) if highest < 128 else x.astype(np.int16)
-    lowest, highest = x.min(), x.max()
+    lowest, highest = range_of(x)
     if highest > FULL or lowest < 0 or 0 < highest <= 1:
         cure = f"; pass {argument} * 255 if it is divided already" if 0 < highest <= 1 and lowest >= 0 else ""
         _warn(
-            f"{argument} has values in {lowest}..{highest}, and the model divides its inputs by 255, since it was "
+            f"{argument} has values in {lowest:g}..{highest:g}, and the model divides its inputs by 255, since it was "
             f"trained on bytes{cure}"
         )
     if is_bytes:

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -331,9 +332,7 @@ class Training:
         if not figures:  # every batch of the epoch had weight 0
             figures = dict.fromkeys(self.figure_names()[: 1 + learner.spec.loss.has_accuracy], math.nan)
         if self._metrics:
-            rows, asarray = self._data.training, learner.backend.asarray
-            trained = self._data if rows is None else self._data.taken(rows, asarray)
-            asked = learner.spec, learner.state.evaluated, trained, self._metrics
+            asked = learner.spec, learner.state.evaluated, self._trained, self._metrics
             figures.update(learner.inference.metric_values(*asked))
         validation = self._validation_data()
         if validation is not None:
@@ -341,6 +340,15 @@ class Training:
             figures.update({f"val_{name}": value for name, value in found.items()})
         figures["learning_rate"] = rate
         return figures
+
+    @cached_property
+    def _trained(self) -> HostData:
+        """The rows that train, for metrics; a copy where others of the data are held out."""
+        data, backend = self._data, self.learner.backend
+        if data.training is None:
+            return data
+        with backend.working():
+            return data.taken(data.training, backend.to_numpy, backend.asarray)
 
     def _validation_data(self) -> HostData | None:
         """Return the validation data; brought to the backend once a run, where there is room beside the training."""

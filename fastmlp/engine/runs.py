@@ -44,7 +44,10 @@ def hold_out(
             cut = len(parts.train)
             return data.window(slice(0, cut)), data.window(slice(cut, None))
         # what trains stays where it is, and is picked row by row in the order of each epoch
-        return replace(data, training=parts.train), data.taken(parts.held_out, learner.backend.asarray)
+        backend = learner.backend
+        with backend.working():
+            held_out = data.taken(parts.held_out, backend.to_numpy, backend.asarray)
+        return replace(data, training=parts.train), held_out
     if parts is not None:
         raise ValueError("give either validation_data or validation_split, not both")
     if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
