@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_number
 from fastmlp.formulas.random_bits import epoch_order
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def split_rows(rows: int, fraction: float, key: int, labels: NDArray[Any] | None
     ----------
     rows : int
     fraction : float
-        Of the rows, to hold out.
+        Of the rows, to hold out; in [0, 1).
     key : int
         64-bit seed.
     labels : (rows,) int, or None
@@ -44,9 +43,8 @@ def split_rows(rows: int, fraction: float, key: int, labels: NDArray[Any] | None
     Raises
     ------
     ValueError
-        The fraction is not in [0, 1), or leaves one of the parts without a row.
+        The fraction leaves one of the parts without a row.
     """
-    fraction = check_number("validation_split", fraction, 0.0, 1.0)
     if fraction == 0.0:
         return None
     count = round(rows * fraction)

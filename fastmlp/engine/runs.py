@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastmlp.arguments import check_number
 from fastmlp.engine.batches import split_rows, steps_per_epoch
 from fastmlp.engine.checks import row_classes
 from fastmlp.engine.history import History
@@ -36,7 +37,9 @@ def hold_out(
 
     Where these are not `drawn`, they are the last ones.
     """
-    parts = split_rows(len(data), fraction, learner.state.key, row_classes(learner.spec.loss, data.y))
+    fraction = check_number("validation_split", fraction, 0.0, 1.0)
+    labels = row_classes(learner.spec.loss, data.y) if fraction else None
+    parts = split_rows(len(data), fraction, learner.state.key, labels)
     if validation_data is None:
         if parts is None:
             return data, None
