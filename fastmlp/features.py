@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastmlp.arguments import check_count, check_number, check_sequence
+from fastmlp.backends.foreign import refuse_masked
 from fastmlp.floating import quiet
 from fastmlp.model import MLP
 
@@ -80,6 +81,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         ValueError, TypeError
             An argument does not make sense.
         """
+        refuse_masked("X", X)
         x = validate_data(self, X, dtype=(np.float64, np.float32))
         components = check_count("n_components", self.n_components)
         self.gamma_: float = self._gamma(x)
@@ -103,6 +105,7 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             float32 for float32 inputs, else float64.
         """
         check_is_fitted(self)
+        refuse_masked("X", X)
         x = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         z: NDArray[Any] = x @ self.weights_.astype(x.dtype)
         z += self.offset_.astype(x.dtype)

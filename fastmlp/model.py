@@ -143,18 +143,18 @@ class MLP:
     @property
     def feature_names(self) -> tuple[str, ...] | None:
         """The names of the inputs, which saved files keep; the command line picks columns of a table by them."""
-        return self._learner.feature_names
+        return self._learner.rules.names
 
     @feature_names.setter
     def feature_names(self, names: Sequence[str] | None) -> None:
-        self._learner.feature_names = check_feature_names(self.spec, names)
+        self._learner.rules = self._learner.rules._replace(names=check_feature_names(self.spec, names))
 
     def __repr__(self) -> str:
         return f"MLP({describe(self.spec, self.dtype, self.backend.name, self.seed)})"
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Print the layers, their shapes and numbers of parameters, and what training keeps in memory, line by line."""
-        for line in summary_lines(self.spec, self.dtype, self.backend.name):
+        for line in summary_lines(self.spec, self.dtype, self.backend.name, self._learner.rules.describe()):
             print_fn(line)
 
     # --- training ---
@@ -184,9 +184,9 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Finite; uint8 is divided by 255, batch by batch, other real types are converted.  Not changed, not kept.  On
-            the ``"cupy"`` backend arrays of its GPU, CuPy's or any that know DLPack or ``__cuda_array_interface__``,
-            are taken without a copy, here as everywhere; of y and of weights a copy is checked on the host.
+            Finite inputs of any real type, or a data frame with its names.  Where the first fit gets uint8 above 1, all
+            inputs of any type are divided by 255 from then on.  On the ``"cupy"`` backend arrays of its GPU (of CuPy,
+            DLPack, ``__cuda_array_interface__``) are not copied, here as everywhere; y and weights are, to check.
         y : (n,) or (n, K) array_like
             Labels, or one-hot rows, probabilities or values, as the loss asks for.
         epochs : int
@@ -202,7 +202,8 @@ class MLP:
         validation_data : (x, y) or (x, y, sample_weight), optional
             Evaluated after each epoch, by the weights given here alone.
         validation_split : float
-            In [0, 1): instead, hold out this last part of the rows, with their `sample_weight`.
+            In [0, 1): instead, hold out this part of the rows with their `sample_weight`, drawn by the seed and the
+            same of each class; for the last rows, as of a series in time, use validation_data.
         metrics : sequence of str or callable, or mapping from name to these
             More figures of each epoch, on the training and the validation data: names of scorers or functions of
             `sklearn.metrics`, given predictions or probabilities as they need, or callables ``f(y, predict(x))``.
@@ -267,7 +268,7 @@ class MLP:
         learner = self._learner
         paused, progress = runs.paused_run(learner)
         rows, split = (x, y, sample_weight), progress.validation_split
-        data, validation = runs.take(learner, rows, class_weight, validation_data, split)
+        data, validation = runs.take(learner, rows, class_weight, validation_data, split, progress.drawn)
         more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self)
         return runs.go_on(learner, paused, progress, data, validation, more)
 

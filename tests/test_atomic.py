@@ -198,3 +198,39 @@ def test_a_temporary_file_taken_for_a_leftover_before_it_is_locked_is_made_again
     with atomic_writer(tmp_path / "a") as file:
         file.write(b"new")
     assert taken and (tmp_path / "a").read_bytes() == b"new" and names(tmp_path) == ["a"]
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_writer(tmp_path / "none" / "a"):
+        pass
+    assert caught.value.filename == str(tmp_path / "none" / "a") and ".tmp" not in str(caught.value)
+    with pytest.raises(OSError, match="another") as caught, atomic_writer(tmp_path / "a"):
+        raise OSError(5, "bad", "another")  # of another file than the one that is written
+    assert caught.value.filename == "another"
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+import fastmlp
+from fastmlp.cli.output import write_predictions
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = fastmlp.MLP((3, 400, 2), loss="mean_squared_error", backend="numpy", seed=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+path = sys.argv[1]
+try:
+    if path.endswith("safetensors"):
+        model.save(path)
+    else:
+        write_predictions(path, model, np.random.default_rng(0).random((9000, 2)), None)
+except OSError as error:
+    print(error.filename or error)
+"""
+
+
+@posix
+@pytest.mark.parametrize("name", ["p.csv", "p.npy", "p.npz", "m.safetensors"])
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path, name):
+    done = subprocess.run([sys.executable, "-P", "-c", FULL, name], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith(name) and ".tmp" not in done.stdout
+    assert done.stderr == "" and names(tmp_path) == []

@@ -154,3 +154,20 @@ def test_importing_the_datasets_imports_nothing_heavy():
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["{}.idx{}-ubyte", "{}.idx{}-ubyte.gz", "{0}-idx{1}-ubyte/{0}-idx{1}-ubyte", "{0}-idx{1}-ubyte/{0}.idx{1}-ubyte"],
+)
+def test_other_spellings_of_the_four_names_will_do(own, tmp_path, spelled):
+    expected, folder = load_mnist(folder=own, raw=True), tmp_path / "kaggle"
+    for file in [*own.iterdir()]:
+        if file.is_file():
+            stem, rank = file.name.split("-idx")[0], file.name.split("-idx")[1][0]
+            there = folder / spelled.format(stem, rank)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            write_idx(there, read_idx(file))
+    found = load_mnist(folder=folder, raw=True)
+    for (x, y), (a, b) in zip(found, expected, strict=True):
+        assert np.array_equal(x, a) and np.array_equal(y, b)

@@ -30,15 +30,6 @@ def test_history_has_one_value_an_epoch_of_each_figure(backend):
     assert all(len(values) == 3 for values in history.history.values())
 
 
-def test_validation_split_holds_out_the_last_rows_in_their_order(backend):
-    x, y = blobs()
-    split, given = small(backend), small(backend)
-    a = split.fit(x, y, epochs=2, validation_split=0.25, verbose=0)
-    b = given.fit(x[:150], y[:150], epochs=2, validation_data=(x[150:], y[150:]), verbose=0)
-    assert a.history["val_loss"] == b.history["val_loss"]
-    assert_same_bits(split.get_weights()[0], given.get_weights()[0])
-
-
 def test_predictions_come_by_loss(backend):
     x, _ = blobs()
     model = small(backend)

@@ -237,7 +237,11 @@ def test_a_large_csv_is_read_fast(tmp_path):
         ("a,b,a\n1,2,3\n", {}, "expected column names that differ, got 'a' more than once"),
         ("a;b\n1;2\n", {}, "expected values separated by commas, got 'a;b'; save it with commas"),
         ("1\t2\n3\t4\n", {}, "expected values separated by commas, got '1\\t2'"),
-        ("0,1,label\n1,2,7\n3,4,8\n", {"target": 2}, "if that is a header row, give the target by its name"),
+        (
+            "5,1,3,label\n1,2,3,7\n3,4,5,8\n",
+            {"target": 3},
+            "in the first row and only there; if that is a header row, header=",
+        ),
         (
             FLOWERS,
             {"feature_names": ["width", "depth"]},

@@ -49,6 +49,10 @@ class HostData:
         NumPy's; row weights, class weights included.
     y_there, weights_there : array or None
         The same on the backend, where they came from there as they are.
+    training : (m,) intp or None
+        The rows that train, where others of these are held out; None means all.
+    names : tuple of str or None
+        Of the columns of the data frame that x was.
     """
 
     x: Array
@@ -56,9 +60,16 @@ class HostData:
     weights: NDArray[Any] | None
     y_there: Array | None = None
     weights_there: Array | None = None
+    training: NDArray[np.intp] | None = None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def training_rows(self) -> int:
+        """How many rows train."""
+        return len(self) if self.training is None else len(self.training)
 
     def on(self, asarray: Callable[[Any], Array]) -> DeviceData:
         """Return the data where `asarray` brings arrays, `Backend.asarray`."""
@@ -83,6 +94,18 @@ class HostData:
             return None if array is None else array[part]
 
         return HostData(self.x[part], self.y[part], cut(self.weights), cut(self.y_there), cut(self.weights_there))
+
+    def taken(
+        self, rows: NDArray[np.intp], to_numpy: Callable[[Array], NDArray[Any]], asarray: Callable[[Any], Array]
+    ) -> HostData:
+        """Return copies of some rows; what is on a backend is picked on the host, by `Backend.to_numpy`, `asarray`."""
+
+        def pick(array: Array | None) -> Array | None:
+            if array is None or isinstance(array, np.ndarray):
+                return None if array is None else array[rows]
+            return asarray(to_numpy(array)[rows])
+
+        return HostData(pick(self.x), self.y[rows], pick(self.weights), pick(self.y_there), pick(self.weights_there))
 
     def fingerprint(self, to_numpy: Callable[[Array], NDArray[Any]]) -> str:
         """Return a short hash that tells other data apart: shapes, types, targets, and evenly spaced rows of x.

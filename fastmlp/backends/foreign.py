@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.errors import DataError
+
 # dlpack.h: DLDeviceType
 _CUDA, _CUDA_MANAGED = 2, 13
 
@@ -28,8 +30,27 @@ def speaks_dlpack(array: Any) -> bool:
     return hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__")
 
 
-def host_array(array: Any) -> NDArray[Any]:
-    """Return what is in host memory as a NumPy array, without a copy where that can be."""
+def host_array(array: Any, argument: str) -> NDArray[Any]:
+    """Return what is in host memory as a NumPy array, without a copy where that can be; masked values are refused."""
+    refuse_masked(argument, array)
     if not isinstance(array, np.ndarray) and not hasattr(array, "__array__") and speaks_dlpack(array):
         return np.from_dlpack(array)
     return np.asarray(array)
+
+
+def refuse_masked(argument: str, array: Any) -> None:
+    """Raise DataError where values of an array, or of a list of arrays, are masked: NumPy would take what is below."""
+    if type(array) is np.ndarray:
+        return
+    if isinstance(array, (list, tuple)):
+        parts = [(f"[{i}]", part) for i, part in enumerate(array) if isinstance(part, np.ma.MaskedArray)]
+    else:
+        parts = [("", array)] if isinstance(array, np.ma.MaskedArray) else []
+    for place, part in parts:
+        mask = np.ma.getmaskarray(part)
+        if mask.any():
+            index = ", ".join(map(str, np.argwhere(mask)[0]))
+            raise DataError(
+                f"{argument}{place} has masked values, {np.count_nonzero(mask)} of them, the first at [{index}]; fill "
+                f"them in, {argument}.filled(value), or leave their rows out"
+            )

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -121,6 +122,10 @@ def _default(name: str) -> str:
     return f"Default: {mnist} for mnist, {table} for a file."
 
 
+_Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether the first row of a CSV file holds names. Default: by its look."),
+]
 _RATES = ", ".join(f"{rate:g} for {name}" for name, rate in run_settings.RATES.items())
 
 
@@ -132,6 +137,7 @@ def train(
         str | None,
         typer.Option(help="Column of a CSV file to learn, array of an .npz file; for .npy and IDX another file."),
     ] = None,
+    header: _Header = None,
     hidden: Annotated[
         str | None,
         typer.Option(help=f"Units of the hidden layers, such as 256,128; '' for none. {_default('hidden')}"),
@@ -171,8 +177,8 @@ def train(
     validation: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of the rows to hold out and measure on after each epoch: random rows, of mnist and .npy "
-            f"files the last ones. {_default('validation')}"
+            help="Fraction of the rows to hold out and measure on after each epoch: drawn by the seed, of each class "
+            f"alike; of mnist the last ones. {_default('validation')}"
         ),
     ] = None,
     standardize: Annotated[
@@ -243,8 +249,6 @@ _Backend = Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")]
 
 
 def _load(model: str, backend: str = "auto") -> MLP:
-    from pathlib import Path
-
     with leaving_at_ctrl_c():
         from fastmlp.files import safetensors
         from fastmlp.loading import load
@@ -269,6 +273,7 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(help="Column of a CSV file, array of an .npz file, or file, to compare with.")
     ] = None,
+    header: _Header = None,
     backend: _Backend = "auto",
 ) -> None:
     """Print the loss of a model on some data and, for classes, accuracy, precision, recall and F1."""
@@ -277,7 +282,7 @@ def evaluate(
 
     _refuse_target(data, target)
     network = _load(model, backend)
-    x, y = load_rows(network, data, target, with_target=True)
+    x, y = load_rows(network, data, target, with_target=True, header=header)
     figures = network.evaluate(x, y, metrics=extra_figures(network))
     _print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
     if "accuracy" in figures:
@@ -291,6 +296,7 @@ def predict(
     data: _Data,
     out: Annotated[str, typer.Option(help="File to write: .csv, .npy or .npz.")],
     target: Annotated[str | None, typer.Option(help="Column of a CSV file to leave out, where there is one.")] = None,
+    header: _Header = None,
     proba: Annotated[bool, typer.Option("--proba", help="Write probabilities too (.npy: only them).")] = False,
     backend: _Backend = "auto",
 ) -> None:
@@ -300,9 +306,11 @@ def predict(
 
     if not out.lower().endswith((".csv", ".npy", ".npz")):
         raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
+    if not Path(out).resolve().parent.is_dir():
+        raise FileNotFoundError(f"{out}: expected a folder to write it into, found none; make it first")
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
-    x, _ = load_rows(network, data, target, with_target=False)
+    x, _ = load_rows(network, data, target, with_target=False, header=header)
     with _options():
         chances = network.predict_proba(x) if proba else None
     write_predictions(out, network, network.predict(x), chances)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +16,12 @@ from fastmlp.cli.settings import Settings
 from fastmlp.datasets.mnist import load_mnist
 from fastmlp.datasets.table import Table, Task
 from fastmlp.datasets.tables import load_table
+from fastmlp.datasets.text_files import open_text, records
+from fastmlp.engine.batches import split_rows
 from fastmlp.engine.ranges import check_held
+from fastmlp.engine.row_weights import row_classes
 from fastmlp.errors import DataError
 from fastmlp.formulas.losses import LOSSES, MeanSquaredError, SigmoidCrossEntropy
-from fastmlp.formulas.random_bits import epoch_order
 
 if TYPE_CHECKING:
     from fastmlp.model import MLP
@@ -37,8 +37,6 @@ MAX_RATIO = 10_000
 MAX_WEIGHT = 2.0**10
 """Up to which the weights of a network trained on scaled rows must be held in the units of the file too."""
 _SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber")
-_HELD_OUT = 2**63
-"""The step whose random numbers choose the rows held out; no run gets there."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,9 @@ class RunData:
         Height and width, where rows are images.
     description : str
         What was made of the data, a line.
+    split : float
+        Where rows stay in place on the disk `train` are all of them, and training holds out this fraction by itself:
+        those that `validation` has.
     """
 
     train: Examples
@@ -70,6 +71,13 @@ class RunData:
     feature_names: tuple[str, ...] | None
     image_shape: tuple[int, int] | None
     description: str
+    split: float = 0.0
+
+    @property
+    def training_rows(self) -> int:
+        """How many rows train."""
+        held_out = len(self.validation[0]) if self.validation is not None and self.split else 0
+        return len(self.train[0]) - held_out
 
     @property
     def measured(self) -> tuple[str, Examples]:
@@ -204,17 +212,19 @@ def load_run(settings: Settings) -> RunData:
         if loss and not loss.takes_labels:
             raise ValueError(f"--loss {loss.name} is not for classes, and mnist has ten of them")
         train, test = load_mnist(raw=True)
-        train, validation = _hold_out(train, settings, in_order=True)
+        rows = len(train[0])
+        train, validation = _last_rows(train, settings)
         name, said = settings.loss or "softmax_cross_entropy", f"tested on {len(test[0]):,} more"
-        said = _counts(train, validation, said)
+        said = _counts(rows, validation, said)
         return RunData(train, validation, test, 10, name, None, DIGITS, None, (28, 28), said)
     table, name, said = _table(settings)
     assert table.y is not None
     dtype, wider = check_dtype(settings.dtype), "use --dtype float64"
     check_held(table.x, dtype, settings.data, training=True, names=table.feature_names, cure=wider)
     check_held(table.y, dtype, f"{settings.data}: the target", training=True, cure=wider)
-    train, validation = _hold_out((table.x, table.y), settings, isinstance(table.x, np.memmap))
-    scaling = None
+    outputs, scaling = _outputs(name, table, settings), None
+    in_place = isinstance(table.x, np.memmap) and not _standardizes(settings, table)
+    train, validation = _hold_out((table.x, table.y), settings, name, outputs, in_place)
     if _standardizes(settings, table):
         scaling = Scaling.of(train, name in _SCALED_TARGETS)
         scaling.check_held(dtype, settings.data, table.feature_names, name == MeanSquaredError.name)
@@ -229,15 +239,16 @@ def load_run(settings: Settings) -> RunData:
         said += ", standardized for the training"
         if scaling.target is not None:
             said += " (and so are the losses of its epochs)"
-    described = _counts(train, validation, f"{table.x.shape[1]} features, {said}")
-    outputs = _outputs(name, table, settings)
+    described = _counts(len(table.x), validation, f"{table.x.shape[1]} features, {said}")
     names = table.class_names, table.names_of_file
-    return RunData(train, validation, None, outputs, name, scaling, *names, None, described)
+    split = settings.validation if in_place else 0.0
+    return RunData(train, validation, None, outputs, name, scaling, *names, None, described, split)
 
 
-def _counts(train: Examples, validation: Examples | None, rest: str) -> str:
-    held = f", {len(validation[0]):,} held out" if validation is not None else ""
-    return f"{len(train[0]):,} rows to train on{held}, {rest}"
+def _counts(rows: int, validation: Examples | None, rest: str) -> str:
+    count = 0 if validation is None else len(validation[0])
+    held = f", {count:,} held out" if count else ""
+    return f"{rows - count:,} rows to train on{held}, {rest}"
 
 
 def _standardizes(settings: Settings, table: Table) -> bool:
@@ -255,7 +266,7 @@ def _table(settings: Settings) -> tuple[Table, str, str]:
     task: Task = "auto"
     if loss:
         task = "classification" if loss.takes_labels or _is_sigmoid(loss) else "regression"
-    table = load_table(settings.data, target=settings.target, task=task)
+    table = load_table(settings.data, target=settings.target, task=task, header=settings.header)
     if table.y is None:
         raise DataError(
             f"{settings.data}: expected a target to learn; name it with --target (the column of a CSV file, the "
@@ -264,7 +275,8 @@ def _table(settings: Settings) -> tuple[Table, str, str]:
     names, cure = table.class_names, ""
     if loss is None and names is None and table.y.ndim == 1 and table.y.dtype.kind == "i":
         if len(np.unique(table.y)) <= MAX_CLASSES:
-            table = load_table(settings.data, target=settings.target, task="classification")
+            task = "classification"
+            table = load_table(settings.data, target=settings.target, task=task, header=settings.header)
             names, cure = table.class_names, " (for values, --loss mean_squared_error)"
         else:
             cure = " (for classes, --loss softmax_cross_entropy)"
@@ -293,26 +305,44 @@ def _outputs(loss: str, table: Table, settings: Settings) -> int:
     return len(table.class_names)
 
 
-def _hold_out(rows: Examples, settings: Settings, in_order: bool) -> tuple[Examples, Examples | None]:
-    """Split off the validation rows: random ones, or the last where all rows stay in place on the disk."""
+def _hold_out(
+    rows: Examples, settings: Settings, loss: str, outputs: int, in_place: bool
+) -> tuple[Examples, Examples | None]:
+    """Split off the rows that `validation_split` would hold out; where rows stay in place, the first part has all."""
     x, y = rows
     if settings.validation == 0.0:
         return rows, None
-    count = round(settings.validation * len(x))
-    if not 0 < count < len(x):
+    _held_out(settings, len(x))
+    record = LOSSES.record(loss)
+    labels = row_classes(record, record.prepare_targets(y, outputs))
+    parts = split_rows(len(x), settings.validation, settings.seed, labels)
+    assert parts is not None, "the fraction is not 0"
+    return rows if in_place else (x[parts.train], y[parts.train]), (x[parts.held_out], y[parts.held_out])
+
+
+def _last_rows(rows: Examples, settings: Settings) -> tuple[Examples, Examples | None]:
+    """Split off the last rows of a file that is known to be in no order."""
+    x, y = rows
+    if settings.validation == 0.0:
+        return rows, None
+    count = _held_out(settings, len(x))
+    return (x[:-count], y[:-count]), (x[-count:], y[-count:])
+
+
+def _held_out(settings: Settings, rows: int) -> int:
+    """Return how many rows are held out."""
+    count = round(settings.validation * rows)
+    if not 0 < count < rows:
         raise DataError(
-            f"--validation {settings.validation:g} of {len(x)} rows leaves no row to "
+            f"--validation {settings.validation:g} of {rows} rows leaves no row to "
             f"{'validate with' if count == 0 else 'train on'}; choose another fraction, or 0"
         )
-    if in_order:
-        return (x[:-count], y[:-count]), (x[-count:], y[-count:])
-    order = epoch_order(settings.seed, _HELD_OUT, len(x))
-    # both parts keep the order of the file
-    train, held = np.sort(order[:-count]), np.sort(order[-count:])
-    return (x[train], y[train]), (x[held], y[held])
+    return count
 
 
-def load_rows(model: MLP, data: str, target: str | None, *, with_target: bool) -> tuple[NDArray[Any], Any]:
+def load_rows(
+    model: MLP, data: str, target: str | None, *, with_target: bool, header: bool | None = None
+) -> tuple[NDArray[Any], Any]:
     """Read rows for a model that is there: x, and y as its loss takes it (None where it is not asked for).
 
     Raises
@@ -325,12 +355,12 @@ def load_rows(model: MLP, data: str, target: str | None, *, with_target: bool) -
         _, (x, y) = load_mnist(raw=True)
         table = Table(x, y, (), None)
     elif not with_target:
-        table = _without_target(model, data, target)
-    elif (loss.takes_labels or _is_sigmoid(loss)) and model.class_names is not None:
-        table = load_table(data, target=target, feature_names=model.feature_names, class_names=model.class_names)
+        table = _without_target(model, data, target, header)
     else:
+        classes = model.class_names if loss.takes_labels or _is_sigmoid(loss) else None
         task: Task = "auto" if loss.takes_labels else "regression"
-        table = load_table(data, target=target, task=task, feature_names=model.feature_names)
+        names = model.feature_names
+        table = load_table(data, target=target, task=task, feature_names=names, class_names=classes, header=header)
     if with_target and table.y is None:
         raise DataError(f"{data}: expected a target to compare with; name it with --target")
     if table.x.shape[1] != model.spec.units[0]:
@@ -341,15 +371,16 @@ def load_rows(model: MLP, data: str, target: str | None, *, with_target: bool) -
     return table.x, table.y
 
 
-def _without_target(model: MLP, data: str, target: str | None) -> Table:
+def _without_target(model: MLP, data: str, target: str | None, header: bool | None) -> Table:
     """Read features, leaving out the target column of a CSV file, whatever it holds, where the file has it."""
+    names = model.feature_names
     if target is None or not data.lower().endswith(".csv"):
-        return load_table(data, feature_names=model.feature_names)
-    with open(data, encoding="utf-8-sig", errors="replace", newline="") as file, suppress(csv.Error):
-        header = [cell.strip() for cell in next(csv.reader(file), [])]
-        if target in header:
-            names = model.feature_names or [name for name in header if name != target]
-            return load_table(data, feature_names=names)
-        if len(header) > model.spec.units[0] and target.lstrip("-").isdecimal():
-            return load_table(data, target=target, feature_names=model.feature_names)
-    return load_table(data, feature_names=model.feature_names)
+        return load_table(data, feature_names=names, header=header)
+    with open_text(data) as file:
+        _, first = next(records(data, file), (0, []))
+    if target in first and header is not False:
+        names = names or tuple(name for name in first if name not in (target, ""))
+        return load_table(data, feature_names=names, header=True)
+    if len(first) > model.spec.units[0] and target.lstrip("-").isdecimal():
+        return load_table(data, target=target, feature_names=names, header=header)
+    return load_table(data, feature_names=names, header=header)

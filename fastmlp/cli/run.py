@@ -66,7 +66,7 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     data = load_run(settings)
     standardize = None if settings.data == "mnist" else data.scaling is not None
     settings = settings.complete(data.loss, standardize, settings.backend)
-    rows, features = data.train[0].shape
+    rows, features = data.training_rows, data.train[0].shape[1]
     optimizer = settings.optimizer_record(settings.epochs * -(-rows // settings.batch_size))
     model = MLP((features, *settings.hidden, data.outputs), **settings.network())
     settings = settings.complete(data.loss, standardize, model.backend.name)
@@ -111,8 +111,9 @@ def fit(run: Run) -> History:
             return History(header["history"])
     x, y = run.data.scaled(run.data.train)
     held_out = run.data.validation
+    in_place = run.data.split > 0.0
     options: dict[str, Any] = {
-        "validation_data": None if held_out is None else run.data.scaled(held_out),
+        "validation_data": None if held_out is None or in_place else run.data.scaled(held_out),
         "callbacks": [Checkpoint(run.folder.checkpoint)],
     }
     with warnings.catch_warnings():
@@ -120,7 +121,8 @@ def fit(run: Run) -> History:
         if run.resumed:
             return run.model.resume(x, y, **options)
         epochs, batch_size = run.settings.epochs, run.settings.batch_size
-        return run.model.fit(x, y, epochs=epochs, batch_size=batch_size, optimizer=run.optimizer, **options)
+        options |= {"optimizer": run.optimizer, "validation_split": run.data.split}
+        return run.model.fit(x, y, epochs=epochs, batch_size=batch_size, **options)
 
 
 def finish(run: Run, history: History) -> bool:

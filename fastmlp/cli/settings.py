@@ -45,7 +45,7 @@ class Settings:
     ----------
     data : str
         ``"mnist"`` or the absolute path of a file.
-    target, loss, standardize, weight_decay, momentum, label_smoothing, clip_norm, ema
+    target, header, loss, standardize, weight_decay, momentum, label_smoothing, clip_norm, ema
         None where the data or the optimizer decide, or where there is none.
     dropout : tuple of float
         One rate for all hidden layers, or (input, hidden 1, ...).
@@ -60,6 +60,7 @@ class Settings:
     validation: float
     seed: int
     target: str | None = None
+    header: bool | None = None
     loss: str | None = None
     standardize: bool | None = None
     activation: str = "relu"
@@ -211,7 +212,8 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("dropout") == ():
         raise ValueError("--dropout: expected such as 0.2 or 0.1,0.2,0.2, got nothing")
     if values["data"] == "mnist":
-        for name, why in (("target", "its labels are known"), ("standardize", "pixels are divided by 255")):
+        known = ("target", "its labels are known"), ("header", "it is no CSV file")
+        for name, why in (*known, ("standardize", "pixels are divided by 255")):
             if name in values:
                 raise ValueError(f"{option_of(name)} has no meaning for mnist: {why}")
     else:

@@ -12,8 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.datasets.cells import listed
 from fastmlp.datasets.idx import read_idx
-from fastmlp.datasets.table import Source, Table, check_finite, classes_of, feature_names_of, listed
+from fastmlp.datasets.table import (
+    Source,
+    Table,
+    check_classes,
+    check_finite,
+    classes_of,
+    feature_names_of,
+    whole_numbers,
+)
 from fastmlp.errors import DataError
 from fastmlp.files.reading import refused_by_name
 
@@ -135,7 +144,11 @@ def _array_target(source: Source, y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]
         if y.dtype.kind == "b":
             y = y.astype(np.uint8)
         distinct, codes = np.unique(y, return_inverse=True)
+        if text:
+            check_classes(source, distinct.tolist(), len(y), "y")
         indices, class_names = classes_of(source, [str(value) for value in distinct])
         return indices[codes], class_names
-    integer = y.dtype.kind != "f" and y.ndim == 1 and source.task == "auto"
-    return y.astype(np.int64 if integer else np.float64), None
+    if y.ndim == 1 and source.task == "auto":
+        y = whole_numbers(y)
+        return y.astype(np.float64 if y.dtype.kind == "f" else np.int64), None
+    return y.astype(np.float64), None

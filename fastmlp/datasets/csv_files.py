@@ -1,107 +1,110 @@
-"""CSV files: which row is a header, which column is what, and where exactly one that cannot be used goes wrong."""
+"""CSV files: which column is what, and where exactly a file that cannot be used goes wrong."""
 
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.datasets import headers
+from fastmlp.datasets.cells import WHOLE, is_fractional, is_missing, is_number, listed, quoted
 from fastmlp.datasets.table import (
-    WHOLE,
     Source,
     Table,
+    check_classes,
     classes_of,
     feature_names_of,
     finite,
-    is_fractional,
-    is_number,
-    listed,
-    quoted,
+    whole_numbers,
 )
+from fastmlp.datasets.text_files import open_text, records
 from fastmlp.errors import DataError, FileFormatError
 
-_MISSING = {"", "?", "-", "na", "n/a", "null", "none"}  # a first row with one of these can still be data
+_HEADER = "if that is a header row, header=True (--header) reads it as one"
+_COUNTED_ROWS = 10
+"""From so many rows on a column that counts them is told."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things are in a CSV file; `names` are those of all its columns, None without a header row."""
+    """Where things are in a CSV file.
 
-    width: int
-    names: list[str] | None
+    Attributes
+    ----------
+    first : list of str
+        The cells of the first row.
+    header : bool or None
+        Whether these are names; None where the numbers below have to tell.
+    target : int or None
+    features : list of int
+    """
+
+    first: list[str]
+    header: bool | None
     target: int | None
     features: list[int]
 
+    @property
+    def width(self) -> int:
+        return len(self.first)
+
     def describe(self, column: int) -> str:
-        return f"column {column}" if self.names is None else f"column {self.names[column]!r}"
+        return f"column {self.first[column]!r}" if self.header else f"column {column}"
 
 
 def read_csv(source: Source, target: str | int | None) -> Table:
     """Read a CSV file; `target` as of `load_table`."""
-    path = source.path
-    # newline="" leaves line ends inside quotes alone; utf-8-sig drops a byte order mark
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        try:
-            layout = _layout(source, target, _records(path, file))
-            file.seek(0)
-            table, texts = _parse_csv(source, layout, file)
-        except UnicodeDecodeError as error:
-            raise FileFormatError(
-                f"{path}: expected text in UTF-8, got {error.object[error.start : error.end]!r}; save the file as UTF-8"
-            ) from error
+    with open_text(source.path) as file:
+        layout = _layout(source, target, file)
+    table, texts = _parse(source, layout)
+    if layout.header is None:
+        layout, table, texts = _named(source, layout, table, texts)
     everything = layout.features == list(range(layout.width))
     x = table if everything else np.take(table, layout.features, axis=1)
     y, class_names = None, None
     if layout.target is not None:
         y, class_names = _csv_target(source, layout, table[:, layout.target], texts)
-    if layout.names is None:
+    _tell_counted(source, layout, x)
+    if not layout.header:
         names = feature_names_of(source, x.shape[1])
     else:
-        names = tuple(layout.names[column] for column in layout.features)
+        names = tuple(layout.first[column] for column in layout.features)
     return Table(x, y, names, class_names)
 
 
-def _records(path: str | os.PathLike[str], file: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the line where each row ends, and its cells; blank lines are skipped."""
-    reader = csv.reader(file)
-    try:
-        for cells in reader:
-            if cells:
-                yield reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise FileFormatError(
-            f"{path}: line {reader.line_num}: expected comma-separated values, got {error}"
-        ) from error
-
-
-def _layout(source: Source, target: str | int | None, records: Iterator[tuple[int, list[str]]]) -> _Layout:
+def _layout(source: Source, target: str | int | None, file: TextIO) -> _Layout:
     path = source.path
-    _, first = next(records, (0, []))
-    if not first:
+    found = list(itertools.islice(records(path, file), 2))
+    if not found:
         raise DataError(f"{path}: expected rows of numbers, got an empty file")
-    if len(first) == 1 and re.search("[;\t]", first[0]):
-        raise DataError(f"{path}: expected values separated by commas, got {quoted(first[0])}; save it with commas")
-    header = _is_header(first)
-    index: int | None = None
-    if isinstance(target, str) and header and target in first:
-        index = first.index(target)
-    elif target is not None:
-        index = _column_index(path, target, first, header)
-        header = _is_header(first[:index] + first[index + 1 :])
-    if next(records if header else iter([first]), None) is None:
+    for line, cells in found:
+        if cells is found[0][1] and len(cells) == 1 and re.search("[;\t]", cells[0]):
+            raise DataError(f"{path}: expected values separated by commas, got {quoted(cells[0])}; save it with commas")
+        if (
+            odd := next((cell for cell in cells if re.fullmatch(r"[-+.\d]+(?:[;\t][-+.\d]*)+", cell)), None)
+        ) is not None:
+            raise DataError(
+                f"{path}: line {line}: expected values separated by commas, got {quoted(odd)}; save it with commas "
+                "between values and points in numbers"
+            )
+    first = found[0][1]
+    second = found[1][1] if len(found) > 1 else []
+    index, header = _target_and_header(source, target, first, second)
+    if header and len(found) == 1:
         raise DataError(f"{path}: expected rows of numbers, got a header row only")
-    if header and (twice := next((name for name in first if first.count(name) > 1), None)) is not None:
+    if header and len(set(first)) < len(first):
+        twice = next(name for i, name in enumerate(first) if first.index(name) < i)
         raise DataError(f"{path}: expected column names that differ, got {twice!r} more than once")
     features = [column for column in range(len(first)) if column != index]
-    if not features:
-        raise DataError(f"{path}: expected a column of features beside the target, got the target only")
     if header and source.feature_names is not None:
         places = {first[column]: column for column in features}
         if missing := [name for name in source.feature_names if name not in places]:
@@ -110,12 +113,89 @@ def _layout(source: Source, target: str | int | None, records: Iterator[tuple[in
                 f"the file has {listed(list(places))}"
             )
         features = [places[name] for name in source.feature_names]
-    return _Layout(len(first), first if header else None, index, features)
+    elif header and features[:1] == [0] and headers.is_index(first[0]) and len(features) > 1:
+        features = features[1:]
+        source.say(
+            "the first column has no name and is left out, as the index that pandas and R write; give it a name in "
+            "the first row to learn from it"
+        )
+    if not features:
+        raise DataError(f"{path}: expected a column of features beside the target, got the target only")
+    return _Layout(first, header, index, features)
 
 
-def _is_header(cells: list[str]) -> bool:
-    names = [cell for cell in cells if not is_number(cell) and cell.lower() not in _MISSING]
-    return bool(names) and all(cell.isdecimal() for cell in cells if is_number(cell))
+def _target_and_header(
+    source: Source, target: str | int | None, first: list[str], second: list[str]
+) -> tuple[int | None, bool | None]:
+    """Return the column of the target, and whether the first row holds names; None where numbers have to tell."""
+    path, sure = source.path, source.header
+    if sure is None and source.feature_names and set(source.feature_names) <= set(first):
+        sure = True
+    index: int | None = None
+    if isinstance(target, str) and target in first and sure is not False:
+        index = first.index(target)
+        if sure or headers.is_named(first):
+            return index, True
+        if not WHOLE.fullmatch(target) or not -len(first) <= int(target) < len(first):
+            return index, True
+        if headers.is_counted(first, second, index):
+            _say_names(source, first)
+            return index, True
+        index = None
+    if target is not None:
+        index = _column_index(path, target, first, sure or headers.is_named(first))
+    if sure is not None:
+        return index, sure
+    others = first if index is None else first[:index] + first[index + 1 :]
+    if headers.is_named(others):
+        return index, True
+    guessed = headers.is_counted(first, second, index) or (not all(map(is_number, others)) and headers.is_mixed(others))
+    if index is not None and source.task == "regression" and not is_number(first[index]):
+        guessed |= not is_missing(first[index]) and headers.is_scale(others)
+    if guessed:
+        _say_names(source, first)
+        return index, True
+    return index, None if all(map(is_number, others)) else False
+
+
+def _say_names(source: Source, first: list[str]) -> None:
+    source.say(f"the first row ({listed(first[:3])}, ...) is read as the names of the columns; {headers.OTHERWISE}")
+
+
+def _named(
+    source: Source, layout: _Layout, table: npt.NDArray[np.float64], texts: list[str]
+) -> tuple[_Layout, npt.NDArray[np.float64], list[str]]:
+    """Settle by the numbers whether the first row holds names, and take it away then."""
+    target, others = layout.target, np.take(table, layout.features, axis=1)
+    named = False
+    if target is None or not texts or is_number(texts[0]):
+        named = headers.is_apart(others)
+    elif not is_missing(texts[0]):
+        cells = [layout.first[column] for column in layout.features]
+        column = layout.describe(target)
+        if len(texts) > 1 and all(map(is_number, texts[1:])) and table[1:, target].all():
+            named = headers.is_scale(cells)
+            if not named and source.class_names is None:
+                raise DataError(
+                    f"{source.path}: expected numbers in {column}, got {quoted(texts[0])} in the first row and only "
+                    f"there; {_HEADER}"
+                )
+        else:
+            named = headers.is_title(texts, table[:, target], cells, others)
+    if not named:
+        return replace(layout, header=False), table, texts
+    _say_names(source, layout.first)
+    layout = replace(layout, header=True)
+    if source.feature_names is not None:
+        raise DataError(
+            f"{source.path}: expected the columns {listed(source.feature_names)}, got {listed(layout.first)}; "
+            f"{headers.OTHERWISE}"
+        )
+    table = table[1:]
+    if target is not None and texts and not table[:, target].size == 0 and table[:, target].all():
+        table[:, target] -= 1  # the first text was the name
+        texts = texts[1:]
+    return layout, np.ascontiguousarray(table), texts
 
 
 def _column_index(path: str | os.PathLike[str], target: str | int, first: list[str], header: bool) -> int:
@@ -129,31 +209,54 @@ def _column_index(path: str | os.PathLike[str], target: str | int, first: list[s
     return index % len(first)
 
 
-def _parse_csv(source: Source, layout: _Layout, file: IO[str]) -> tuple[npt.NDArray[np.float64], list[str]]:
+def _parse(source: Source, layout: _Layout) -> tuple[npt.NDArray[np.float64], list[str]]:
     """Read all columns into one array, and the texts that a target which is no regression's holds.
 
     In the array such a target stands as indices into the texts, ignored columns as 0.
     """
     # Columns are ignored here, not by usecols: numpy.loadtxt would then let ragged rows pass.
+    used = {*layout.features, layout.target}
     converters: dict[int | str, Callable[[str], Any]] = {
-        column: lambda _: 0.0
-        for column in range(layout.width)
-        if column not in layout.features and column != layout.target
+        column: lambda _: 0.0 for column in range(layout.width) if column not in used
     }
     codes: dict[str, int] = {}
     if layout.target is not None and source.task != "regression":
         converters[layout.target] = lambda text: codes.setdefault(text.strip(), len(codes))
-    if layout.names is not None:
-        next(_records(source.path, file))
+
+    def numbers(file: TextIO) -> npt.NDArray[np.float64]:
+        codes.clear()
+        return np.loadtxt(file, delimiter=",", quotechar='"', comments=None, ndmin=2, converters=converters or None)
+
     try:
-        table = np.loadtxt(file, delimiter=",", quotechar='"', comments=None, ndmin=2, converters=converters or None)
+        with open_text(source.path) as file:
+            if layout.header:
+                next(records(source.path, file))
+            table = numbers(file)
+        whole = table.shape[1] == layout.width and not any(text.startswith('"') for text in codes)
     except ValueError as error:
-        if isinstance(error, UnicodeDecodeError):
+        if isinstance(error, (FileFormatError, UnicodeDecodeError)):
             raise
-        raise _fault(source, layout) or FileFormatError(f"{source.path}: {error}") from error
-    if table.shape[1] != layout.width or "" in codes or not finite(table):
-        raise _fault(source, layout) or FileFormatError(f"{source.path}: expected {layout.width} columns")
+        whole = False
+    if not whole:
+        # what rows and cells are is told by `records`; numpy.loadtxt reads the same where nothing is out of the way
+        if (fault := _fault(source, layout)) is not None:
+            raise fault
+        table = numbers(_rewritten(source, layout))
+    if "" in codes or not finite(table):
+        fault = _fault(source, layout)
+        if fault is not None:
+            raise fault
     return table, list(codes)
+
+
+def _rewritten(source: Source, layout: _Layout) -> TextIO:
+    """Return the rows of a file in the plainest way of writing them."""
+    text = io.StringIO(newline="")
+    with open_text(source.path) as file:
+        rows = records(source.path, file)
+        csv.writer(text).writerows(cells for _, cells in itertools.islice(rows, int(bool(layout.header)), None))
+    text.seek(0)
+    return text
 
 
 def _csv_target(
@@ -161,29 +264,46 @@ def _csv_target(
 ) -> tuple[npt.NDArray[Any], tuple[str, ...] | None]:
     if source.task == "regression":
         return codes.copy(), None
-    column = layout.describe(layout.target or 0)
+    assert layout.target is not None
+    column = layout.describe(layout.target)
     numbers = [is_number(text) for text in texts]
-    if layout.names is None and not numbers[0] and len(texts) > 1 and all(numbers[1:]) and codes[1:].all():
-        raise DataError(
-            f"{source.path}: expected numbers in {column}, got {quoted(texts[0])} in the first row and only "
-            "there; if that is a header row, give the target by its name"
-        )
     rows = codes.astype(np.intp)
     if source.task == "auto" and all(numbers):
         convert = int if all(map(WHOLE.fullmatch, texts)) else float
         values = np.array([convert(text) for text in texts])
         if not finite(values):
             raise _fault(source, layout, numeric_target=True) or DataError(f"{source.path}: not finite")
-        return values[rows], None
-    if not all(numbers) and any(map(is_fractional, texts)):
+        return whole_numbers(values)[rows], None
+    if not all(numbers) and any(is_fractional(text) and not is_missing(text) for text in texts):
         # prices with an "N/A" among them, rather than classes
         raise _fault(source, layout, numeric_target=True) or DataError(f"{source.path}: text among numbers")
+    if set(filter(is_missing, texts)) - set(source.class_names or ()) and (fault := _fault(source, layout)) is not None:
+        raise fault
+    if layout.header and not headers.is_named(layout.first) and layout.first[layout.target] in texts:
+        raise DataError(
+            f"{source.path}: expected a name in the first row of {column}, got a class that is in other rows too; give "
+            f"the target by its index from 0, {layout.target}"
+        )
     if (broken := next((text for text in texts if "\n" in text), None)) is not None:
         raise DataError(
             f"{source.path}: expected a class in {column}, got several lines, {quoted(broken)}; is a quote not closed?"
         )
+    check_classes(source, texts, len(codes), column)
     indices, class_names = classes_of(source, texts)
     return indices[rows], class_names
+
+
+def _tell_counted(source: Source, layout: _Layout, x: npt.NDArray[np.float64]) -> None:
+    """Tell of a column of features that counts the rows."""
+    rows, columns = x.shape
+    if rows < _COUNTED_ROWS or columns < 2 or source.feature_names is not None:
+        return
+    for position in np.flatnonzero((x[-1] - x[0] == rows - 1) & ((x[0] == 0) | (x[0] == 1))):
+        if (np.diff(x[:, position]) == 1).all():
+            source.say(
+                f"{layout.describe(layout.features[position])} counts the rows ({x[0, position]:g}, "
+                f"{x[1, position]:g}, ...) and is learned from; remove it from the file if it is an index"
+            )
 
 
 def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> DataError | None:
@@ -192,21 +312,27 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
     numeric = set(layout.features)
     if layout.target is not None and (numeric_target or source.task == "regression"):
         numeric.add(layout.target)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        records = _records(path, file)
-        if layout.names is not None:
-            next(records)
-        for line, cells in records:
+    known = source.class_names or ()
+    with open_text(path) as file:
+        rows = records(path, file)
+        if layout.header:
+            next(rows)
+        for number, (line, cells) in enumerate(rows):
             if len(cells) != layout.width:
                 return DataError(f"{path}: line {line}: expected {layout.width} cells, got {len(cells)}")
             for column, cell in enumerate(cells):
                 place = f"{path}: line {line}, {layout.describe(column)}"
                 if not cell and (column in numeric or column == layout.target):
                     return DataError(f"{place}: expected a value, got an empty cell")
+                missing = ", which stands for a missing value: fill it in or remove the row"
+                if column == layout.target and column not in numeric and is_missing(cell) and cell not in known:
+                    cure = ", or give it another name if it is a class"
+                    return DataError(f"{place}: expected a class, got {quoted(cell)}{missing}{cure}")
                 if column not in numeric:
                     continue
                 if not is_number(cell):
-                    return DataError(f"{place}: expected a number, got {quoted(cell)}")
+                    cure = missing if is_missing(cell) else "" if layout.header or number else f"; {_HEADER}"
+                    return DataError(f"{place}: expected a number, got {quoted(cell)}{cure}")
                 if not math.isfinite(float(cell)):
                     return DataError(f"{place}: expected a finite number, got {quoted(cell)}")
     return None

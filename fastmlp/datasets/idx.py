@@ -79,6 +79,8 @@ def write_idx(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:
     ValueError
         Where a dimension is too large for the format.
     """
+    if np.ma.is_masked(array):
+        raise ValueError("an IDX file holds no masked values: fill them in, array.filled(value)")
     array = np.asarray(array)
     head = idx_header(array)
     body = np.asarray(array, dtype=array.dtype.newbyteorder(">"), order="C").reshape(-1).view(np.uint8)

@@ -37,8 +37,9 @@ def load_mnist(*, raw: bool = False, folder: str | os.PathLike[str] | None = Non
     folder : path, optional
         A folder with four files of one's own, ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
         ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, gzipped (``.gz``) or not, with any number
-        of 28x28 images and labels from 0 to 9 (Fashion-MNIST, for one). The files of the package are checked
-        against their checksums; these cannot be.
+        of 28x28 images and labels from 0 to 9 (Fashion-MNIST, for one). ``train-images.idx3-ubyte`` and its
+        like will do too, and each may lie in a folder of its own name, as Kaggle has them. The files of the
+        package are checked against their checksums; these cannot be.
 
     Returns
     -------
@@ -85,10 +86,12 @@ def _split(folder: Path, name: str, raw: bool, check: bool = False) -> _Split:
 
 
 def _read(folder: Path, name: str, magic: int, check: bool) -> tuple[Path, npt.NDArray[np.uint8]]:
-    candidates = [folder / name, folder / f"{name}.gz"]
+    dotted = name.replace("-idx", ".idx")
+    spellings = [name, f"{name}.gz", dotted, f"{dotted}.gz"]
+    candidates = [folder / inner / file for inner in ("", name, dotted) for file in spellings]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder}: expected a file {name} or {name}.gz, found neither")
+        raise FileNotFoundError(f"{folder}: expected a file {name} or {name}.gz, or one named {dotted}; found none")
     array = read_idx(path, expected_magic=magic)
     if check:
         # read_idx lets no byte through but the header and the elements, so these are the file's

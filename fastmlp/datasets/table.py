@@ -6,18 +6,19 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.datasets.cells import WHOLE, is_formatted, is_fractional, is_missing, is_number, listed, quoted
 from fastmlp.errors import DataError
 
 Task: TypeAlias = Literal["auto", "classification", "regression"]
 
-WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
-"""Whole numbers that always fit in an int64."""
+_MANY = 20
+"""From more classes than this on, a target that has one for every other row is not taken for classes."""
 SCAN = 1 << 22
 """Elements looked at at a time, so that a mapped file never is in memory as a whole."""
 
@@ -52,12 +53,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Source:
-    """What `load_table` was asked for."""
+    """What `load_table` was asked for, and what is to be said of how it was read."""
 
     path: str | os.PathLike[str]
     task: Task
     feature_names: Sequence[str] | None
     class_names: Sequence[str] | None
+    header: bool | None = None
+    said: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Keep a line for the user."""
+        self.said.append(f"{self.path}: {text}")
 
 
 def made_up_names(count: int) -> tuple[str, ...]:
@@ -94,35 +101,43 @@ def classes_of(source: Source, texts: list[str]) -> tuple[npt.NDArray[np.int64],
     return np.array([places[text] for text in texts], dtype=np.int64), names
 
 
-def is_number(text: str) -> bool:
-    """Return whether a text is a number as a file should hold it."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.isascii() and "_" not in text  # float() takes more than a file should hold
+def check_classes(source: Source, texts: Sequence[str], rows: int, column: str) -> None:
+    """Raise DataError where the different texts of a target are no classes: numbers, dates or remarks.
+
+    A task of classification, said or implied by class names, takes anything but signs for a missing value.
+    """
+    if (missing := next(filter(is_missing, texts), None)) is not None and missing not in (source.class_names or ()):
+        raise DataError(
+            f"{source.path}: expected a class in {column}, got {quoted(missing)}, which stands for a missing value: "
+            "fill it in or remove the row, or give it another name if it is a class"
+        )
+    if source.task != "auto":
+        return
+    otherwise = 'if these are classes, say so with task="classification" (--loss softmax_cross_entropy)'
+    formatted = [text for text in texts if is_formatted(text)]
+    if formatted and 2 * (len(formatted) + sum(map(is_number, texts))) > len(texts):
+        raise DataError(
+            f"{source.path}: expected numbers or classes in {column}, got {quoted(formatted[0])}: write numbers as "
+            f"1234.5 and dates as numbers of days; {otherwise}"
+        )
+    if len(texts) > max(_MANY, rows // 2):
+        raise DataError(
+            f"{source.path}: expected numbers or classes in {column}, got {len(texts)} different texts in {rows} rows, "
+            f"such as {quoted(texts[0])}; {otherwise}"
+        )
 
 
-def is_fractional(text: str) -> bool:
-    """Return whether a text is a number, but not a whole one."""
-    return is_number(text) and WHOLE.fullmatch(text) is None
+def whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return numbers as int64 where all are whole (1.0 is 1), and as they are otherwise."""
+    if values.dtype.kind == "f" and (np.abs(values) <= 2.0**53).all() and (values == np.floor(values)).all():
+        return values.astype(np.int64)
+    return values
 
 
 def finite(array: npt.NDArray[Any]) -> bool:
     """Return whether all numbers are finite, looking at a part at a time."""
     rows = max(1, SCAN // max(1, math.prod(array.shape[1:])))
     return all(bool(np.isfinite(array[first : first + rows]).all()) for first in range(0, len(array), rows))
-
-
-def quoted(text: str) -> str:
-    """Return a text as messages show it, cut where it is long."""
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names as messages list them, the first twelve."""
-    shown = ", ".join(map(repr, names[:12]))
-    return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"
 
 
 def check_finite(path: str | os.PathLike[str], name: str, array: npt.NDArray[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +23,11 @@ def load_table(
     task: Task = "auto",
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
+    header: bool | None = None,
 ) -> Table:
     """Read a table of numbers with, where asked for, a target for each row.
 
-    The name's ending tells the format: ``.csv`` (UTF-8, separated by commas), ``.npz`` (arrays ``x`` and
+    The name's ending tells the format: ``.csv`` (separated by commas), ``.npz`` (arrays ``x`` and
     ``y``), ``.npy``, or IDX (``.idx``, ``-ubyte``; gzipped with ``.gz`` after it). Nothing is unpickled.
 
     Parameters
@@ -47,6 +49,8 @@ def load_table(
     class_names : sequence of str, optional
         The classes, usually those of a saved model: targets are looked up in them rather than sorted anew, so
         that an index means the same class even if the file lacks some. Implies "classification".
+    header : bool, optional
+        Whether the first row of a CSV file holds names. None: told by the file, see the notes.
 
     Returns
     -------
@@ -67,17 +71,30 @@ def load_table(
     Notes
     -----
     The first row of a CSV file is a header row if it has a cell that is text, and no number but whole ones
-    such as 0, 1, 2 (a target given by index does not count). Features of a ``.npy`` file are scanned for NaN
-    once, in pieces, and never copied.
+    such as 0, 1, 2 (a target given by index does not count). Numbers alone are read as names, and a warning says so,
+    where they are 0, 1, 2, ... as pandas writes, or a scale such as wavelengths: growing or falling, and far from the
+    numbers below. A first column without a name, as pandas and R write their index, is left out with a warning.
+    Texts that stand for a missing value (``NA``, ``?``) are no classes; numbers and dates as people write them
+    (``1,234.50``, ``$3``) and more than twenty texts of which there is one for every other row are classes only if
+    `task` says so. Whole numbers with a point (``1.0``) are whole numbers. CSV files are UTF-8, or UTF-16 with or
+    without a mark, gzipped or not. Features of a ``.npy`` file are scanned for NaN once, in pieces, never copied.
+
+    Warns
+    -----
+    UserWarning
+        Of each choice that was made by the look of the file, with how to have it otherwise.
     """
     if feature_names is not None:
         feature_names = check_names("feature_names", feature_names)
     if class_names is not None:
         class_names, task = check_names("class_names", class_names), "classification"
-    source = Source(path, task, feature_names, class_names)
+    source = Source(path, task, feature_names, class_names, header)
     name = os.fspath(path).lower()
     if name.endswith(".csv"):
-        return read_csv(source, target)
+        table = read_csv(source, target)
+        for text in source.said:
+            warnings.warn(text, stacklevel=2)
+        return table
     if name.endswith(".npz"):
         return read_npz(source, target)
     if name.endswith(ARRAY_SUFFIXES):

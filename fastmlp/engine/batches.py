@@ -8,33 +8,63 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_number
 from fastmlp.formulas.random_bits import epoch_order
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
-    from fastmlp.backends.data import HostData
 
 
-def split_rows(data: HostData, fraction: float) -> tuple[HostData, HostData | None]:
-    """Return the first part and, where `fraction` is not 0, the last part of the data, in the order given.
+_HELD_OUT = 2**63
+"""The step whose random numbers choose the rows held out; no run gets there."""
+
+
+class Parts(NamedTuple):
+    """The rows that train and those held out, each in the order of the data."""
+
+    train: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+
+
+def split_rows(rows: int, fraction: float, key: int, labels: NDArray[Any] | None) -> Parts | None:
+    """Return which rows train and which are held out, drawn by a seed; None where `fraction` is 0.
+
+    Of each class about the same share of rows is held out, and at least one row trains where there are enough.
+
+    Parameters
+    ----------
+    rows : int
+    fraction : float
+        Of the rows, to hold out; in [0, 1).
+    key : int
+        64-bit seed.
+    labels : (rows,) int, or None
+        The class of each row; None where there are no classes.
 
     Raises
     ------
     ValueError
-        The fraction is not in [0, 1), or leaves one of the parts without a row.
+        The fraction leaves one of the parts without a row.
     """
-    fraction = check_number("validation_split", fraction, 0.0, 1.0)
     if fraction == 0.0:
-        return data, None
-    held_out = round(len(data) * fraction)
-    if not 0 < held_out < len(data):
+        return None
+    count = round(rows * fraction)
+    if not 0 < count < rows:
         raise ValueError(
-            f"validation_split={fraction!r} of {len(data)} rows leaves {len(data) - held_out} to train on and "
-            f"{held_out} to validate; both need at least one"
+            f"validation_split={fraction!r} of {rows} rows leaves {rows - count} to train on and "
+            f"{count} to validate; both need at least one"
         )
-    cut = len(data) - held_out
-    return data.window(slice(0, cut)), data.window(slice(cut, None))
+    order = epoch_order(key, _HELD_OUT, rows)
+    chosen = order[-count:]
+    if labels is not None:
+        by_class = order[labels[order].argsort(kind="stable")]
+        sorted_labels = labels[by_class]
+        begins = np.r_[True, sorted_labels[1:] != sorted_labels[:-1]]
+        order = by_class[~begins]  # the first row of each class trains
+        if count <= len(order):
+            chosen = order[(2 * np.arange(count) + 1) * len(order) // (2 * count)]  # evenly spaced
+    held_out = np.zeros(rows, np.bool_)
+    held_out[chosen] = True
+    return Parts(np.flatnonzero(~held_out), np.flatnonzero(held_out))
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -85,14 +115,25 @@ class Orders:
     key : int
         64-bit seed.
     rows : int
+        How many train.
     shuffle : bool
         Whether each epoch has an order of its own.
     asarray : callable
         Brings an order to the backend, `Backend.asarray`.
+    training : (rows,) intp, optional
+        Which rows of the data train; None: all.
     """
 
-    def __init__(self, key: int, rows: int, shuffle: bool, asarray: Callable[[Any], Array]) -> None:
+    def __init__(
+        self,
+        key: int,
+        rows: int,
+        shuffle: bool,
+        asarray: Callable[[Any], Array],
+        training: NDArray[np.intp] | None = None,
+    ) -> None:
         self._key, self._rows, self._shuffle, self._asarray = key, rows, shuffle, asarray
+        self._training = training
         self._made: list[Order] = []
 
     def of_epoch(self, begins: int) -> Order:
@@ -101,6 +142,7 @@ class Orders:
             if made.begins == begins or not self._shuffle:
                 return made
         host = epoch_order(self._key, begins, self._rows) if self._shuffle else np.arange(self._rows)
+        host = host if self._training is None else self._training[host]
         del self._made[:-1]  # before the next one takes memory
         order = Order(begins, host, self._asarray(host))
         self._made.append(order)

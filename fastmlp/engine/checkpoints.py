@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_count, check_dtype, check_integer, check_seed
 from fastmlp.backends.choosing import resolve_backend
 from fastmlp.engine.checks import check_class_names, check_feature_names
+from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.progress import PausedRun, Progress
 from fastmlp.files import safetensors
@@ -101,12 +102,14 @@ def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> N
 
 
 def _header(learner: Learner) -> dict[str, Any]:
-    """Return what files of both kinds say of a network."""
+    """Return what files of both kinds say of a network; of the scale of its inputs once that is settled."""
+    scale = learner.rules.scale
     return {
         "spec": learner.spec.to_json(),
         "dtype": learner.dtype.name,
         "class_names": learner.class_names,
-        "feature_names": learner.feature_names,
+        "feature_names": learner.rules.names,
+        **({} if scale is None else {"inputs": scale._asdict()}),
         "key": learner.state.key,
         "step": learner.state.step,
     }
@@ -130,6 +133,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         key, step = check_seed(check_integer("key", header["key"])), _check_step("step", header["step"])
         class_names = check_class_names(spec, header["class_names"])
         feature_names = check_feature_names(spec, header["feature_names"])
+        scale = InputScale.from_json(header.get("inputs"))  # files of before say nothing of it
         optimizer, optimizer_step = None, 0
         if choose("kind", header["kind"], {"model": False, "checkpoint": True}):
             optimizer = optimizer_from_json(header["optimizer"])
@@ -143,7 +147,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in predicting + moments}
     state = TrainState(layout, buffers[""], key, step=step)
     learner = Learner(spec, dtype, where, state)
-    learner.class_names, learner.feature_names = class_names, feature_names
+    learner.class_names, learner.rules = class_names, InputRules(dtype, feature_names, scale)
     if optimizer is not None:
         state.optimizer, state.optimizer_step = optimizer, optimizer_step
         state.moments = [buffers[prefix] for prefix in moments]

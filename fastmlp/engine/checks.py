@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp.arguments import check_names, check_sequence
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import host_array
+from fastmlp.engine.inputs import InputRules, as_trained, in_order, names_of
 from fastmlp.engine.ranges import check_held
 from fastmlp.engine.row_weights import check_sample_weight, in_range
 from fastmlp.errors import DataError
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 def check_inputs(
     x: ArrayLike,
     features: int,
-    dtype: np.dtype[Any],
     backend: Backend,
+    rules: InputRules,
     *,
     argument: str = "x",
     training: bool = False,
@@ -39,7 +40,8 @@ def check_inputs(
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
 
     What lies on a GPU stays there, as an array of the backend, in whatever layout it has.  To look at its values means
-    to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.
+    to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.  The columns of a data frame
+    are brought into the order of the network's inputs, and numbers to the scale that `as_trained` tells.
 
     Raises
     ------
@@ -49,8 +51,9 @@ def check_inputs(
     """
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
+    x = in_order(x, rules.names, argument)
     there = backend.take(x, argument)
-    array = host_array(x) if there is None else there
+    array = host_array(x, argument) if there is None else there
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{argument} must hold real numbers, got dtype {array.dtype}; convert it, e.g. {argument}.astype('float32')"
@@ -78,13 +81,13 @@ def check_inputs(
         )
     if there is not None:
         if may_wait:
-            check_held(there, dtype, argument, training=training, to_numpy=backend.to_numpy)
-        return there
+            check_held(there, rules.dtype, argument, training=training, to_numpy=backend.to_numpy)
+        return as_trained(there, rules, argument, may_look=may_wait)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     rows = np.require(array, requirements=["C", "A"])
-    check_held(rows, dtype, argument, training=training)
-    return rows
+    check_held(rows, rules.dtype, argument, training=training)
+    return as_trained(rows, rules, argument)
 
 
 @quiet
@@ -119,7 +122,7 @@ def check_outputs(loss: Loss, outputs: Array, backend: Backend, dtype: np.dtype[
 
 def check_data(
     spec: NetworkSpec,
-    dtype: np.dtype[Any],
+    rules: InputRules,
     x: ArrayLike,
     y: ArrayLike,
     sample_weight: ArrayLike | None = None,
@@ -133,8 +136,8 @@ def check_data(
     Parameters
     ----------
     spec : NetworkSpec
-    dtype : numpy.dtype
-        The type in which the network computes.
+    rules : InputRules
+        What the network knows of its inputs.
     x : (n, I) array_like
     y : (n,) or (n, K) array_like
     sample_weight : (n,) array_like, optional
@@ -145,7 +148,8 @@ def check_data(
     training : bool
         Whether columns that the network's type loses are refused.
     """
-    inputs = check_inputs(x, spec.units[0], dtype, backend, argument=f"x{suffix}", training=training)
+    dtype = rules.dtype
+    inputs = check_inputs(x, spec.units[0], backend, rules, argument=f"x{suffix}", training=training)
     if len(inputs) == 0:
         raise DataError(f"x{suffix} has no rows; at least one is needed")
     given, y_there = _on_host(y, backend, f"y{suffix}")
@@ -173,13 +177,14 @@ def check_data(
         None if weights is None else weights.astype(dtype),
         y_there,
         weights_there,
+        names=names_of(x),
     )
 
 
 def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any], Array | None]:
     """Return what can be checked here; and the array itself, where it lies on the backend."""
     there = backend.take(array, argument)
-    return (host_array(array), None) if there is None else (backend.to_numpy(there), there)
+    return (host_array(array, argument), None) if there is None else (backend.to_numpy(there), there)
 
 
 @quiet

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp.arguments import check_count, check_integer
 from fastmlp.engine.checks import check_data, check_inputs, check_outputs
 from fastmlp.engine.inference import Inference
+from fastmlp.engine.inputs import InputRules
 from fastmlp.engine.predictor import Predictor
 from fastmlp.engine.sessions import SessionPool
 from fastmlp.floating import quiet
@@ -60,8 +61,10 @@ class Learner:
         On that backend.
     inference : Inference
         By these sessions.
-    class_names, feature_names : tuple of str or None
-        Of the outputs and the inputs; files keep them.
+    class_names : tuple of str or None
+        Of the outputs; files keep them.
+    rules : InputRules
+        What it knows of its inputs: names and scale, which files keep too.
     paused : PausedRun or None
         The run of the checkpoint that it was loaded from, until something changes it.
 
@@ -73,7 +76,7 @@ class Learner:
     def __init__(self, spec: NetworkSpec, dtype: np.dtype[Any], backend: Backend, state: TrainState) -> None:
         self.spec, self.dtype, self.state = spec, dtype, state
         self.class_names: tuple[str, ...] | None = None
-        self.feature_names: tuple[str, ...] | None = None
+        self.rules = InputRules(dtype, None, None)
         self.paused: PausedRun | None = None
         self._changing = threading.Lock()
         self._made: _Made | None = None
@@ -126,17 +129,18 @@ class Learner:
         *,
         suffix: str = "",
         training: bool = False,
+        rules: InputRules | None = None,
     ) -> HostData:
-        """Return checked data for this network, see `check_data`."""
+        """Return checked data for this network, see `check_data`; `rules` where those of its inputs are others."""
         options: dict[str, Any] = {"backend": self.backend, "suffix": suffix, "training": training}
-        return check_data(self.spec, self.dtype, x, y, sample_weight, **options)
+        return check_data(self.spec, rules or self.rules, x, y, sample_weight, **options)
 
     # --- asking ---
 
     @quiet
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
-        rows = check_inputs(x, self.spec.units[0], self.dtype, self.backend, may_wait=False)
+        rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
         if isinstance(outputs, np.ndarray):  # elsewhere to look would be to wait
@@ -148,7 +152,7 @@ class Learner:
     def predictor(self) -> Predictor:
         """Return a function that predicts one example at a time, with a copy of the weights."""
         with self.backend.working():
-            return Predictor(self.backend, self.spec, self.dtype, self.state.evaluated)
+            return Predictor(self.backend, self.spec, self.rules, self.state.evaluated)
 
     @quiet
     def figures(self, data: HostData, metrics: Mapping[str, Measure]) -> dict[str, float]:
@@ -225,7 +229,7 @@ class Learner:
             "dtype": self.dtype.name,
             "backend": self.backend,
             "class_names": self.class_names,
-            "feature_names": self.feature_names,
+            "rules": self.rules,
             "state": self.state.copied(self.to_numpy),
         }
 
@@ -234,4 +238,4 @@ class Learner:
         with backend.working():
             state = values["state"].copied(backend.copy)
         Learner.__init__(self, values["spec"], np.dtype(values["dtype"]), backend, state)
-        self.class_names, self.feature_names = values["class_names"], values["feature_names"]
+        self.class_names, self.rules = values["class_names"], values["rules"]

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,9 @@ class Training:
         self._schedule = optimizer.schedule
         self._metrics = dict(metrics)
         self.callbacks = sorted(callbacks, key=lambda c: c.runs_last)
-        self._steps_per_epoch = steps_per_epoch(len(data), progress.batch_size)
-        self._orders = Orders(learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray)
+        self._steps_per_epoch = steps_per_epoch(progress.rows, progress.batch_size)
+        order = learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray, data.training
+        self._orders = Orders(*order)
         self._order: Order | None = None
         self._totals = np.array(progress.totals)
         self._interrupted = False
@@ -353,7 +355,7 @@ class Training:
         if not figures:  # every batch of the epoch had weight 0
             figures = dict.fromkeys(self.figure_names()[: 1 + learner.spec.loss.has_accuracy], math.nan)
         if self._metrics:
-            asked = learner.spec, learner.state.evaluated, self._data, self._metrics
+            asked = learner.spec, learner.state.evaluated, self._trained, self._metrics
             figures.update(learner.inference.metric_values(*asked))
         validation = self._validation_data()
         if validation is not None:
@@ -361,6 +363,15 @@ class Training:
             figures.update({f"val_{name}": value for name, value in found.items()})
         figures["learning_rate"] = rate
         return figures
+
+    @cached_property
+    def _trained(self) -> HostData:
+        """The rows that train, for metrics; a copy where others of the data are held out."""
+        data, backend = self._data, self.learner.backend
+        if data.training is None:
+            return data
+        with backend.working():
+            return data.taken(data.training, backend.to_numpy, backend.asarray)
 
     def _validation_data(self) -> HostData | None:
         """Return the validation data; brought to the backend once a run, where there is room beside the training."""

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.backends.foreign import host_array
 from fastmlp.engine.checks import check_inputs, check_outputs
+from fastmlp.engine.inputs import FULL, InputRules
 from fastmlp.errors import DataError
 from fastmlp.floating import quiet
 from fastmlp.network.plan import Plan, Precision
@@ -33,13 +34,16 @@ class Predictor:
     ----------
     backend : Backend
     spec : NetworkSpec
-    dtype : numpy.dtype
+    rules : InputRules
+        What the network knows of its inputs.
     params : (size,) array
         Flat parameters on that backend; copied.
     """
 
-    def __init__(self, backend: Backend, spec: NetworkSpec, dtype: np.dtype[Any], params: Any) -> None:
-        self._loss, self._inputs, self._dtype = spec.loss, spec.units[0], dtype
+    def __init__(self, backend: Backend, spec: NetworkSpec, rules: InputRules, params: Any) -> None:
+        dtype = rules.dtype
+        self._loss, self._inputs, self._dtype, self._rules = spec.loss, spec.units[0], dtype, rules
+        self._as_is = rules.scale is None or rules.scale.divisor == 1
         self._backend = backend
         session = backend.open(Plan(spec.deterministic(), 1, Precision.of(dtype)))
         self._x, self._out = backend.zeros((1, self._inputs), dtype), backend.empty((1, spec.units[-1]), dtype)
@@ -54,7 +58,7 @@ class Predictor:
         Parameters
         ----------
         x : (I,) array_like
-            Inputs, as for `MLP.predict`: uint8 is divided by 255.
+            Inputs, as for `MLP.predict`.
 
         Returns
         -------
@@ -69,10 +73,10 @@ class Predictor:
         there = None if isinstance(x, np.ndarray) else backend.take(x, "x")
         if there is not None:
             return self._outputs_there(there)
-        if isinstance(x, np.ndarray) and x.shape == (self._inputs,) and x.dtype == self._dtype:
+        if self._as_is and type(x) is np.ndarray and x.shape == (self._inputs,) and x.dtype == self._dtype:
             row: NDArray[Any] = x
             if not _finite(row, self._no_input):
-                check_inputs(x[None], self._inputs, self._dtype, backend)
+                check_inputs(x[None], self._inputs, backend, self._rules)
         else:
             row = self._converted(x)
         with backend.working():
@@ -85,11 +89,11 @@ class Predictor:
     def _outputs_there(self, x: Array) -> Array:
         if x.ndim != 1:
             raise DataError(_ONE.format(self._inputs, x.shape))
-        check_inputs(x[None], self._inputs, self._dtype, self._backend, may_wait=False)
+        rows = check_inputs(x[None], self._inputs, self._backend, self._rules, may_wait=False)
         with self._backend.placed():
             out = self._backend.empty((self._out.shape[1],), self._dtype)
         with self._backend.working():
-            self._backend.gather_rows(x[None], slice(0, 1), self._x)
+            self._backend.gather_rows(rows, slice(0, 1), self._x)
             self._run()
             out[...] = self._out[0]
         return out
@@ -114,12 +118,12 @@ class Predictor:
 
     @quiet
     def _converted(self, x: ArrayLike) -> NDArray[Any]:
-        array = host_array(x)
+        array = host_array(x, "x")
         if array.ndim != 1:
             raise DataError(_ONE.format(self._inputs, array.shape))
-        row = check_inputs(array[None], self._inputs, self._dtype, self._backend)[0]
+        row = check_inputs(array[None], self._inputs, self._backend, self._rules)[0]
         if row.dtype == np.uint8:
-            row = row / self._dtype.type(255)
+            row = row / self._dtype.type(FULL)
         return np.asarray(row, self._dtype)
 
 

@@ -21,6 +21,8 @@ class Progress:
         Of the whole run.
     shuffle : bool
     validation_split : float
+    drawn : bool
+        Whether the rows held out are drawn by the seed; runs of earlier versions hold out the last ones.
     horizon : int
         Steps of the run, for schedules that follow it.
     schedule_start : int
@@ -49,6 +51,7 @@ class Progress:
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     memory: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    drawn: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -79,6 +82,7 @@ class Progress:
             shuffle=check_flag("shuffle", given.shuffle),
             validation_split=check_number("validation_split", given.validation_split, 0.0, 1.0),
             seconds=check_number("seconds", given.seconds, 0.0),
+            drawn=check_flag("drawn", given.drawn),
         )
 
 

@@ -19,6 +19,7 @@ from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
     from fastmlp.backends.data import HostData
+    from fastmlp.formulas.losses import Loss
     from fastmlp.network.spec import NetworkSpec
 
 ClassWeight = Mapping[Any, float] | Sequence[float] | NDArray[Any] | str
@@ -94,34 +95,40 @@ def with_class_weight(
     """
     if class_weight is None:
         return data
-    labels, classes = _labels(spec, data.y)
+    labels, classes = row_classes(spec.loss, data.y), max(spec.units[-1], 2)
+    if labels is None:
+        raise DataError(f"class_weight: the loss {spec.loss.name!r} has no single class a row; use sample_weight")
+    trains = slice(None) if data.training is None else data.training
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ValueError(f"class_weight must be {_expected(classes)}, got {class_weight!r}")
-        counts = np.bincount(labels, minlength=classes)
-        factors = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        counts = np.bincount(labels[trains], minlength=classes)
+        factors = data.training_rows / (np.count_nonzero(counts) * np.maximum(counts, 1))
     else:
         factors = in_range(_factors(class_weight, classes), dtype, "class_weight", "class")
-    weights: NDArray[np.float64] = factors[labels]
+    weights = np.zeros(len(data))  # rows that are held out have none
+    weights[trains] = factors[labels[trains]]
     argument = "class_weight"
     if data.weights is not None:
-        given, argument = data.weights.astype(np.float64), "class_weight times sample_weight"
-        weights = weights * given
+        weights *= data.weights
+        argument = "class_weight times sample_weight"
     if not weights.any():
-        raise DataError(f"{argument}: the weights of all {len(data)} rows to train on are 0, so nothing can be learned")
+        raise DataError(
+            f"{argument}: the weights of all {data.training_rows} rows to train on are 0, so nothing can be learned"
+        )
     return replace(data, weights=in_range(weights, dtype, argument, "row").astype(dtype), weights_there=None)
 
 
-def _labels(spec: NetworkSpec, targets: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
-    """Return the class of each row, and how many classes there are."""
-    classes = spec.units[-1]
+def row_classes(loss: Loss, targets: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the class of each row of checked targets, (n,) int64; None where a row has no single one."""
     if targets.ndim == 1:
-        return targets, classes
-    if spec.loss.takes_labels:
-        return targets.argmax(axis=1), classes
-    if spec.loss.has_accuracy and classes == 1:
-        return (targets[:, 0] > 0.5).astype(np.int64), 2
-    raise DataError(f"class_weight: the loss {spec.loss.name!r} has no single class a row; use sample_weight")
+        return targets
+    if loss.takes_labels:
+        labels: NDArray[Any] = targets.argmax(axis=1)
+        return labels
+    if loss.has_accuracy and targets.shape[1] == 1:
+        return (targets[:, 0] > 0.5).astype(np.int64)
+    return None
 
 
 def _factors(class_weight: Any, classes: int) -> NDArray[np.float64]:

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastmlp.arguments import check_number
 from fastmlp.engine.batches import split_rows, steps_per_epoch
 from fastmlp.engine.history import History
+from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
-from fastmlp.engine.row_weights import ClassWeight, with_class_weight
+from fastmlp.engine.row_weights import ClassWeight, row_classes, with_class_weight
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 
 if TYPE_CHECKING:
@@ -31,26 +33,48 @@ def take(
     class_weight: ClassWeight | None,
     validation_data: tuple[ArrayLike, ...] | None,
     fraction: float,
+    drawn: bool = True,
 ) -> tuple[HostData, HostData | None]:
-    """Return the data to train on, and those to validate with: given ones, or a last part of the others.
+    """Return the data to train on, and those to validate with: given ones, or rows held out of the others.
 
-    Class weights are for training alone: the same rows are validated alike, whichever way they were held out.
+    Where these are not `drawn`, they are the last ones.  Class weights are for training alone: the same rows are
+    validated alike, whichever way they were held out.
     """
-    train, validation = split_rows(learner.data(*rows, training=True), fraction)
+    data = learner.data(*rows, training=True)
+    fraction = check_number("validation_split", fraction, 0.0, 1.0)
+    labels = row_classes(learner.spec.loss, data.y) if fraction else None
+    parts = split_rows(len(data), fraction, learner.state.key, labels)
+    train, validation = data, None
     if validation_data is not None:
-        if validation is not None:
+        if parts is not None:
             raise ValueError("give either validation_data or validation_split, not both")
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
             raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
-        validation = learner.data(*validation_data, suffix=" of validation_data")
-    elif validation is not None:
-        for part, what in ((train, "to train on"), (validation, "to validate with")):
-            if part.weights is not None and not part.weights.any():
+        rules = _settled(learner, data)
+        validation = learner.data(*validation_data, suffix=" of validation_data", rules=rules)
+    elif parts is not None and drawn:
+        # what trains stays where it is, and is picked row by row in the order of each epoch
+        backend = learner.backend
+        with backend.working():
+            validation = data.taken(parts.held_out, backend.to_numpy, backend.asarray)
+        train = replace(data, training=parts.train)
+    elif parts is not None:
+        cut = len(parts.train)
+        train, validation = data.window(slice(0, cut)), data.window(slice(cut, None))
+    if parts is not None and data.weights is not None:
+        for part, what in ((parts.train, "to train on"), (parts.held_out, "to validate with")):
+            if not data.weights[part].any():
                 raise DataError(
-                    f"sample_weight: the weights of all {len(part)} rows {what} are 0 (validation_split={fraction!r} "
-                    "holds out the last rows); order the rows otherwise, or give validation_data"
+                    f"sample_weight: the weights of all {len(part)} rows {what} are 0 (validation_split={fraction!r}); "
+                    "hold out another part of the rows, or give validation_data"
                 )
     return with_class_weight(learner.spec, learner.dtype, train, class_weight), validation
+
+
+def _settled(learner: Learner, data: HostData) -> InputRules:
+    """Return what is known of the inputs: by the learner or, where it knows nothing, by the data to train on."""
+    rules = learner.rules
+    return rules._replace(names=rules.names or data.names, scale=rules.scale or InputScale.of(data.x))
 
 
 class Wanted(NamedTuple):
@@ -74,30 +98,33 @@ class Extras(NamedTuple):
 def begin(learner: Learner, data: HostData, validation: HostData | None, wanted: Wanted, extras: Extras) -> History:
     """Train a learner on checked data, on from where it stands; see `fastmlp.MLP.fit`."""
     epochs, optimizer = wanted.epochs, wanted.optimizer
-    batch_size = min(wanted.batch_size, len(data))
+    rows = data.training_rows
+    batch_size = min(wanted.batch_size, rows)
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(
             epochs=epochs,
             batch_size=batch_size,
-            rows=len(data),
+            rows=rows,
             shuffle=wanted.shuffle,
             validation_split=wanted.validation_split,
-            horizon=epochs * steps_per_epoch(len(data), batch_size),
+            drawn=True,
+            horizon=epochs * steps_per_epoch(rows, batch_size),
             schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
         )
         extras = extras._replace(metrics=rehearsed(extras.metrics, data, validation))
         run = Training(learner, data, validation, progress, optimizer, *extras)
         run.check_memory()
         learner.paused = None
-        before = replace(learner.state)
+        before, rules = replace(learner.state), learner.rules
+        learner.rules = _settled(learner, data)
         with _kept(learner):
             learner.state.begin(optimizer, learner.backend.zeros, learner.backend.copy)
             try:
                 return run.run()
             except BaseException:
                 if run.steps_done == 0:
-                    learner.state = before
+                    learner.state, learner.rules = before, rules
                 raise
 
 

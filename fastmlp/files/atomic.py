@@ -45,7 +45,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ------
     OSError
         Before anything is written where the folder is missing or not writable, or `path` is there and is not
-        a regular file; or where the disk refuses the data.
+        a regular file; or where the disk refuses the data. It names `path`.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -54,8 +54,9 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if target not in _tidied:
         _tidied.add(target)  # whoever is killed from now on is another process, and one look at a folder is enough
         remove_leftovers(target.parent, target.name)
-    temporary, file = _begin(target)
+    temporary = None
     try:
+        temporary, file = _begin(target)
         with file:
             yield file
             file.flush()
@@ -64,9 +65,12 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.replace(temporary, target)  # as long as it is locked, or it would pass for a leftover
         if fcntl is None:
             os.replace(temporary, target)  # Windows renames no file that is open
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise _named(error, path) from error
         raise
     _sync_folder(target.parent)
 
@@ -116,6 +120,15 @@ def _remove_unless_locked(path: str) -> None:
     with open(path, "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
+
+
+def _named(error: OSError, path: str | os.PathLike[str]) -> OSError:
+    """Return an error with the name of the file that was to be written, where it names a temporary one or none."""
+    if error.filename is not None and not is_temporary(os.path.basename(error.filename)):
+        return error
+    if error.errno is None:  # such as NumPy's, of a disk that is full
+        return type(error)(f"{os.fspath(path)}: {error}")
+    return OSError(error.errno, error.strerror, os.fspath(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from fastmlp.arguments import check_number
 from fastmlp.errors import DataError
 from fastmlp.floating import quiet
 from fastmlp.formulas.records import RecordTypes, settle
-from fastmlp.formulas.targets import as_labels, as_probabilities, as_values, not_negative
+from fastmlp.formulas.targets import as_labels, as_probabilities, as_values, holds_labels, not_negative
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,7 +137,7 @@ class ClassLoss(Loss):
             )
 
     def prepare_targets(self, y: NDArray[Any], outputs: int) -> NDArray[Any]:
-        if y.ndim == 1:
+        if holds_labels(y, outputs):
             return as_labels(y, outputs)
         y = as_values(y, outputs, self.name)
         labels: NDArray[Any] = y.argmax(axis=1)
@@ -184,7 +184,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         return self.label_smoothing
 
     def prepare_targets(self, y: NDArray[Any], outputs: int) -> NDArray[Any]:
-        if y.ndim == 1:
+        if holds_labels(y, outputs):
             return as_labels(y, outputs)
         return as_probabilities(as_values(y, outputs, self.name), self.name)
 

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 _NUMBER = "number them first: class_names, y = np.unique(y, return_inverse=True)"
 
 
+def holds_labels(y: NDArray[Any], outputs: int) -> bool:
+    """Return whether targets of a loss over classes are labels, (n,) or a column (n, 1), and no rows of one-hot."""
+    return y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < outputs)
+
+
 def as_labels(y: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Return class labels (n,) as int64; DataError unless all are integers in 0..classes-1."""
+    """Return class labels, (n,) or (n, 1), as (n,) int64; DataError unless all are integers in 0..classes-1."""
+    y = y.reshape(-1)
     if y.dtype.kind not in "iu":
         _refuse_missing(y)
         if y.dtype.kind == "b":

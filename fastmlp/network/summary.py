@@ -29,8 +29,8 @@ def describe(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, seed: int) -
     return f"{spec.units}, {', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)}"
 
 
-def summary_lines(spec: NetworkSpec, dtype: np.dtype[Any], backend: str) -> Iterator[str]:
-    """Yield a table of the layers, the counts of parameters, and what training keeps in memory."""
+def summary_lines(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, inputs: str) -> Iterator[str]:
+    """Yield a table of the layers, the counts of parameters, the inputs, and what training keeps in memory."""
     row = "{:<6} {:>8} {:>8}  {:<12} {:>8} {:>12}  {}"
     yield row.format("layer", "inputs", "units", "activation", "dropout", "parameters", "").rstrip()
     training = 0
@@ -40,6 +40,7 @@ def summary_lines(spec: NetworkSpec, dtype: np.dtype[Any], backend: str) -> Iter
         rate = f"{spec.dropout[layer]:g}" if spec.dropout[layer] else "-"
         yield row.format(layer, i, o, spec.activations[layer], rate, f"{(i + 1) * o:,}", note).rstrip()
     yield f"parameters {spec.parameters:,}, of which {training:,} train"
+    yield inputs
     yield f"loss {spec.loss.name}, l2 {spec.l2:g}, max_norm {spec.max_norm}"
     # every layer's input and activation is kept until its gradient is taken: that is backpropagation's price
     kept = dtype.itemsize * (spec.units[0] + 2 * sum(spec.units[1:]))

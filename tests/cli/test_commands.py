@@ -201,14 +201,14 @@ def test_arrays_and_images_are_learned_too(cli, tmp_path):
     np.testing.assert_array_equal(models[0], models[2])
 
 
-def test_rows_held_out_are_random_but_for_mapped_files_the_last(cli, tmp_path):
+def test_rows_held_out_are_random_but_of_mnist_the_last(cli, tmp_path):
     settings = Settings("a", (2,), 1, 1, (0.0,), 0.2, seed=3)
-    x, y = np.arange(20.0)[:, None], np.arange(20)
-    (train, _), (held, labels) = run_data._hold_out((x, y), settings, in_order=False)
+    x, y = np.arange(20.0)[:, None], np.arange(20.0)
+    (train, _), (held, labels) = run_data._hold_out((x, y), settings, "mean_squared_error", 1, in_place=False)
     assert sorted(np.concatenate((train, held))[:, 0]) == list(range(20))
     np.testing.assert_array_equal(held[:, 0], labels)
     assert len(held) == 4 and set(held[:, 0]) != {16, 17, 18, 19}
-    _, (held, _) = run_data._hold_out((x, y), settings, in_order=True)
+    _, (held, _) = run_data._last_rows((x, y), settings)
     assert set(held[:, 0]) == {16, 17, 18, 19}
 
 
@@ -251,3 +251,49 @@ def test_warmup_compiles_ahead_and_says_where_it_is_kept(cli):
     assert (code, err) == (0, "")
     single, double, kept = out.splitlines()
     assert single.startswith("float32: ") and double.startswith("float64: ") and kept.startswith("kept ")
+
+
+def test_a_mapped_file_sorted_by_class_is_validated_on_all_classes(cli, tmp_path):
+    draw = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 60)
+    np.save(tmp_path / "x.npy", draw.normal(size=(180, 3)) * 0.1 + np.eye(3)[y])
+    np.save(tmp_path / "y.npy", y)
+    code, out, _ = cli("train", "x.npy", "--target", "y.npy", "--epochs", 10, "--seed", 1, "--out", "run")
+    assert code == 0 and "144 rows to train on, 36 held out, 3 features, 3 classes" in out
+    assert json.loads((tmp_path / "run" / "history.json").read_text())["result"]["validation_accuracy"] > 0.9
+    np.savez(tmp_path / "a.npz", x=np.load(tmp_path / "x.npy"), y=y)  # not mapped: the same rows, the same numbers
+    cli("train", "a.npz", "--epochs", 10, "--seed", 1, "--out", "again")
+    np.testing.assert_array_equal(weights(tmp_path / "run"), weights(tmp_path / "again"))
+
+
+@pytest.mark.filterwarnings("always:.*the first row:UserWarning")
+def test_names_that_are_numbers_are_said_and_serve_in_prediction(cli, tmp_path):
+    draw = np.random.default_rng(0).random((40, 3))
+    rows = [",".join(f"{v:.3f}" for v in row) for row in draw]
+    spectra = ["400.5,401.0,401.5,species", *(f"{row},{('elm', 'oak')[i % 2]}" for i, row in enumerate(rows))]
+    (tmp_path / "spectra.csv").write_text("\n".join(spectra))
+    (tmp_path / "new.csv").write_text("\n".join(["401.5,400.5,401.0", *rows]))
+    options = "--epochs", 1, "--seed", 0, "--backend", "numpy"
+    code, out, err = cli("train", "spectra.csv", "--target", "species", *options, "--out", "a")
+    assert (code, err) == (0, "") and "32 rows to train on, 8 held out, 3 features, 2 classes" in out
+    code, out, err = cli("train", "spectra.csv", "--target", "-1", *options, "--out", "b")
+    assert code == 0 and "32 rows to train on, 8 held out" in out
+    assert err.count("\n") == 1 and "is read as the names of the columns; header=False (--no-header)" in err
+    assert cli("train", "spectra.csv", "--target", "-1", "--header", *options, "--out", "c")[2] == ""
+    code, out, err = cli("train", "spectra.csv", "--target", "-1", "--no-header", *options, "--out", "d")
+    assert "33 rows to train on, 8 held out, 3 features, 3 classes" in out
+    assert cli("predict", "a", "new.csv", "--out", "p.csv")[1:] == ("40 predictions in p.csv\n", "")
+    assert cli("evaluate", "a", "spectra.csv", "--target", "species")[2] == ""
+
+
+def test_labels_with_a_point_are_classes_and_that_is_said(cli, tmp_path):
+    draw = np.random.default_rng(0).random((40, 2))
+    (tmp_path / "a.csv").write_text("a,b,y\n" + "".join(f"{a},{b},{i % 2 + 1}.0\n" for i, (a, b) in enumerate(draw)))
+    out = cli("train", "a.csv", "--target", "y", "--epochs", 1, "--backend", "numpy", "--out", "run")[1]
+    assert "2 classes (for values, --loss mean_squared_error)" in out
+
+
+def test_a_missing_folder_for_predictions_is_told_before_the_work(cli, tmp_path):
+    code, out, err = cli("predict", "no model", "no data.csv", "--out", "nodir/p.csv")
+    assert (code, out) == (1, "")
+    assert err == "error: nodir/p.csv: expected a folder to write it into, found none; make it first\n"

@@ -65,7 +65,7 @@ def test_every_option_has_an_effect(cli, tmp_path, name):
 
 
 def test_every_setting_is_an_option_and_tested():
-    assert set(Settings.__dataclass_fields__) == {*OPTIONS, "momentum", "data", "target", "backend"}
+    assert set(Settings.__dataclass_fields__) == {*OPTIONS, "momentum", "data", "target", "header", "backend"}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.names())

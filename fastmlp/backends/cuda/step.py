@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from copy import copy
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +78,7 @@ class TrainingStep:
         self._graphs: dict[tuple[int, int], Any] = {}
         self._order_given: Array | None = None
         self._x, self._y, self._weights = _held(operations, data, plan)
+        self._rows = len(self._x)
         self.slabs = slabs_of(plan, products)
         self._chunks_on_host = chunk_table(plan, self.slabs)
         arena = step_arena(plan, products, len(self._x), self._y)
@@ -97,10 +97,10 @@ class TrainingStep:
         same &= params is state.params and average is state.average and key == state.key
         return same and len(moments) == len(state.moments) and all(map(_is, moments, state.moments))
 
-    @cached_property
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, the short last one included."""
-        return -(-len(self._x) // self._plan.batch)
+        return -(-self._rows // self._plan.batch)
 
     # --- running ---
 
@@ -180,8 +180,8 @@ class TrainingStep:
 
     def _take_order(self, order: Array) -> None:
         if order is not self._order_given:
-            self.memory["order"][...] = order
-            self._order_given = order
+            self.memory["order"][: len(order)] = order  # of fewer rows than the data where some are held out
+            self._order_given, self._rows = order, len(order)
 
     def _failure(self, error: Exception) -> KernelError:
         """Return what went wrong with the steps, which kernel it was as far as that is known, and what avoids it."""
@@ -222,7 +222,7 @@ class TrainingStep:
 
     def _queue(self, first: int, count: int) -> None:
         batch = self._plan.batch
-        short = len(self._x) - (self.steps_per_epoch - 1) * batch  # rows of the last step of an epoch
+        short = self._rows - (self.steps_per_epoch - 1) * batch  # rows of the last step of an epoch
         whole = count - (1 if first + count == self.steps_per_epoch and short < batch else 0)
         if not self._captured:
             for index in range(count):

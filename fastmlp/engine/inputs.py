@@ -1,0 +1,174 @@
+"""What inputs mean, whatever type they come in: the names of their columns, and the scale of their numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastmlp.errors import DataError
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+
+FULL = 255
+"""The largest byte; what pixels are divided by."""
+_FAR = 16
+"""Numbers so large are of another scale than those of a network that was trained on numbers up to 1."""
+
+
+class InputScale(NamedTuple):
+    """What the inputs of a network are divided by, settled by those that it was first trained on; files keep it.
+
+    Attributes
+    ----------
+    divisor : int
+        255 where those were uint8, pixels; 1 for all other types, and for uint8 that holds 0 and 1 alone, which is no
+        picture but a one-hot or a binary matrix.
+    unit : bool
+        Whether they lay in 0..1.
+    """
+
+    divisor: int
+    unit: bool
+
+    @classmethod
+    def of(cls, x: Array) -> InputScale:
+        """Return the scale that inputs settle which `as_trained` has returned for a network without one."""
+        if x.dtype == np.uint8:
+            return cls(FULL, False)
+        if x.dtype == np.bool_:
+            return cls(1, True)
+        lowest, highest = range_of(x)
+        return cls(1, lowest >= 0 and 0 < highest <= 1)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> InputScale | None:
+        """Return what a file says; None where it says nothing.  ValueError where that makes no sense."""
+        if values is None:
+            return None
+        if values["divisor"] not in (1, FULL) or not isinstance(values["unit"], bool):
+            raise ValueError(f"the scale of the inputs must be 1 or 255 and tell the range, got {values!r}")
+        return cls(int(values["divisor"]), values["unit"])
+
+
+class InputRules(NamedTuple):
+    """What a network knows of its inputs.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        In which it computes.
+    names : tuple of str, or None
+        Of its inputs.
+    scale : InputScale, or None
+        None before the first training.
+    """
+
+    dtype: np.dtype[Any]
+    names: tuple[str, ...] | None
+    scale: InputScale | None
+
+    def describe(self) -> str:
+        """Return the line that tells of the scale."""
+        if self.scale is None:
+            return "inputs as they are, uint8 with values above 1 divided by 255; the first fit settles which"
+        return f"inputs {'divided by 255' if self.scale.divisor == FULL else 'as they are'}, whatever their type"
+
+
+def names_of(x: Any) -> tuple[str, ...] | None:
+    """Return the names of a data frame's columns; None for anything else, and where they are not all text."""
+    if isinstance(x, (np.ndarray, list, tuple)):
+        return None
+    columns = getattr(x, "columns", None)
+    if columns is None or callable(columns):
+        return None
+    names = tuple(columns)
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def in_order(x: Any, names: tuple[str, ...] | None, argument: str) -> Any:
+    """Return a data frame with its columns in the order of a network's inputs; anything else as it is.
+
+    Raises
+    ------
+    DataError
+        It lacks a column, or has others; the message names them.
+    """
+    found = names_of(x)
+    if found is None or names is None or found == names:
+        return x
+    missing, more = [name for name in names if name not in found], [name for name in found if name not in names]
+    if not missing and not more and len(found) == len(names):
+        return x[list(names)]
+    differ = [f"no {', '.join(map(repr, missing[:5]))}"] if missing else []
+    differ += [f"{', '.join(map(repr, more[:5]))} more"] if more else []
+    raise DataError(
+        f"{argument} must have the columns of model.feature_names, got {' and '.join(differ) or 'some of them twice'}; "
+        f"pass {argument}[list(model.feature_names)], or set model.feature_names = None to take columns as they stand"
+    )
+
+
+def range_of(x: Array) -> tuple[float, float]:
+    """Return the smallest, 0 where the type has no sign, and the largest number of inputs, wherever they are."""
+    if x.dtype.kind in "bu":
+        return 0.0, float(x.max())
+    # one function of a GPU's arrays less to rely on
+    return float(x.min()) if isinstance(x, np.ndarray) else -float((-x).max()), float(x.max())
+
+
+def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = True) -> Array:
+    """Return checked inputs as the backends take them: they divide uint8 by 255, and no other type.
+
+    Where what lies on a GPU must not be waited for (not `may_look`), the range of a trained network's inputs is not
+    looked at, and nothing is said of it.
+
+    Warns
+    -----
+    UserWarning
+        The numbers are of another range than those that the network was trained on.
+    """
+    scale, is_bytes = rules.scale, x.dtype == np.uint8
+    if len(x) == 0 or (scale is None and not is_bytes):
+        return x
+    if scale is None:
+        return x.view(np.bool_) if range_of(x)[1] <= 1 else x
+    if not may_look and not isinstance(x, np.ndarray):
+        if scale.divisor == 1:
+            return x.astype(np.int16) if is_bytes else x
+        return x if is_bytes else _divided(x, rules.dtype)
+    if scale.divisor == 1:
+        if not is_bytes and not scale.unit:
+            return x
+        highest = range_of(x)[1]
+        if scale.unit and highest >= _FAR:
+            _warn(
+                f"{argument} has values up to {highest:g}, and the model takes them as they are, since it was trained "
+                f"on values in 0..1; pass {argument} / 255 if they are pixels"
+            )
+        if not is_bytes:
+            return x
+        return x.view(np.bool_) if highest <= 1 else x.view(np.int8) if highest < 128 else x.astype(np.int16)
+    lowest, highest = range_of(x)
+    if highest > FULL or lowest < 0 or 0 < highest <= 1:
+        cure = f"; pass {argument} * 255 if it is divided already" if 0 < highest <= 1 and lowest >= 0 else ""
+        _warn(
+            f"{argument} has values in {lowest:g}..{highest:g}, and the model divides its inputs by 255, since it was "
+            f"trained on bytes{cure}"
+        )
+    if is_bytes:
+        return x
+    if x.dtype.kind in "iu" and 0 <= lowest and highest <= FULL:
+        return x.astype(np.uint8)
+    return _divided(x, rules.dtype)
+
+
+def _divided(x: Array, dtype: np.dtype[Any]) -> Array:
+    divided: Array = x.astype(dtype) / dtype.type(FULL)
+    return divided
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=6)  # the call of the model's method, most often
