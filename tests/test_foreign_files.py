@@ -238,3 +238,22 @@ def test_types_that_numpy_has_not_are_our_error(tmp_path):
     (tmp_path / "m").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(fastmlp.FileFormatError, match="is no fastmlp file, or it was cut short"):
         fastmlp.load(tmp_path / "m")
+
+
+def test_a_checkpoint_of_the_last_step_of_an_epoch_goes_on(tmp_path):
+    path, model = tmp_path / "checkpoint", small("numpy")
+    steps = 3
+    x, y = blobs()
+
+    class Stop(fastmlp.Callback):
+        def on_steps(self, run):
+            if run.steps_done == steps:
+                run.stop("enough")
+
+        def next_step(self, run):
+            return steps
+
+    options = {"epochs": 2, "batch_size": -(-len(x) // steps), "verbose": 0}
+    model.fit(x, y, callbacks=[Stop(), fastmlp.Checkpoint(path, every_steps=steps)], **options)
+    assert files.read(path)[0]["progress"]["position"] in (0, steps)
+    assert fastmlp.load(path, "numpy").resume(x, y, verbose=0).epochs == 2

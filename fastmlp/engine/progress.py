@@ -65,7 +65,7 @@ class Progress:
         counts = {name: check_count(name, getattr(given, name), bound) for name, bound in least.items()}
         if (high := next((name for name, count in counts.items() if count >= 2**63), None)) is not None:
             raise ValueError(f"{high} must be below 2**63, got {counts[high]}")
-        if given.epoch > given.epochs or given.position >= -(-given.rows // given.batch_size):
+        if given.epoch > given.epochs or given.position > -(-given.rows // given.batch_size):
             raise ValueError(
                 f"epoch {given.epoch} and position {given.position} lie beyond the run of {given.epochs} epochs"
             )
