@@ -287,10 +287,10 @@ class MLP:
         Returns
         -------
         dict
-            ``loss`` (weighted mean over the rows, without dropout and without L2), ``accuracy`` where the loss has
-            one, and the metrics.
+            ``loss`` (weighted mean over the rows, no dropout, no L2), ``accuracy`` where it has one, and the metrics.
         """
-        return self._learner.figures(self._learner.data(x, y, sample_weight), check_metrics(metrics, self.spec))
+        data = self._learner.data(x, y, sample_weight, later=True)
+        return self._learner.figures(data, check_metrics(metrics, self.spec))
 
     def predict(self, x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what the network predicts.

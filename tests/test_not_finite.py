@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from blobs import blobs, small
+from compare import assert_same_bits
 
 import fastmlp
+from fastmlp.engine import checks
+from fastmlp.errors import DataError
 
 BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
@@ -69,3 +72,26 @@ def test_outputs_that_are_not_finite_are_no_class(backend):
             ask(x)
     figures = model.evaluate(x, y, metrics=["balanced_accuracy_score"])
     assert not any(np.isfinite(value) for value in figures.values()), figures
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_many_inputs_are_looked_at_once_a_result_is_not_finite(backend, value):
+    """To look at all of them first takes as long as to predict."""
+    x, y = np.ones((2048, 600), np.float32), np.zeros(2048, int)
+    assert x.size > checks.SOON
+    model = fastmlp.MLP((600, 4, 2), backend=backend, dtype="float32", seed=0)
+    x[1700, 3] = value
+    told = rf"x must be finite, got {value} in row 1700, column 3"
+    for call in (model.predict, model.predict_proba, lambda rows: model.evaluate(rows, y)):
+        with pytest.raises(DataError, match=told):
+            call(x)
+    before = model.get_weights()
+    with pytest.raises(fastmlp.NonFiniteLossError, match=r"row 1700 of the training data: the input"):
+        model.fit(x, y, epochs=1, batch_size=2048, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        assert_same_bits(a, b)
+    with pytest.raises(DataError, match=told.replace("x must", "x of validation_data must")):
+        model.fit(x[:8], y[:8], epochs=1, validation_data=(x, y), verbose=0)
+    values = fastmlp.MLP((600, 4, 1), loss="mean_squared_error", backend=backend, dtype="float32", seed=0)
+    with pytest.raises(DataError, match=told):
+        values.predict(x)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from fastmlp.network.state import TrainState
 
 
+SOON = 1 << 20
+"""Numbers that are looked at in any case: that takes a tenth of a millisecond."""
+
+
 def check_inputs(
     x: ArrayLike,
     features: int,
@@ -36,12 +40,15 @@ def check_inputs(
     argument: str = "x",
     training: bool = False,
     may_wait: bool = True,
+    later: bool = False,
 ) -> Array:
     """Return inputs as an (n, features) array in C order, copied only where its layout asks for it.
 
     What lies on a GPU stays there, as an array of the backend, in whatever layout it has.  To look at its values means
-    to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.  The columns of a data frame
-    are brought into the order of the network's inputs, and numbers to the scale that `as_trained` tells.
+    to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.  To look at millions of
+    numbers takes as long as some networks take for them: where the caller does that `later`, if a result is not finite,
+    they are not looked at here.  The columns of a data frame are brought into the order of the network's inputs, and
+    numbers to the scale that `as_trained` tells.
 
     Raises
     ------
@@ -72,13 +79,8 @@ def check_inputs(
         raise DataError(
             f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
         )
-    looked_at = array.dtype.kind == "f" and (there is None or may_wait)
-    if looked_at and (at := nonfinite_at(array, backend)) is not None:
-        row, column = at
-        raise DataError(
-            f"{argument} must be finite, got {float(array[row, column])} in row {row}, column {column}; remove or fill "
-            "in missing values"
-        )
+    if (there is None or may_wait) and not (later and len(array) * features > SOON):
+        refuse_nonfinite(array, backend, argument)
     if there is not None:
         if may_wait:
             check_held(there, rules.dtype, argument, training=training, to_numpy=backend.to_numpy)
@@ -88,6 +90,16 @@ def check_inputs(
     rows = np.require(array, requirements=["C", "A"])
     check_held(rows, rules.dtype, argument, training=training)
     return as_trained(rows, rules, argument)
+
+
+def refuse_nonfinite(inputs: Array, backend: Backend, argument: str) -> None:
+    """Raise DataError where inputs (n, I) hold NaN or infinity."""
+    if inputs.dtype.kind == "f" and (at := nonfinite_at(inputs, backend)) is not None:
+        row, column = at
+        raise DataError(
+            f"{argument} must be finite, got {float(inputs[row, column])} in row {row}, column {column}; remove or "
+            "fill in missing values"
+        )
 
 
 @quiet
@@ -100,19 +112,23 @@ def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
     return tuple(found[0].tolist()) if len(found) else None
 
 
-def check_outputs(loss: Loss, outputs: Array, backend: Backend, dtype: np.dtype[Any]) -> None:
-    """Raise DataError where an output of the network is NaN or infinite, so that no class follows from it.
+def check_outputs(loss: Loss, outputs: Array, inputs: Array, backend: Backend, dtype: np.dtype[Any]) -> None:
+    """Raise DataError where an output of the network is NaN or infinite, and inputs are or no class follows from it.
 
     Parameters
     ----------
     loss : Loss
-        One that predicts values lets them pass: they say themselves what they are.
+        One that predicts values lets them pass where inputs are finite: they say themselves what they are.
     outputs : (n, K) float
+    inputs : (n, I)
     backend : Backend
     dtype : numpy.dtype
         In which the network computes.
     """
-    if loss.has_accuracy and (at := nonfinite_at(outputs, backend)) is not None:
+    at = nonfinite_at(outputs, backend)
+    if at is not None:
+        refuse_nonfinite(inputs, backend, "x")
+    if at is not None and loss.has_accuracy:
         wider = " or use dtype='float64'" if dtype == np.float32 else ""
         raise DataError(
             f"x: output {at[1]} of the network is {float(outputs[at])} for row {at[0]}, whose inputs are finite but "
@@ -130,6 +146,7 @@ def check_data(
     backend: Backend,
     suffix: str = "",
     training: bool = False,
+    later: bool = False,
 ) -> HostData:
     """Return data fit for a network, or raise DataError saying what is wrong with which argument.
 
@@ -147,9 +164,11 @@ def check_data(
         Appended to the names of the arguments in messages.
     training : bool
         Whether columns that the network's type loses are refused.
+    later : bool
+        See `check_inputs`.
     """
     dtype = rules.dtype
-    inputs = check_inputs(x, spec.units[0], backend, rules, argument=f"x{suffix}", training=training)
+    inputs = check_inputs(x, spec.units[0], backend, rules, argument=f"x{suffix}", training=training, later=later)
     if len(inputs) == 0:
         raise DataError(f"x{suffix} has no rows; at least one is needed")
     given, y_there = _on_host(y, backend, f"y{suffix}")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FULL = 255
 """The largest byte; what pixels are divided by."""
+SEEN = 1 << 20
+"""Numbers of which all are looked at for their range; of more, rows evenly spaced, where at most a warning is misled."""
 _FAR = 16
 """Numbers so large are of another scale than those of a network that was trained on numbers up to 1."""
 
@@ -41,7 +43,7 @@ class InputScale(NamedTuple):
             return cls(FULL, False)
         if x.dtype == np.bool_:
             return cls(1, True)
-        lowest, highest = range_of(x)
+        lowest, highest = range_of(_some(x))
         return cls(1, lowest >= 0 and 0 < highest <= 1)
 
     @classmethod
@@ -119,6 +121,11 @@ def range_of(x: Array) -> tuple[float, float]:
     return float(x.min()) if isinstance(x, np.ndarray) else -float((-x).max()), float(x.max())
 
 
+def _some(x: Array) -> Array:
+    """Return all rows of not too many numbers, else some that are evenly spaced."""
+    return x[:: -(-len(x) * x.shape[1] // SEEN)] if len(x) * x.shape[1] > SEEN else x
+
+
 def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = True) -> Array:
     """Return checked inputs as the backends take them: they divide uint8 by 255, and no other type.
 
@@ -134,7 +141,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
     if len(x) == 0 or (scale is None and not is_bytes):
         return x
     if scale is None:
-        return x.view(np.bool_) if range_of(x)[1] <= 1 else x
+        return x.view(np.bool_) if range_of(_some(x))[1] <= 1 and range_of(x)[1] <= 1 else x
     if not may_look and not isinstance(x, np.ndarray):
         if scale.divisor == 1:
             return x.astype(np.int16) if is_bytes else x
@@ -142,7 +149,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
     if scale.divisor == 1:
         if not is_bytes and not scale.unit:
             return x
-        highest = range_of(x)[1]
+        highest = range_of(x if is_bytes else _some(x))[1]
         if scale.unit and highest >= _FAR:
             _warn(
                 f"{argument} has values up to {highest:g}, and the model takes them as they are, since it was trained "
@@ -151,7 +158,8 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
         if not is_bytes:
             return x
         return x.view(np.bool_) if highest <= 1 else x.view(np.int8) if highest < 128 else x.astype(np.int16)
-    lowest, highest = range_of(x)
+    is_whole = x.dtype.kind in "iu" and not is_bytes
+    lowest, highest = range_of(x if is_whole else _some(x))
     if highest > FULL or lowest < 0 or 0 < highest <= 1:
         cure = f"; pass {argument} * 255 if it is divided already" if 0 < highest <= 1 and lowest >= 0 else ""
         _warn(
@@ -160,7 +168,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
         )
     if is_bytes:
         return x
-    if x.dtype.kind in "iu" and 0 <= lowest and highest <= FULL:
+    if is_whole and 0 <= lowest and highest <= FULL:
         return x.astype(np.uint8)
     return _divided(x, rules.dtype)
 

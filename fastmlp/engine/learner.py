@@ -6,6 +6,7 @@ and files know learners alone.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count, check_integer
-from fastmlp.engine.checks import check_data, check_inputs, check_outputs
+from fastmlp.engine.checks import check_data, check_inputs, check_outputs, refuse_nonfinite
 from fastmlp.engine.inference import Inference
 from fastmlp.engine.inputs import InputRules
 from fastmlp.engine.predictor import Predictor
@@ -129,10 +130,11 @@ class Learner:
         *,
         suffix: str = "",
         training: bool = False,
+        later: bool = False,
         rules: InputRules | None = None,
     ) -> HostData:
         """Return checked data for this network, see `check_data`; `rules` where those of its inputs are others."""
-        options: dict[str, Any] = {"backend": self.backend, "suffix": suffix, "training": training}
+        options: dict[str, Any] = {"backend": self.backend, "suffix": suffix, "training": training, "later": later}
         return check_data(self.spec, rules or self.rules, x, y, sample_weight, **options)
 
     # --- asking ---
@@ -140,11 +142,11 @@ class Learner:
     @quiet
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
-        rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False)
+        rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False, later=True)
         size = None if batch_size is None else check_count("batch_size", batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
         if isinstance(outputs, np.ndarray):  # elsewhere to look would be to wait
-            check_outputs(self.spec.loss, outputs, self.backend, self.dtype)
+            check_outputs(self.spec.loss, outputs, rows, self.backend, self.dtype)
         with self.backend.placed():
             return turn(outputs)
 
@@ -156,9 +158,12 @@ class Learner:
 
     @quiet
     def figures(self, data: HostData, metrics: Mapping[str, Measure]) -> dict[str, float]:
-        """Return loss, accuracy where there is one, and metrics, of checked data."""
+        """Return loss, accuracy where there is one, and metrics, of checked data; no loss is NaN because inputs are."""
         asked = self.spec, self.state.evaluated, data
-        return {**self.inference.evaluate(*asked), **self.inference.metric_values(*asked, metrics)}
+        found = self.inference.evaluate(*asked)
+        if math.isnan(found["loss"]):
+            refuse_nonfinite(data.x, self.backend, "x")
+        return {**found, **self.inference.metric_values(*asked, metrics)}
 
     @quiet
     def loss_and_gradients(self, data: HostData) -> tuple[float, list[Array]]:

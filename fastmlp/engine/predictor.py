@@ -112,7 +112,7 @@ class Predictor:
         """
         outputs = self.outputs(x)
         if isinstance(outputs, np.ndarray) and not _finite(outputs, self._no_output):
-            check_outputs(self._loss, outputs[None], self._backend, self._dtype)
+            check_outputs(self._loss, outputs[None], self._x, self._backend, self._dtype)
         with self._backend.placed():
             return self._loss.predict(outputs[None])[0]
 

@@ -40,7 +40,7 @@ def take(
     Where these are not `drawn`, they are the last ones.  Class weights are for training alone: the same rows are
     validated alike, whichever way they were held out.
     """
-    data = learner.data(*rows, training=True)
+    data = learner.data(*rows, training=True, later=True)
     fraction = check_number("validation_split", fraction, 0.0, 1.0)
     labels = row_classes(learner.spec.loss, data.y) if fraction else None
     parts = split_rows(len(data), fraction, learner.state.key, labels)
