@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FULL = 255
 """The largest byte; what pixels are divided by."""
 SEEN = 1 << 20
-"""Numbers of which all are looked at for their range; of more, rows evenly spaced, where at most a warning is misled."""
+"""Numbers of which all are looked at for their range; of more, some rows, where at most a warning is misled."""
 _FAR = 16
 """Numbers so large are of another scale than those of a network that was trained on numbers up to 1."""
 
