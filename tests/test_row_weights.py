@@ -70,6 +70,7 @@ REFUSED = {
     r"class_weight\[2\] must be at least 0 and finite, got -1": [1, 1, -1],
     r"class_weight\[0\] must be at least 0 and finite, got nan": {0: np.nan},
     r"class_weight\[0\] must be a number, got \[1, 2\]": [[1, 2], 1, 1],
+    r"class_weight\[1\] must be a number, got masked": np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]),
     "a factor for each of the 3 classes, got 2": [1, 2],
     "class 1 has more than one factor": Series([1.0, 2.0], index=[1, 1]),
     r"a sequence of 3 factors or 'balanced', got \{1.0\}": {1.0},
