@@ -10,6 +10,7 @@ from blobs import blobs, small
 from compare import assert_same_bits
 
 import fastmlp
+from fastmlp.engine.batches import split_rows
 
 
 class Series:
@@ -111,13 +112,14 @@ def test_the_same_rows_validate_alike_whichever_way_they_were_held_out(backend, 
     options = {"epochs": 2, "class_weight": class_weight, "verbose": 0}
     split, given, plain = small(backend), small(backend), small(backend)
     a = split.fit(x, y, sample_weight=weights, validation_split=0.25, **options)
-    held = x[150:], y[150:], weights[150:]
-    b = given.fit(x[:150], y[:150], sample_weight=weights[:150], validation_data=held, **options)
+    train, held_out = split_rows(200, 0.25, split.seed, y)
+    held = x[held_out], y[held_out], weights[held_out]
+    b = given.fit(x[train], y[train], sample_weight=weights[train], validation_data=held, **options)
     for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
         assert a.history[name] == b.history[name]
     assert_same_bits(split.get_weights()[0], given.get_weights()[0])
     assert a.history["val_loss"][-1] == pytest.approx(split.evaluate(*held)["loss"], rel=1e-6)
-    plain.fit(x[:150], y[:150], epochs=2, sample_weight=weights[:150], verbose=0)
+    plain.fit(x[train], y[train], epochs=2, sample_weight=weights[train], verbose=0)
     assert not np.array_equal(plain.get_weights()[0], split.get_weights()[0])
 
 
@@ -173,8 +175,9 @@ def test_ordinary_weights_are_taken_as_they_are():
 @pytest.mark.parametrize("part", ["validate with", "train on"])
 def test_a_part_without_weight_is_refused_before_training(backend, part):
     x, y = blobs()
-    weights = np.r_[np.ones(150), np.zeros(50)] if part == "validate with" else np.r_[np.zeros(150), np.ones(50)]
-    model = small(backend)
+    model, weights = small(backend), np.zeros(200)
+    train, held_out = split_rows(200, 0.25, model.seed, y)
+    weights[train if part == "validate with" else held_out] = 1
     with pytest.raises(fastmlp.DataError, match=f"sample_weight: the weights of all .*0 rows to {part} are 0"):
         model.fit(x, y, epochs=1, sample_weight=weights, validation_split=0.25, verbose=0)
     assert model.steps == 0
