@@ -84,7 +84,8 @@ def check_number(
 
 def _as_float(argument: str, value: Any, also: str) -> float:
     given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-    if isinstance(given, bool) or not isinstance(given, Real):
+    masked = isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())  # its item is 0
+    if masked or isinstance(given, bool) or not isinstance(given, Real):
         raise TypeError(f"{argument} must be a number{_or(also)} {value!r}")
     try:
         return float(given)

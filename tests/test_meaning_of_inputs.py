@@ -95,9 +95,16 @@ def test_a_run_on_bytes_goes_on_from_its_checkpoint_with_numbers(tmp_path):
 
     part = small("numpy")
     part.fit(PIXELS, LABELS, epochs=4, callbacks=[Stop(), fastmlp.Checkpoint(tmp_path / "c.safetensors")], verbose=0)
+    header, tensors = safetensors.read(tmp_path / "c.safetensors")
     back = fastmlp.load(tmp_path / "c.safetensors", "numpy")
     back.resume(PIXELS.astype(int), LABELS, callbacks=[fastmlp.Checkpoint(tmp_path / "c.safetensors")], verbose=0)
     assert_same_bits(back.get_weights()[0], whole.get_weights()[0])
+
+    del header["inputs"]  # as earlier versions wrote it
+    safetensors.write(tmp_path / "old.safetensors", header, tensors)
+    back = fastmlp.load(tmp_path / "old.safetensors", "numpy")
+    back.resume(PIXELS, LABELS, callbacks=[fastmlp.Checkpoint(tmp_path / "c.safetensors")], verbose=0)
+    assert_same_bits(back.predict_proba(PIXELS.astype(int)), whole.predict_proba(PIXELS))
 
 
 def test_a_fit_that_is_refused_settles_nothing():
@@ -118,6 +125,17 @@ def test_numbers_of_another_range_than_those_trained_on_are_said():
             on_fractions.predict(x)
     with pytest.warns(UserWarning, match="x of validation_data has values up to 25"):
         small("numpy").fit(PIXELS / 255, LABELS, epochs=1, validation_data=(PIXELS, LABELS), verbose=0)
+    validation = PIXELS / 255, LABELS
+    for call in (
+        lambda: on_bytes.predict(PIXELS / 255),
+        lambda: on_bytes.predictor()(PIXELS[0] / 255),
+        lambda: on_bytes.evaluate(PIXELS / 255, LABELS),
+        lambda: on_bytes.fit(PIXELS / 255, LABELS, epochs=1, verbose=0),
+        lambda: on_bytes.fit(PIXELS, LABELS, epochs=1, validation_data=validation, verbose=0),
+    ):
+        with pytest.warns(UserWarning, match="divides its inputs by 255") as said:
+            call()
+        assert [warning.filename for warning in said] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         on_bytes.predict(np.zeros((2, 6)))  # a black picture

@@ -71,6 +71,7 @@ REFUSED = {
     r"class_weight\[2\] must be at least 0 and finite, got -1": [1, 1, -1],
     r"class_weight\[0\] must be at least 0 and finite, got nan": {0: np.nan},
     r"class_weight\[0\] must be a number, got \[1, 2\]": [[1, 2], 1, 1],
+    r"class_weight\[1\] must be a number, got masked": np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]),
     "a factor for each of the 3 classes, got 2": [1, 2],
     "class 1 has more than one factor": Series([1.0, 2.0], index=[1, 1]),
     r"a sequence of 3 factors or 'balanced', got \{1.0\}": {1.0},
@@ -174,10 +175,9 @@ def test_ordinary_weights_are_taken_as_they_are():
 @pytest.mark.parametrize("part", ["validate with", "train on"])
 def test_a_part_without_weight_is_refused_before_training(backend, part):
     x, y = blobs()
-    model = small(backend)
+    model, weights = small(backend), np.zeros(200)
     train, held_out = split_rows(200, 0.25, model.seed, y)
-    weights = np.ones(200)
-    weights[held_out if part == "validate with" else train] = 0
+    weights[train if part == "validate with" else held_out] = 1
     with pytest.raises(fastmlp.DataError, match=f"sample_weight: the weights of all .*0 rows to {part} are 0"):
         model.fit(x, y, epochs=1, sample_weight=weights, validation_split=0.25, verbose=0)
     assert model.steps == 0

@@ -115,3 +115,16 @@ def test_labels_for_several_outputs_are_sent_to_the_losses_of_classes(dtype):
     for loss in ("sigmoid_cross_entropy", "mean_squared_error"):
         with pytest.raises(fastmlp.DataError, match=r"got \(6,\); labels .* are for loss='softmax_cross_entropy'"):
             fit(loss, 3, np.array([0, 1] * 3, dtype))
+
+
+@pytest.mark.parametrize(
+    ("loss", "units", "y", "wrong"),
+    [
+        ("softmax_cross_entropy", 2, [0, 1, 0, 1, 0, 1], [0, 1, 5, 1, 0, 1]),
+        ("mean_squared_error", 1, np.arange(6.0), [0, 1, nan, 1, 0, 1]),
+        ("poisson", 1, np.arange(6.0), [0, 1, -2, 1, 0, 1]),
+    ],
+)
+def test_targets_of_validation_data_are_called_that(loss, units, y, wrong):
+    with pytest.raises(fastmlp.DataError, match=r"^y of validation_data: .* in row 2"):
+        fit(loss, units, np.array(y), validation_data=(X, np.array(wrong)))

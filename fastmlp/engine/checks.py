@@ -176,7 +176,10 @@ def check_data(
     if targets.ndim == 0 or len(targets) != len(inputs):
         count = "a single value" if targets.ndim == 0 else f"{len(targets)}"
         raise DataError(f"x{suffix} has {len(inputs)} rows and y{suffix} {count}; they must have as many")
-    targets = spec.loss.prepare_targets(targets, spec.units[-1])
+    try:
+        targets = spec.loss.prepare_targets(targets, spec.units[-1])
+    except DataError as e:  # losses know no other targets than y
+        raise DataError(f"y{suffix}: {str(e).removeprefix('y: ')}") from None
     check_held(targets, dtype, f"y{suffix}", training=training)
     weights, weights_there = None, None
     if sample_weight is not None:

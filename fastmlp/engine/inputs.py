@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,9 @@ SEEN = 1 << 20
 """Numbers of which all are looked at for their range; of more, some rows, where at most a warning is misled."""
 _FAR = 16
 """Numbers so large are of another scale than those of a network that was trained on numbers up to 1."""
+
+_BETWEEN = ("fastmlp", "numpy", "contextlib")
+"""Packages whose functions lie between a user's call and a warning."""
 
 
 class InputScale(NamedTuple):
@@ -179,4 +183,8 @@ def _divided(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=6)  # the call of the model's method, most often
+    """Warn where the library was called: how many of its functions, and of NumPy's decorators, lie between differs."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

@@ -162,6 +162,7 @@ def go_on(
         run.restore_callbacks(paused)
         run.check_memory()
         learner.paused = None
+        learner.rules = _settled(learner, data)  # files of earlier versions say nothing of the inputs
         then, here = header["platform"], run.adopt(header["platform"])
         if changed := [name for name in {**here, **then} if here.get(name) != then.get(name)]:
             was = ", ".join(f"{name} {then.get(name)!r}, now {here.get(name)!r}" for name in sorted(changed))
