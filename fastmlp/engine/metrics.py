@@ -6,13 +6,14 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_sequence
 from fastmlp.formulas.figures import Figure, figure_of, scorers_of, sklearn_figure
 
 if TYPE_CHECKING:
@@ -126,12 +127,16 @@ def check_metrics(metrics: Metrics, spec: NetworkSpec) -> dict[str, Measure]:
     """
     if isinstance(metrics, str) or callable(metrics):
         metrics = (metrics,)
-    if not isinstance(metrics, Iterable):
-        raise TypeError(f"metrics must be a sequence of names or callables, got {metrics!r}")
-    given = list(metrics.items()) if isinstance(metrics, Mapping) else [(_name_of(m), m) for m in metrics]
+    if isinstance(metrics, Mapping):
+        given = list(metrics.items())
+    else:
+        several = check_sequence("metrics", metrics, "a sequence of names or callables, or a mapping to these")
+        given = [(_name_of(m), m) for m in several]
     found: dict[str, Measure] = {}
     for name, metric in given:
-        if name in _TAKEN or (name == "accuracy" and spec.loss.has_accuracy) or str(name).startswith("val_"):
+        if not isinstance(name, str):
+            raise TypeError(f"metrics: names must be text, got {name!r}")
+        if name in _TAKEN or (name == "accuracy" and spec.loss.has_accuracy) or name.startswith("val_"):
             raise ValueError(f"metrics: a figure called {name!r} is there anyway; leave it out or give it another name")
         if name in found:
             raise ValueError(

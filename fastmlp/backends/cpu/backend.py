@@ -36,6 +36,9 @@ LONG_SECONDS = 1.5
 """Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
 
 
+MOST_THREADS = 4096
+"""More than any machine has cores; each has memory of its own."""
+
 _compiled: set[tuple[bool, Precision]] = set()
 """Of the calls that train (True) and that predict, those that are compiled in this process."""
 
@@ -88,6 +91,8 @@ class NumbaBackend(NumbaOperations):
         super().__init__(Forms(products))
         also = "or None for the physical cores"
         self._threads = None if threads is None else check_count("threads", threads, also=also)
+        if self._threads is not None and self._threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, {also}; got {threads!r}")
         from fastmlp.kernels.cpu import blas as kernel_blas
 
         kernel_blas.bind(*blas.addresses())
