@@ -30,7 +30,7 @@ def unpinned() -> None:
 
 def machine() -> str:
     """Return what a figure depends on besides the code: processor, cores, versions."""
-    from fastmlp.backends.cpu.backend import physical_cores
+    from fastmlp.backends.cpu.limits import physical_cores
 
     names = ["numpy", "numba", "scipy-openblas32", "torch", "jax", "scikit-learn"]
     there = [n for n in names if importlib.util.find_spec(n.replace("-", "_").replace("scikit_learn", "sklearn"))]

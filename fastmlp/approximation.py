@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_dtype
-from fastmlp.backends.foreign import refuse_masked
+from fastmlp.backends.foreign import host_array
 from fastmlp.errors import DataError
 from fastmlp.floating import quiet
 from fastmlp.model import MLP
@@ -89,8 +89,7 @@ def relu_interpolant(
 
 def _column(name: str, values: ArrayLike, dtype: np.dtype[Any]) -> NDArray[np.float64]:
     """Return (n,) values as `dtype` holds them, in float64."""
-    refuse_masked(f"relu_interpolant: {name}", values)
-    array = np.asarray(values)
+    array = host_array(values, f"relu_interpolant: {name}")
     if array.dtype.kind not in "biuf" or not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):
         raise DataError(
             f"relu_interpolant: {name} must hold real numbers, (n,) or (n, 1); got {array.dtype} {array.shape}"

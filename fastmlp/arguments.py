@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -121,17 +122,71 @@ def check_sequence(argument: str, value: Any, expected: str) -> list[Any]:
         raise TypeError(f"{argument} must be {expected}, got {value!r}") from None
 
 
+def check_text(argument: str, value: Any) -> str:
+    """Return text that is not empty; TypeError or ValueError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be text, got {value!r}")
+    if not value:
+        raise ValueError(f"{argument} must not be empty")
+    return value
+
+
+def check_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """Return one of a few words; TypeError for what is no text, ValueError for any other word."""
+    if isinstance(value, str) and value in choices:
+        return value
+    wrong = ValueError if isinstance(value, str) else TypeError
+    raise wrong(f"{argument} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}; got {value!r}")
+
+
+def check_callable(argument: str, value: Any, expected: str) -> Callable[..., Any]:
+    """Return what can be called; TypeError, which says what was `expected`, for anything else."""
+    if not callable(value):
+        raise TypeError(f"{argument} must be {expected}, got {value!r}")
+    called: Callable[..., Any] = value
+    return called
+
+
+def check_path(argument: str, path: Any) -> str:
+    """Return the name of a file or a folder as text.
+
+    A number is none, True neither, though the operating system takes both for a file that is open.
+
+    Raises
+    ------
+    TypeError
+        It is neither text nor a path.
+    ValueError
+        It is empty, or holds what no name can.
+    """
+    try:
+        name = os.fspath(path)
+    except TypeError:
+        name = None
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be text or a pathlib.Path, got {path!r}")
+    if not name or "\0" in name:
+        raise ValueError(f"{argument} must be the name of a file or folder, got {path!r}")
+    return name
+
+
 def check_names(argument: str, names: Any) -> tuple[str, ...]:
     """Return names that differ, given as a sequence of text or of numbers.
 
     Raises
     ------
     TypeError
-        It is no sequence.
+        It is no sequence, or an entry is neither text nor a number.
     ValueError
         A name is there twice, so that it says nothing.
     """
-    found = tuple(str(name) for name in check_sequence(argument, names, "a sequence of names"))
+    given = check_sequence(argument, names, "a sequence of names")
+    for i, name in enumerate(given):
+        if not isinstance(name, (str, Real, np.bool_)):
+            raise TypeError(f"{argument}[{i}] must be text or a number, got {name!r}")
+    found = tuple(map(str, given))
+    if not found:
+        raise ValueError(f"{argument} must be one name at least, got {names!r}")
     if len(set(found)) < len(found):
         twice = next(name for name in found if found.count(name) > 1)
         raise ValueError(f"{argument} must be names that differ, got {twice!r} more than once")
@@ -140,12 +195,12 @@ def check_names(argument: str, names: Any) -> tuple[str, ...]:
 
 def check_dtype(dtype: str | type | np.dtype[Any]) -> np.dtype[Any]:
     """Return float32 or float64; ValueError for anything else."""
-    try:
-        kind = np.dtype(dtype)
+    try:  # NumPy would take the dtype of any value that has one
+        kind = np.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
     except TypeError:
         kind = None
     # a dtype equals whatever NumPy would make it of: float64 equals None
-    if dtype is None or kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return kind
 

@@ -84,6 +84,8 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         refuse_masked("X", X)
         x = validate_data(self, X, dtype=(np.float64, np.float32))
         components = check_count("n_components", self.n_components)
+        if components >= 2**31:
+            raise ValueError(f"n_components must be below 2**31, got {self.n_components!r}")
         self.gamma_: float = self._gamma(x)
         random = check_random_state(self.random_state)
         shape = (x.shape[1], components)
@@ -142,7 +144,10 @@ class RandomFourierFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         following = check_sequence("network: units", units, "a sequence such as (10,)")
         if not following:
             raise ValueError("network: units needs the number of outputs at least, such as (10,); got ()")
-        rest = (activation,) * (len(following) - 1) if isinstance(activation, str) else tuple(activation)
+        if isinstance(activation, str):
+            rest = [activation] * (len(following) - 1)
+        else:
+            rest = check_sequence("network: activation", activation, "a name, or a sequence of one a layer")
         inputs, features = self.weights_.shape
         model = MLP((inputs, features, *following), activation=("cos", *rest), **options)
         model.set_weights([self.weights_, self.offset_, *model.get_weights()[2:]])

@@ -19,7 +19,7 @@ from fastmlp.engine.learner import Learner
 from fastmlp.engine.metrics import check_metrics
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.network.spec import NetworkSpec, make_spec
-from fastmlp.network.summary import describe, summary_lines
+from fastmlp.network.summary import describe, print_summary, summary_lines
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -154,8 +154,8 @@ class MLP:
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Print the layers, their shapes and numbers of parameters, and what training keeps in memory, line by line."""
-        for line in summary_lines(self.spec, self.dtype, self.backend.name, self._learner.rules.describe()):
-            print_fn(line)
+        rules = self._learner.rules.describe()
+        print_summary(print_fn, summary_lines(self.spec, self.dtype, self.backend.name, rules))
 
     # --- training ---
 

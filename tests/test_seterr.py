@@ -31,7 +31,7 @@ OPTIMIZERS = {
 def data(loss, dtype):
     """Return inputs of very different sizes, labels, smaller inputs, large weights, and the inputs in a type."""
     rng, outputs = np.random.default_rng(0), LOSSES[loss]
-    x = rng.normal(size=(40, 5)) * np.array([1e-42, 1e-30, 1e-3, 1.0, 300.0])
+    x = rng.normal(size=(40, 5)) * np.array([1e-37, 1e-30, 1e-3, 1.0, 300.0])
     labels = rng.integers(0, 3 if outputs == 3 else 2, 40)
     y = labels if outputs != 2 else np.stack([labels, 1 - labels], axis=1)
     weights = fastmlp.MLP((5, 7, 6, outputs), backend="numpy", loss="mean_squared_error", seed=0).get_weights()

@@ -28,7 +28,7 @@ def get_backend(name: str = "auto", **options: Any) -> Backend:
     ValueError
         There is no such backend.
     """
-    backend: Backend = make(choose_backend()[0] if name == "auto" else name, options)
+    backend: Backend = make(choose_backend()[0] if _is_auto(name) else name, options)
     return backend
 
 
@@ -36,7 +36,11 @@ def resolve_backend(backend: str | Backend) -> Backend:
     """Return a backend given as such or by name; what "auto" stands for is logged, and why."""
     if isinstance(backend, Backend):
         return backend
-    if backend == "auto":
+    if _is_auto(backend):
         name, why = choose_backend()
         _log.info("backend 'auto' is %s (%s)", name, why)
     return get_backend(backend)
+
+
+def _is_auto(name: object) -> bool:
+    return isinstance(name, str) and name == "auto"  # arrays are equal one by one

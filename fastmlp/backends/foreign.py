@@ -35,7 +35,10 @@ def host_array(array: Any, argument: str) -> NDArray[Any]:
     refuse_masked(argument, array)
     if not isinstance(array, np.ndarray) and not hasattr(array, "__array__") and speaks_dlpack(array):
         return np.from_dlpack(array)
-    return np.asarray(array)
+    try:
+        return np.asarray(array)
+    except Exception as e:  # rows of several lengths, or whatever an object's own way to become an array raises
+        raise DataError(f"{argument} cannot be made into an array: {e}") from e
 
 
 def refuse_masked(argument: str, array: Any) -> None:

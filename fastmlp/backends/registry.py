@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastmlp.arguments import check_text
 from fastmlp.errors import BackendUnavailable
 from fastmlp.formulas.records import check_new_name, choose
 
@@ -113,4 +114,4 @@ def register_backend(name: str, module: str, cls: str) -> None:
         Where its class is, a subclass of `fastmlp.backends.base.Backend`; the module is imported when first asked for.
     """
     check_new_name("backend", name, _BACKENDS)
-    _BACKENDS[name] = (module, cls)
+    _BACKENDS[name] = check_text("module", module), check_text("cls", cls)

@@ -90,6 +90,10 @@ class Session:
         """Make the choices of a run that goes on, as far as they are left open."""
         return
 
+    def current(self) -> bool:
+        """Tell whether the backend would make the same session now, so that it may be used again."""
+        return True
+
     def release(self) -> None:
         """Let go of what is needed only while a run lasts."""
         return

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.arguments import check_path
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
 from fastmlp.files.reading import refused_by_name
@@ -50,7 +51,7 @@ def read_idx(path: str | os.PathLike[str], *, expected_magic: int | None = None)
         header says, has more than 64 dimensions, or its gzip stream is damaged. A header that promises more
         than the file holds costs no memory: only what is really there is ever held.
     """
-    with open(path, "rb") as plain:
+    with open(check_path("path", path), "rb") as plain:
         gzipped = plain.peek(2)[:2] == b"\x1f\x8b"
         if not gzipped:
             return _parse(plain, path, expected_magic)
@@ -80,8 +81,11 @@ def write_idx(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:
         Where a dimension is too large for the format.
     """
     if np.ma.is_masked(array):
-        raise ValueError("an IDX file holds no masked values: fill them in, array.filled(value)")
-    array = np.asarray(array)
+        raise ValueError("array: an IDX file holds no masked values: fill them in, array.filled(value)")
+    try:
+        array = np.asarray(array)
+    except ValueError as e:
+        raise ValueError(f"array cannot be made into one of numbers: {e}") from e
     head = idx_header(array)
     body = np.asarray(array, dtype=array.dtype.newbyteorder(">"), order="C").reshape(-1).view(np.uint8)
     with atomic_writer(path) as file:
@@ -98,7 +102,7 @@ def idx_header(array: npt.NDArray[Any]) -> bytes:
     """Give the bytes that an IDX file has before the elements of `array`."""
     codes = [code for code, dtype in _DTYPES.items() if dtype == array.dtype.newbyteorder(">")]
     if not codes:
-        raise TypeError(f"an IDX file holds one of {_NAMES}; got {array.dtype}: convert it with astype first")
+        raise TypeError(f"array: an IDX file holds one of {_NAMES}; got {array.dtype}: convert it with astype first")
     if any(size >= 2**32 for size in array.shape):
         raise ValueError(f"a dimension of an IDX file is below 2**32; got shape {array.shape}")
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, codes[0], array.ndim, *array.shape)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.arguments import check_flag, check_path
 from fastmlp.datasets.idx import idx_header, read_idx
 from fastmlp.errors import DataError, FileFormatError
 from fastmlp.floating import quiet
@@ -56,7 +57,9 @@ def load_mnist(*, raw: bool = False, folder: str | os.PathLike[str] | None = Non
     DataError
         Where images and labels differ in number, images are not 28x28 or labels not from 0 to 9.
     """
+    raw = check_flag("raw", raw)
     if folder is not None:
+        folder = check_path("folder", folder)
         return _split(Path(folder), "train", raw), _split(Path(folder), "t10k", raw)
     with resources.as_file(resources.files("fastmlp.datasets") / "mnist-idx") as shipped:
         return _split(shipped, "train", raw, check=True), _split(shipped, "t10k", raw, check=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from fastmlp.arguments import check_names
+from fastmlp.arguments import check_choice, check_flag, check_integer, check_names, check_path
 from fastmlp.datasets.array_files import ARRAY_SUFFIXES, read_npz, read_single
 from fastmlp.datasets.csv_files import read_csv
 from fastmlp.datasets.table import Source, Table, Task
 from fastmlp.errors import FileFormatError
 from fastmlp.floating import quiet
+from fastmlp.warned import warn_caller
 
 
 @quiet
@@ -84,16 +85,21 @@ def load_table(
     UserWarning
         Of each choice that was made by the look of the file, with how to have it otherwise.
     """
+    name = check_path("path", path).lower()
+    if target is not None and not isinstance(target, str):
+        target = check_integer("target", target, also="the name of a column, or None")
+    check_choice("task", task, get_args(Task))
+    if header is not None:
+        header = check_flag("header", header)
     if feature_names is not None:
         feature_names = check_names("feature_names", feature_names)
     if class_names is not None:
         class_names, task = check_names("class_names", class_names), "classification"
     source = Source(path, task, feature_names, class_names, header)
-    name = os.fspath(path).lower()
     if name.endswith(".csv"):
         table = read_csv(source, target)
         for text in source.said:
-            warnings.warn(text, stacklevel=2)
+            warn_caller(text)
         return table
     if name.endswith(".npz"):
         return read_npz(source, target)

@@ -67,6 +67,7 @@ def gradcheck(
     if not isinstance(model, MLP):
         raise TypeError(f"gradcheck: model must be a fastmlp.MLP, got {model!r}")
     directions, spec = check_count("directions", directions), model.spec
+    seed = check_count("seed", seed, 0)
     double = MLP(
         spec.units,
         activation=spec.activations,

@@ -6,11 +6,13 @@ import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmlp.arguments import check_count, check_flag, check_number
+import numpy as np
+
+from fastmlp.arguments import check_count, check_flag, check_number, check_path, check_sequence
 from fastmlp.engine.loop import Callback
 from fastmlp.formulas.figures import lower_is_better
 
@@ -119,7 +121,7 @@ class Checkpoint(Callback):
     ) -> None:
         if every_epochs is None and every_steps is None:
             every_epochs = 1
-        self.path = fspath(path)
+        self.path = check_path("path", path)
         self.every_epochs = None if every_epochs is None else check_count("every_epochs", every_epochs)
         self.every_steps = None if every_steps is None else check_count("every_steps", every_steps)
 
@@ -158,7 +160,7 @@ class CSVLog(Callback):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(check_path("path", path))
 
     def on_train_begin(self, run: Training) -> None:
         rows: list[list[str]] = []
@@ -281,9 +283,9 @@ def _in_words(figures: Mapping[str, float]) -> str:
 
 def check_callbacks(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
     """Return the callbacks of a run, with the progress bar that `verbose` asks for."""
-    if verbose not in (0, 1, 2):
+    if not isinstance(verbose, (int, np.integer, np.bool_)) or verbose not in (0, 1, 2):
         raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
-    found = list(callbacks)
+    found = check_sequence("callbacks", callbacks, "a sequence of Callback objects such as [EarlyStopping()]")
     for callback in found:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be Callback objects such as EarlyStopping(), got {callback!r}")

@@ -176,10 +176,7 @@ def check_data(
     if targets.ndim == 0 or len(targets) != len(inputs):
         count = "a single value" if targets.ndim == 0 else f"{len(targets)}"
         raise DataError(f"x{suffix} has {len(inputs)} rows and y{suffix} {count}; they must have as many")
-    try:
-        targets = spec.loss.prepare_targets(targets, spec.units[-1])
-    except DataError as e:  # losses know no other targets than y
-        raise DataError(f"y{suffix}: {str(e).removeprefix('y: ')}") from None
+    targets = _prepared(spec, targets, f"y{suffix}")
     check_held(targets, dtype, f"y{suffix}", training=training)
     weights, weights_there = None, None
     if sample_weight is not None:
@@ -201,6 +198,17 @@ def check_data(
         weights_there,
         names=names_of(x),
     )
+
+
+def _prepared(spec: NetworkSpec, y: NDArray[Any], argument: str) -> NDArray[Any]:
+    """Return targets as the loss takes them; losses, a user's own too, know them as y, and errors as `argument`."""
+    try:
+        return spec.loss.prepare_targets(y, spec.units[-1])
+    except DataError as e:
+        text = str(e)
+        if argument == "y" or not text.startswith("y:"):
+            raise
+        raise DataError(argument + text.removeprefix("y")) from None
 
 
 def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any], Array | None]:

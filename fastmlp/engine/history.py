@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from fastmlp.arguments import check_sequence
 from fastmlp.files.atomic import atomic_writer
 
 
@@ -25,7 +26,12 @@ class History:
     """
 
     def __init__(self, history: Mapping[str, list[float]] | None = None, stop_reason: str = "") -> None:
-        self.history: dict[str, list[float]] = {name: list(values) for name, values in (history or {}).items()}
+        if history is not None and not isinstance(history, Mapping):
+            raise TypeError(f"history must be a mapping from name to a value an epoch, or None; got {history!r}")
+        self.history: dict[str, list[float]] = {
+            name: check_sequence(f"history[{name!r}]", values, "a sequence of one value an epoch")
+            for name, values in (history or {}).items()
+        }
         self.stop_reason = stop_reason
 
     @property

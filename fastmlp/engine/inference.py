@@ -42,13 +42,14 @@ class Inference:
 
     def plan(self, spec: NetworkSpec, rows: int, batch_size: int | None = None) -> Plan:
         """Return the plan for so many rows, worked on `batch_size` at once or as many as fit."""
+        width = self._dtype.itemsize * (spec.units[0] + 5 * max(spec.units[1:]))
+        most = max(min(PREDICT_BYTES // width, MAX_PREDICT_ROWS), 16)
         if batch_size is None:
-            width = self._dtype.itemsize * (spec.units[0] + 5 * max(spec.units[1:]))
-            most = max(min(PREDICT_BYTES // width, MAX_PREDICT_ROWS), 16)
             # grows by doubling, so that calls with more and more rows do not each need memory of their own
             while self._rows < min(rows, most):
                 self._rows = min(2 * self._rows, most)
             batch_size = self._rows
+        batch_size = min(batch_size, max(rows, most))  # rows that are not there need no memory
         last = self._last
         if last is None or last[0] is not spec or last[1].batch != batch_size:
             last = self._last = spec, Plan(spec.deterministic(), batch_size, Precision.of(self._dtype))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastmlp.errors import DataError
+from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -20,9 +19,6 @@ SEEN = 1 << 20
 """Numbers of which all are looked at for their range; of more, some rows, where at most a warning is misled."""
 _FAR = 16
 """Numbers so large are of another scale than those of a network that was trained on numbers up to 1."""
-
-_BETWEEN = ("fastmlp", "numpy", "contextlib")
-"""Packages whose functions lie between a user's call and a warning."""
 
 
 class InputScale(NamedTuple):
@@ -155,7 +151,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
             return x
         highest = range_of(x if is_bytes else _some(x))[1]
         if scale.unit and highest >= _FAR:
-            _warn(
+            warn_caller(
                 f"{argument} has values up to {highest:g}, and the model takes them as they are, since it was trained "
                 f"on values in 0..1; pass {argument} / 255 if they are pixels"
             )
@@ -166,7 +162,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
     lowest, highest = range_of(x if is_whole else _some(x))
     if highest > FULL or lowest < 0 or 0 < highest <= 1:
         cure = f"; pass {argument} * 255 if it is divided already" if 0 < highest <= 1 and lowest >= 0 else ""
-        _warn(
+        warn_caller(
             f"{argument} has values in {lowest:g}..{highest:g}, and the model divides its inputs by 255, since it was "
             f"trained on bytes{cure}"
         )
@@ -180,11 +176,3 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
 def _divided(x: Array, dtype: np.dtype[Any]) -> Array:
     divided: Array = x.astype(dtype) / dtype.type(FULL)
     return divided
-
-
-def _warn(text: str) -> None:
-    """Warn where the library was called: how many of its functions, and of NumPy's decorators, lie between differs."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, stacklevel=level)

@@ -198,7 +198,9 @@ class Learner:
         for layer in layers:
             number = check_integer("layers", layer)
             if not -len(flags) <= number < len(flags):
-                raise ValueError(f"there is no layer {layer}; the network has {len(flags)}, 0..{len(flags) - 1}")
+                raise ValueError(
+                    f"layers: there is no layer {layer}; the network has {len(flags)}, 0..{len(flags) - 1}"
+                )
             flags[number] = frozen
         self.spec = replace(self.spec, frozen=tuple(flags))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -20,6 +19,7 @@ from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
 from fastmlp.errors import NonFiniteLossError, TrainingInterrupted
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
+from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -208,17 +208,15 @@ class Training:
                 callback.on_train_end(self)
         self._check_weights()
         if stalled := learner.state.stalled(learner.to_numpy):
-            warnings.warn(
+            warn_caller(
                 f"gradients were so large that their squares overflowed {learner.dtype}: some of {stalled} and perhaps "
-                "others no longer train. Scale the inputs and targets, or set clip_norm",
-                stacklevel=4,
+                "others no longer train. Scale the inputs and targets, or set clip_norm"
             )
         if self._interrupted:
-            warnings.warn(
+            warn_caller(
                 f"training was interrupted in epoch {self.epoch + 1} of {self.epochs}, after {self.steps_done} whole "
                 "steps; the model is usable as it is, and fit goes on from here",
                 TrainingInterrupted,
-                stacklevel=4,  # the call of fit or resume, whose face and `runs` lie between
             )
         return self.history
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_sequence
 from fastmlp.formulas.figures import Figure, figure_of, scorers_of, sklearn_figure
+from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp.backends.data import HostData
@@ -75,7 +76,7 @@ class Measure:
             message = f"metrics: {self.name!r} cannot be computed: {str(e).rstrip('.')}{cure}"
             if not self.forgiving or not isinstance(e, ValueError):
                 raise ValueError(message) from e
-            warnings.warn(f"{message}. It is nan in this epoch", stacklevel=2)
+            warn_caller(f"{message}. It is nan in this epoch")
             return math.nan
 
     def _answer(self, outputs: NDArray[Any]) -> NDArray[Any]:
@@ -126,12 +127,16 @@ def check_metrics(metrics: Metrics, spec: NetworkSpec) -> dict[str, Measure]:
     """
     if isinstance(metrics, str) or callable(metrics):
         metrics = (metrics,)
-    if not isinstance(metrics, Iterable):
-        raise TypeError(f"metrics must be a sequence of names or callables, got {metrics!r}")
-    given = list(metrics.items()) if isinstance(metrics, Mapping) else [(_name_of(m), m) for m in metrics]
+    if isinstance(metrics, Mapping):
+        given = list(metrics.items())
+    else:
+        several = check_sequence("metrics", metrics, "a sequence of names or callables, or a mapping to these")
+        given = [(_name_of(m), m) for m in several]
     found: dict[str, Measure] = {}
     for name, metric in given:
-        if name in _TAKEN or (name == "accuracy" and spec.loss.has_accuracy) or str(name).startswith("val_"):
+        if not isinstance(name, str):
+            raise TypeError(f"metrics: names must be text, got {name!r}")
+        if name in _TAKEN or (name == "accuracy" and spec.loss.has_accuracy) or name.startswith("val_"):
             raise ValueError(f"metrics: a figure called {name!r} is there anyway; leave it out or give it another name")
         if name in found:
             raise ValueError(

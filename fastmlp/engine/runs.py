@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
 from fastmlp.engine.row_weights import ClassWeight, row_classes, with_class_weight
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
+from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -166,10 +166,9 @@ def go_on(
         then, here = header["platform"], run.adopt(header["platform"])
         if changed := [name for name in {**here, **then} if here.get(name) != then.get(name)]:
             was = ", ".join(f"{name} {then.get(name)!r}, now {here.get(name)!r}" for name in sorted(changed))
-            warnings.warn(
+            warn_caller(
                 f"the checkpoint was made under other choices ({was}), so the run need not go on to the same bits",
                 ReproducibilityWarning,
-                stacklevel=3,  # the call of resume
             )
         with _kept(learner):
             return run.run()

@@ -30,7 +30,7 @@ class SessionPool:
     def use(self, plan: Plan) -> Iterator[Session]:
         """Lend a session for `plan`; one that fits is used again."""
         with self._lock:
-            found = next((s for s in self._idle if s.plan == plan), None)
+            found = next((s for s in self._idle if s.plan == plan and s.current()), None)
             if found is not None:
                 self._idle.remove(found)
         try:

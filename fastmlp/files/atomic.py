@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastmlp.arguments import check_path
+
 fcntl: Any
 try:
     import fcntl
@@ -47,7 +49,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Before anything is written where the folder is missing or not writable, or `path` is there and is not
         a regular file; or where the disk refuses the data. It names `path`.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(check_path("path", path)))
     if target.exists() and not target.is_file():
         # os.replace would put a regular file in the place of a device such as /dev/null
         raise OSError(f"{path}: expected a regular file or none; a folder, device or pipe cannot be replaced")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_count
+from fastmlp.arguments import check_count, check_path
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
 from fastmlp.files.reading import refused_by_name
@@ -57,8 +57,8 @@ def read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[A
     """
     from safetensors import safe_open
 
-    name = fspath(path)
-    with open(path, "rb"):  # the errors of the operating system are clearer than the library's
+    name = check_path("path", path)
+    with open(name, "rb"):  # the errors of the operating system are clearer than the library's
         pass
     with refused_by_name(
         path,

@@ -25,6 +25,16 @@ def agree(a: NDArray[Any], b: NDArray[Any], norm: float = 1.0) -> NDArray[np.boo
     return result
 
 
+def _pair(what: str, function: Callable[..., Any], *arguments: Array) -> tuple[Array, Array]:
+    """Return the two arrays that a user's function gives; ValueError where it does not."""
+    shapes = ", ".join(str(a.shape) for a in arguments)
+    try:
+        first, second = function(*arguments)
+    except Exception as e:
+        raise ValueError(f"{what}: the function must return two arrays, but for {shapes} it fails: {e}") from e
+    return first, second
+
+
 def check_slope(name: str, function: Callable[[Array], tuple[Array, Array]], kinks: tuple[float, ...] = ()) -> None:
     """Raise ValueError where an activation's slope is not its derivative, or where it breaks the rules.
 
@@ -42,7 +52,7 @@ def check_slope(name: str, function: Callable[[Array], tuple[Array, Array]], kin
         near = np.abs(z - kink) < 1e-3
         z[near] += 2e-3
     before = z.copy()
-    a, slope = function(z)
+    a, slope = _pair(f"activation {name!r}", function, z)
     if not np.array_equal(z, before):
         raise ValueError(f"activation {name!r}: the function changed its argument z; it must return new arrays")
     if np.shape(a) != z.shape or np.shape(slope) != z.shape:
@@ -75,7 +85,7 @@ def check_loss_gradient(name: str, function: Callable[[Array, Array], tuple[Arra
     outputs = rng.normal(size=(12, 5))
     targets = rng.integers(0, 5, 12) if takes_labels else rng.uniform(0.1, 1.0, size=(12, 5))
     before = outputs.copy(), targets.copy()
-    rows, gradient = function(outputs, targets)
+    rows, gradient = _pair(f"loss {name!r}", function, outputs, targets)
     if not (np.array_equal(outputs, before[0]) and np.array_equal(targets, before[1])):
         raise ValueError(f"loss {name!r}: the function changed its arguments; it must return new arrays")
     if np.shape(rows) != (12,) or np.shape(gradient) != (12, 5):

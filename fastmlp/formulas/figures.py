@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from fastmlp.arguments import check_choice
+
 _HIGHER_IS_BETTER = {"loss": False, "accuracy": True}
 _TARGETS = ("y_true", "labels_true", "y1")
 # the second parameter of functions of sklearn.metrics that no scorer is made of, and what it stands for
@@ -69,9 +71,7 @@ def lower_is_better(who: str, monitor: str, mode: str) -> bool:
     """
     if not isinstance(monitor, str):
         raise TypeError(f"{who}: monitor must be the name of a figure, such as 'val_loss', got {monitor!r}")
-    if mode not in ("auto", "min", "max"):
-        raise ValueError(f"{who}: mode must be 'auto', 'min' or 'max', got {mode!r}")
-    if mode != "auto":
+    if check_choice(f"{who}: mode", mode, ("auto", "min", "max")) != "auto":
         return mode == "min"
     name = monitor.removeprefix("val_")
     higher = _HIGHER_IS_BETTER.get(name)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastmlp.arguments import check_callable, check_flag, check_number, check_sequence
 from fastmlp.floating import quiet
 from fastmlp.formulas.activations import ACTIVATIONS, Activation
 from fastmlp.formulas.differences import check_loss_gradient, check_slope
@@ -46,6 +47,9 @@ def register_activation(
     """
     check_new_name("activation", name, ACTIVATIONS)
     INITIALIZERS.type_of(initializer)
+    check_callable("function", function, "a function(z) that returns (a, slope)")
+    given = check_sequence("kinks", kinks, "a sequence of the points where the slope jumps")
+    kinks = tuple(check_number(f"kinks[{i}]", kink) for i, kink in enumerate(given))
     check_slope(name, function, kinks)
 
     def in_place(z: Array, slope: Array | None, scratch: Pair) -> None:
@@ -54,7 +58,7 @@ def register_activation(
             slope[...] = s
         z[...] = a
 
-    ACTIVATIONS[name] = Activation(name, in_place, initializer, tuple(kinks), compiled=False)
+    ACTIVATIONS[name] = Activation(name, in_place, initializer, kinks, compiled=False)
 
 
 @quiet
@@ -87,6 +91,8 @@ def register_loss(
         The name is taken, or the gradient is wrong (the message says by how much).
     """
     check_new_name("loss", name, LOSSES.types)
+    check_callable("function", function, "a function(outputs, targets) that returns (row_losses, d_outputs)")
+    takes_labels = check_flag("takes_labels", takes_labels)
     check_loss_gradient(name, function, takes_labels)
 
     def compute(self: Loss, outputs: Array, targets: Array, d_outputs: Array, row_losses: Array, scratch: Pair) -> None:

@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastmlp.arguments import check_count, check_flag, check_number, check_sequence
-from fastmlp.formulas.activations import IDENTITY, get_activation
+from fastmlp.formulas.activations import ACTIVATIONS, IDENTITY, get_activation
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer
 from fastmlp.formulas.losses import LOSSES, Loss
+from fastmlp.formulas.records import choose, settle
+
+MOST_PARAMETERS = 2**40
+"""Four terabytes in float32."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class NetworkSpec:
     activations : tuple of str
         One a layer, the last being that of the outputs.
     loss : Loss
+        Or its name, as for the initializer; the record is kept.
     dropout : tuple of float
         One rate for the input of each layer: (input, hidden 1, ...), each in [0, 1).  Units are dropped in training
         only, and those kept are scaled by ``1 / (1 - rate)`` (Srivastava et al. 2014).
@@ -53,17 +58,35 @@ class NetworkSpec:
     frozen: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        top, of_layers = self.max_norm, "a sequence of one a layer"
+        rates = check_sequence("dropout", self.dropout, of_layers)
+        flags = check_sequence("frozen", self.frozen, of_layers)
+        settle(
+            self,
+            units=_units(self.units),
+            activations=tuple(check_sequence("activations", self.activations, of_layers)),
+            loss=LOSSES.record(self.loss),
+            dropout=tuple(check_number(f"dropout[{i}]", rate, 0.0, 1.0) for i, rate in enumerate(rates)),
+            l2=check_number("l2", self.l2, 0.0),
+            max_norm=None if top is None else check_number("max_norm", top, 0.0, above=True, also="or None"),
+            initializer=None if self.initializer is None else INITIALIZERS.record(self.initializer),
+            frozen=tuple(check_flag(f"frozen[{i}]", flag) for i, flag in enumerate(flags)),
+        )
+        if self.parameters > MOST_PARAMETERS:
+            raise ValueError(f"units {self.units} ask for more than 2**40 parameters, which no memory holds")
         if not self.frozen:
-            object.__setattr__(self, "frozen", (False,) * self.layers)
+            settle(self, frozen=(False,) * self.layers)
+        for field in ("activations", "dropout", "frozen"):
+            if len(getattr(self, field)) != self.layers:
+                raise ValueError(f"{field} needs one entry a layer, {self.layers}; got {getattr(self, field)!r}")
+        for i, name in enumerate(self.activations):
+            choose(f"activations[{i}]", name, ACTIVATIONS)
         if self.loss.from_logits and not get_activation(self.activations[-1]).is_identity:
             raise ValueError(
                 f"activation: the loss {self.loss.name!r} takes the outputs as they are (its link function is part of "
                 f"it), so the last activation must be {IDENTITY!r}; got {self.activations[-1]!r}"
             )
         self.loss.check_units(self.units[-1])
-        for field in ("activations", "dropout", "frozen"):
-            if len(getattr(self, field)) != self.layers:
-                raise ValueError(f"{field} needs one entry a layer, {self.layers}; got {getattr(self, field)!r}")
 
     @property
     def layers(self) -> int:
@@ -121,7 +144,7 @@ class NetworkSpec:
             max_norm=values["max_norm"],
             initializer=None if initializer is None else INITIALIZERS.from_json(initializer),
         )
-        return replace(spec, frozen=tuple(check_flag("frozen", f) for f in values["frozen"]))
+        return replace(spec, frozen=values["frozen"])
 
 
 def make_spec(
@@ -147,8 +170,8 @@ def make_spec(
         activations=_activations(activation, layers),
         loss=LOSSES.record(loss),
         dropout=_dropout(dropout, layers),
-        l2=check_number("l2", l2, 0.0),
-        max_norm=None if max_norm is None else check_number("max_norm", max_norm, 0.0, above=True, also="or None"),
+        l2=l2,
+        max_norm=max_norm,
         initializer=None if initializer is None else INITIALIZERS.record(initializer),
     )
 

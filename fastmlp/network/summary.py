@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from fastmlp.arguments import check_callable
 from fastmlp.formulas.activations import IDENTITY
 from fastmlp.network.spec import NetworkSpec
+
+
+def print_summary(print_fn: Callable[[str], object], lines: Iterator[str]) -> None:
+    """Give lines to a function one by one; TypeError where it is none."""
+    check_callable("print_fn", print_fn, "a function that takes a line, such as print")
+    for line in lines:
+        print_fn(line)
 
 
 def describe(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, seed: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_sequence
-from fastmlp.backends.foreign import refuse_masked
+from fastmlp.backends.foreign import host_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +46,7 @@ def short(name: str) -> str:
 
 def finite(who: str, argument: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return numbers of which none is infinite or NaN."""
-    refuse_masked(f"{who}: {argument}", values)
-    array = np.asarray(values)
+    array = host_array(values, f"{who}: {argument}")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{who}: {argument} must be real numbers, got {array.dtype}")
     if (wrong := ~np.isfinite(array)).any():

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from fastmlp.arguments import check_count
+from fastmlp.arguments import check_count, check_path
 from fastmlp.files.atomic import atomic_writer
 from fastmlp.floating import quiet
+from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +154,7 @@ def save_both(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) 
     Picture
         Which a notebook shows.
     """
-    stem = Path(path)
+    stem = Path(check_path("save_both: path", path))
     if stem.suffix.lower() in (".png", ".svg"):
         stem = stem.with_suffix("")
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def save(drawn: Figure | Axes | Sequence[Axes], path: str | PathLike[str]) -> No
     OSError
         The file cannot be written; what was there before stays.
     """
-    kind = fspath(path).lower().rpartition(".")[2]
+    kind = check_path("save: path", path).lower().rpartition(".")[2]
     if kind not in ("png", "svg"):
         raise ValueError(f"save: the name of a picture ends in .png or .svg, got {fspath(path)!r}")
     # a figure, axes, or several of them however they are nested
@@ -213,7 +214,7 @@ def _missing_glyphs_told_once() -> Iterator[None]:
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if missing:
-        warnings.warn(MissingGlyphsWarning(missing), stacklevel=4)
+        warn_caller(MissingGlyphsWarning(missing))
 
 
 def _write_png(figure: Figure, file: BinaryIO) -> None:

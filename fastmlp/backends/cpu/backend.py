@@ -17,6 +17,7 @@ from fastmlp.arguments import check_count
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.forms import Forms
+from fastmlp.backends.cpu.limits import default_threads
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.cpu.threads import on_threads
@@ -36,6 +37,9 @@ LONG_SECONDS = 1.5
 """Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
 
 
+MOST_THREADS = 4096
+"""More than any machine has cores; each has memory of its own."""
+
 _compiled: set[tuple[bool, Precision]] = set()
 """Of the calls that train (True) and that predict, those that are compiled in this process."""
 
@@ -54,22 +58,16 @@ def probe() -> Availability:
     return Availability(True)
 
 
-@functools.cache
-def physical_cores() -> int:
-    """Return how many physical cores this process may use."""
-    from joblib import cpu_count  # knows affinity and container limits
-
-    return int(cpu_count(only_physical_cores=True))
-
-
 class NumbaBackend(NumbaOperations):
     """Runs on the CPU, compiled by Numba, with a BLAS of its own.
 
     Parameters
     ----------
     threads : int, optional
-        How many threads a call may use; the physical cores that the process may use when not given.  The same number
-        gives the same bits; other numbers agree within rounding.
+        How many threads a call may use.  When not given, the smallest of the physical cores that the process may use
+        and the limits at the time of the call: ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS``, `numba.set_num_threads`,
+        `threadpoolctl.threadpool_limits` and what joblib gives its workers.  The same number gives the same bits; other
+        numbers agree within rounding.
     products : {'auto', 'rule', 'blas', 'direct', 'packed'}
         How products of layers are computed: by a rule from the processor and the sizes, or ('auto') otherwise where
         that was measured to be faster on this machine; or all of them by a BLAS, by tiles that read matrices where they
@@ -88,6 +86,8 @@ class NumbaBackend(NumbaOperations):
         super().__init__(Forms(products))
         also = "or None for the physical cores"
         self._threads = None if threads is None else check_count("threads", threads, also=also)
+        if self._threads is not None and self._threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, {also}; got {threads!r}")
         from fastmlp.kernels.cpu import blas as kernel_blas
 
         kernel_blas.bind(*blas.addresses())
@@ -104,7 +104,7 @@ class NumbaBackend(NumbaOperations):
 
         if getattr(numba.config, "DISABLE_JIT", 0):  # threads wait for each other in compiled code only
             return 1
-        return self._threads or physical_cores()
+        return self._threads or default_threads()
 
     def __repr__(self) -> str:
         return f"NumbaBackend(threads={self.threads})"
@@ -121,7 +121,7 @@ class NumbaBackend(NumbaOperations):
         }
 
     def open(self, plan: Plan) -> NumbaSession:
-        return NumbaSession(self, plan, self.threads, self.forms)
+        return NumbaSession(self, plan, lambda: self.threads, self.forms)
 
     def workspace_bytes(self, plan: Plan, data: HostData) -> int:
         assert plan.optimizer is not None

@@ -9,6 +9,14 @@ import sys
 from typing import Any
 
 
+def file() -> str:
+    """Return where the library lies."""
+    import scipy_openblas32
+
+    ending = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    return os.path.join(scipy_openblas32.get_lib_dir(), f"libscipy_openblas.{ending}")
+
+
 @functools.cache
 def load() -> tuple[ctypes.CDLL, str]:
     """Load the library once in a process and set it to one thread; return it and its prefix of names.
@@ -18,11 +26,7 @@ def load() -> tuple[ctypes.CDLL, str]:
     OSError, ImportError
         It is not installed, or cannot be loaded.
     """
-    import scipy_openblas32
-
-    ending = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    name = f"libscipy_openblas.{ending}"
-    library = ctypes.CDLL(os.path.join(scipy_openblas32.get_lib_dir(), name))
+    library = ctypes.CDLL(file())
     # threads are ours: each calls the library for its own part of the work
     library.scipy_openblas_set_num_threads(1)
     return library, "scipy_"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_choice
 from fastmlp.backends.cpu.calibration import MEETING, Table, calibrate, is_settled, known
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
@@ -36,9 +37,7 @@ class Forms:
     """
 
     def __init__(self, way: str = "auto") -> None:
-        if way not in WAYS:
-            raise ValueError(f"products must be one of {', '.join(map(repr, WAYS))}; got {way!r}")
-        self.way = way
+        self.way = check_choice("products", way, WAYS)
 
     def lacks(self, dtype: np.dtype[Any]) -> bool:
         """Tell whether something is to be measured before all forms can be chosen."""

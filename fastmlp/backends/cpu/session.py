@@ -17,7 +17,7 @@ from fastmlp.backends.session import Session
 from fastmlp.formulas.random_bits import keep_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fastmlp.backends.base import Backend
     from fastmlp.backends.cpu.forms import Forms
@@ -33,9 +33,14 @@ CHUNK_BYTES = 512 * 1024
 class NumbaSession(Session):
     """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
 
-    def __init__(self, backend: Backend, plan: Plan, most: int, forms: Forms) -> None:
+    def __init__(self, backend: Backend, plan: Plan, most_now: Callable[[], int], forms: Forms) -> None:
         super().__init__(backend, plan)
+        most = most_now()
         self.chosen = Choices(plan, self.chunk, most, forms)
+        self._most, self._most_now = most, most_now
+
+    def current(self) -> bool:
+        return self._most == self._most_now()
 
     def choices(self) -> dict[str, Any]:
         return {**super().choices(), **self.chosen.described()}

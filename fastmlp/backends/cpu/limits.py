@@ -1,0 +1,57 @@
+"""How many threads a call takes where nobody says: the physical cores, or fewer where anything asks for fewer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+_BLAS_MOST = 64
+"""Threads for which NumPy's own BLAS is built: on a machine with more cores its number is no wish of anybody."""
+
+
+@functools.cache
+def physical_cores() -> int:
+    """Return how many physical cores this process may use."""
+    from joblib import cpu_count  # knows affinity, container limits and LOKY_MAX_CPU_COUNT
+
+    return int(cpu_count(only_physical_cores=True))
+
+
+def default_threads() -> int:
+    """Return the smallest of the physical cores and all limits of this process, as they are now.
+
+    They are ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS``, `numba.set_num_threads` of this thread, and what
+    `threadpoolctl.threadpool_limits` has made of NumPy's BLAS.  The workers of joblib have them all from it.
+    """
+    cores = physical_cores()
+    return max(1, min(cores, _environment(), _numba(), *(ask() or cores for ask in _of_blas(cores))))
+
+
+def _environment() -> int:
+    """Return the first number of ``OMP_NUM_THREADS``, which may be a list, one a level of nesting."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else sys.maxsize
+
+
+def _numba() -> int:
+    """Return Numba's limit, without a start of its threads where none was asked for."""
+    import numba
+
+    parallel = sys.modules.get("numba.np.ufunc.parallel")
+    if parallel is not None and parallel._is_initialized:
+        return int(parallel.get_num_threads())
+    return int(getattr(numba.config, "NUMBA_NUM_THREADS", sys.maxsize))
+
+
+@functools.cache
+def _of_blas(cores: int) -> tuple[Callable[[], int | None], ...]:
+    """Return what tells the threads of each BLAS but fastmlp's own; looked up once, since that takes milliseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    from fastmlp.backends.cpu.blas import file
+
+    found = ThreadpoolController().select(user_api="blas").lib_controllers
+    others = [c for c in found if os.path.realpath(c.filepath) != os.path.realpath(file())]
+    return tuple(c.get_num_threads for c in others) if cores < _BLAS_MOST else ()
