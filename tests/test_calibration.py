@@ -44,6 +44,7 @@ def nothing_known(monkeypatch):
 def forget():
     forms._of.cache_clear()
     forms._of_layers.cache_clear()
+    forms._parts_for.cache_clear()
 
 
 def learn(*measured):

@@ -48,6 +48,7 @@ class Forms:
         calibrate(dtype, check)
         _of.cache_clear()
         _of_layers.cache_clear()
+        _parts_for.cache_clear()
 
     def of(self, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
         """Return the form of one product, a position in `kernels.cpu.codes.FORMS`.
@@ -66,21 +67,13 @@ class Forms:
 
     def threads_for(self, rows: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return how many threads run so many rows forward the fastest: each has to earn what its start costs."""
-        table = self._table(dtype)
+        table = _table(self.way, dtype)
         start = START if table is None else table.start
         return max(1, min(most, int(_seconds(table, rows, units, (0,)) / (2 * start))))
 
     def parts_for(self, batch: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return into how many parts a step is divided: each has to be longer than its thread waits for others."""
-        from fastmlp.kernels.cpu import codes
-
-        table = self._table(dtype)
-        meeting = MEETING if table is None else table.meeting
-        seconds = _seconds(table, batch, units, range(len(codes.PRODUCTS)))
-        return max(1, min(most, int(seconds / (WORTH * meeting))))
-
-    def _table(self, dtype: np.dtype[Any]) -> Table | None:
-        return known(dtype) if self.way == "auto" else None
+        return _parts_for(self.way, batch, most, units, dtype)
 
     def of_layers(
         self, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], *, gradients: bool
@@ -100,6 +93,20 @@ def _seconds(table: Table | None, rows: int, units: tuple[int, ...], which: Iter
         else:
             seconds += min(near.seconds) * flops / (2.0 * near.rows * near.inputs * near.outputs)
     return seconds
+
+
+def _table(way: str, dtype: np.dtype[Any]) -> Table | None:
+    return known(dtype) if way == "auto" else None
+
+
+@functools.cache
+def _parts_for(way: str, batch: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    from fastmlp.kernels.cpu import codes
+
+    table = _table(way, dtype)
+    meeting = MEETING if table is None else table.meeting
+    seconds = _seconds(table, batch, units, range(len(codes.PRODUCTS)))
+    return max(1, min(most, int(seconds / (WORTH * meeting))))
 
 
 @functools.cache
