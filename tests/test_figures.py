@@ -201,7 +201,7 @@ def test_a_figure_that_nobody_knows_needs_a_mode(kind, monitor):
     with pytest.raises(ValueError, match=rf"\(monitor='{monitor}'\): whether more .* is not known.*add mode='max' or"):
         kind(monitor=monitor)
     kind(monitor=monitor, mode="max")
-    with pytest.raises(ValueError, match="mode must be 'auto', 'min' or 'max', got 'most'"):
+    with pytest.raises(ValueError, match="mode must be 'auto', 'min' or 'max'; got 'most'"):
         kind(monitor=monitor, mode="most")
     with pytest.raises(TypeError, match="monitor must be the name of a figure"):
         kind(monitor=3)
