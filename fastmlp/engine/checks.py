@@ -102,12 +102,16 @@ def refuse_nonfinite(inputs: Array, backend: Backend, argument: str) -> None:
         )
 
 
-@quiet
 def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
     """Return where the first value is that is NaN or infinite; None where there is none.  One pass, without a copy."""
-    with backend.placed():
-        if math.isfinite(float(array.sum())):  # one such value makes the sum one; a sum that overflows is looked into
+    # one such value makes the sum one; a sum that overflows is looked into
+    if isinstance(array, np.ndarray):
+        if math.isfinite(np.add.reduce(array, axis=None)):
             return None
+    else:
+        with backend.placed():
+            if math.isfinite(float(array.sum())):
+                return None
     found = np.argwhere(~np.isfinite(array if isinstance(array, np.ndarray) else backend.to_numpy(array)))
     return tuple(found[0].tolist()) if len(found) else None
 

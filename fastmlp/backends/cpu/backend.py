@@ -17,7 +17,7 @@ from fastmlp.arguments import check_count
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.forms import Forms
-from fastmlp.backends.cpu.limits import default_threads
+from fastmlp.backends.cpu.limits import default_threads, physical_cores
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.cpu.threads import on_threads
@@ -100,11 +100,20 @@ class NumbaBackend(NumbaOperations):
     @property
     def threads(self) -> int:
         """How many threads a call may use."""
+        return min(self._most(), self._threads or default_threads())
+
+    def _most(self) -> int:
+        """Return how many threads a call may use where nothing limits them."""
         import numba
 
         if getattr(numba.config, "DISABLE_JIT", 0):  # threads wait for each other in compiled code only
             return 1
-        return self._threads or default_threads()
+        return self._threads or physical_cores()
+
+    def _threads_for(self, session: NumbaSession, rows: int) -> int:
+        """Return how many threads run so many rows forward; to ask for limits takes longer than one row does."""
+        found = session.chosen.threads_for(rows)
+        return found if found == 1 else min(found, self.threads)
 
     def __repr__(self) -> str:
         return f"NumbaBackend(threads={self.threads})"
@@ -121,7 +130,7 @@ class NumbaBackend(NumbaOperations):
         }
 
     def open(self, plan: Plan) -> NumbaSession:
-        return NumbaSession(self, plan, lambda: self.threads, self.forms)
+        return NumbaSession(self, plan, lambda: self.threads if plan.optimizer else self._most(), self.forms)
 
     def workspace_bytes(self, plan: Plan, data: HostData) -> int:
         assert plan.optimizer is not None
@@ -204,7 +213,7 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         self.prepare(session, _go_on)
         data = session.inputs(x)
-        threads = session.chosen.threads_for(len(x))
+        threads = self._threads_for(session, len(x))
         memories, batch = session.inference_memory(threads), session.chunk
         target, nothing = out.reshape(-1), np.empty(0)
 
@@ -238,7 +247,7 @@ class NumbaBackend(NumbaOperations):
         self.prepare(session, _go_on)
         rows = len(data.x)
         record = session.data(data)
-        threads = session.chosen.threads_for(rows)
+        threads = self._threads_for(session, rows)
         memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
 

@@ -40,7 +40,8 @@ class NumbaSession(Session):
         self._most, self._most_now = most, most_now
 
     def current(self) -> bool:
-        return self._most == self._most_now()
+        # in prediction a limit counts once a second thread would be started
+        return self.plan.optimizer is None or self._most == self._most_now()
 
     def choices(self) -> dict[str, Any]:
         return {**super().choices(), **self.chosen.described()}
