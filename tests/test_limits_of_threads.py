@@ -32,8 +32,8 @@ def count():
     from fastmlp.backends.cpu import limits
     limits.physical_cores = lambda: 2
     return fastmlp.get_backend("numba").threads
-from joblib import parallel_config
-with parallel_config("loky", inner_max_num_threads=1):
+from joblib import parallel_backend
+with parallel_backend("loky", inner_max_num_threads=1):
     print(auto.threads, *Parallel(2)(delayed(count)() for _ in range(2)))
 """
 FIT = """
