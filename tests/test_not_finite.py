@@ -7,6 +7,7 @@ from compare import assert_same_bits
 
 import fastmlp
 from fastmlp.engine import checks
+from fastmlp.engine.batches import split_rows
 from fastmlp.errors import DataError
 
 BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -95,3 +96,13 @@ def test_many_inputs_are_looked_at_once_a_result_is_not_finite(backend, value):
     values = fastmlp.MLP((600, 4, 1), loss="mean_squared_error", backend=backend, dtype="float32", seed=0)
     with pytest.raises(DataError, match=told):
         values.predict(x)
+
+
+def test_many_rows_held_out_are_looked_at_before_the_first_step(backend):
+    x, y = np.ones((2048, 600), np.float32), np.arange(2048) % 2
+    model = fastmlp.MLP((600, 4, 2), backend=backend, dtype="float32", seed=0)
+    row = split_rows(2048, 0.1, model.seed, y).held_out[7]
+    x[row, 3:5] = np.inf, -np.inf
+    with pytest.raises(DataError, match=f"x must be finite, got inf in row {row}, column 3"):
+        model.fit(x, y, epochs=1, validation_split=0.1, verbose=0)
+    assert model.steps == 0

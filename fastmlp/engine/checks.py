@@ -53,7 +53,7 @@ def check_inputs(
     Raises
     ------
     DataError
-        Wrong shape or type, a value that is NaN or infinite, or a number that `dtype`, the network's, cannot hold (for
+        Wrong shape or type, a value that is NaN or infinite, or a number that the network's type cannot hold (for
         `training`: a column of such); the message says what was got, what was expected and the cure.
     """
     if hasattr(x, "toarray"):
@@ -92,16 +92,17 @@ def check_inputs(
     return as_trained(rows, rules, argument)
 
 
-def refuse_nonfinite(inputs: Array, backend: Backend, argument: str) -> None:
-    """Raise DataError where inputs (n, I) hold NaN or infinity."""
+def refuse_nonfinite(inputs: Array, backend: Backend, argument: str, rows: NDArray[np.intp] | None = None) -> None:
+    """Raise DataError where inputs (n, I) hold NaN or infinity; `rows` are the user's own numbers of their rows."""
     if inputs.dtype.kind == "f" and (at := nonfinite_at(inputs, backend)) is not None:
         row, column = at
         raise DataError(
-            f"{argument} must be finite, got {float(inputs[row, column])} in row {row}, column {column}; remove or "
-            "fill in missing values"
+            f"{argument} must be finite, got {float(inputs[row, column])} in row {row if rows is None else rows[row]}, "
+            f"column {column}; remove or fill in missing values"
         )
 
 
+@quiet
 def nonfinite_at(array: Array, backend: Backend) -> tuple[int, ...] | None:
     """Return where the first value is that is NaN or infinite; None where there is none.  One pass, without a copy."""
     # one such value makes the sum one; a sum that overflows is looked into

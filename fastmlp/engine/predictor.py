@@ -76,8 +76,7 @@ class Predictor:
         if self._as_is and type(x) is np.ndarray and x.shape == (self._inputs,) and x.dtype == self._dtype:
             row: NDArray[Any] = x
             if not _finite(row, self._no_input):
-                with np.errstate(all="ignore"):
-                    check_inputs(x[None], self._inputs, backend, self._rules)
+                check_inputs(x[None], self._inputs, backend, self._rules)
         else:
             row = self._converted(x)
         with backend.working():
@@ -113,8 +112,7 @@ class Predictor:
         """
         outputs = self.outputs(x)
         if isinstance(outputs, np.ndarray) and not _finite(outputs, self._no_output):
-            with np.errstate(all="ignore"):
-                check_outputs(self._loss, outputs[None], self._x, self._backend, self._dtype)
+            check_outputs(self._loss, outputs[None], self._x, self._backend, self._dtype)
         with self._backend.placed():
             return self._loss.predict(outputs[None])[0]
 

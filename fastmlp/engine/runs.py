@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastmlp.arguments import check_number
 from fastmlp.engine.batches import split_rows, steps_per_epoch
+from fastmlp.engine.checks import refuse_nonfinite
 from fastmlp.engine.history import History
 from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.loop import Callback, Training
@@ -61,6 +62,9 @@ def take(
     elif parts is not None:
         cut = len(parts.train)
         train, validation = data.window(slice(0, cut)), data.window(slice(cut, None))
+    if parts is not None and validation is not None:
+        # training comes upon what is not finite in its own rows before it changes anything; upon these only afterwards
+        refuse_nonfinite(validation.x, learner.backend, "x", parts.held_out)
     if parts is not None and data.weights is not None:
         for part, what in ((parts.train, "to train on"), (parts.held_out, "to validate with")):
             if not data.weights[part].any():
