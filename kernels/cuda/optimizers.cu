@@ -13,7 +13,8 @@ enum Optimizer : int { SGD, ADAM, ADAMW, RMSPROP };
 enum RuleNumber : int { MEAN_DECAY, SQUARE_DECAY, EPSILON, NESTEROV, WEIGHT_DECAY, CLIP_NORM, L2, RULE_NUMBERS };
 
 // A row of the table of chunks.
-enum Chunk : int { START, STOP, IS_WEIGHT, SLABS, CHUNK_NUMBERS };
+// The gradient of parameter i lies at BEHIND + i, its slabs SLAB_STRIDE apart.
+enum Chunk : int { START, STOP, IS_WEIGHT, SLABS, BEHIND, SLAB_STRIDE, CHUNK_NUMBERS };
 
 constexpr int THREADS = 256;
 
@@ -45,25 +46,24 @@ __device__ __forceinline__ T updated(int optimizer, T p, T g, T* mean, T* square
 }
 
 template <typename T>
-__device__ __forceinline__ T gradient_at(const T* __restrict__ grads_sp, long long slab_stride, long long slabs,
-                                         long long at) {
-  T g = grads_sp[at];
-  for (long long s = 1; s < slabs; ++s) g += grads_sp[s * slab_stride + at];
+__device__ __forceinline__ T gradient_at(const T* __restrict__ grads, const long long* chunk, long long i) {
+  long long at = chunk[BEHIND] + i;
+  T g = grads[at];
+  for (long long s = 1; s < chunk[SLABS]; ++s) g += grads[s * chunk[SLAB_STRIDE] + at];
   return g;
 }
 
 // partials[b]: the sum of the squares of the gradient, L2 included, over the chunks of block b.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-gradient_norm(const long long* __restrict__ chunks, long long count, const T* __restrict__ grads_sp,
-              long long slab_stride, const T* __restrict__ params, const double* __restrict__ rule,
-              double* __restrict__ partials) {
+gradient_norm(const long long* __restrict__ chunks, long long count, const T* __restrict__ grads,
+              const T* __restrict__ params, const double* __restrict__ rule, double* __restrict__ partials) {
   double sum = 0;
   for (long long c = blockIdx.x; c < count; c += gridDim.x) {
     const long long* chunk = chunks + c * CHUNK_NUMBERS;
     T l2 = chunk[IS_WEIGHT] ? T(rule[L2]) : T(0);
     for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
-      T g = gradient_at(grads_sp, slab_stride, chunk[SLABS], i);
+      T g = gradient_at(grads, chunk, i);
       if (l2 != 0) g += l2 * params[i];
       sum += double(g) * double(g);
     }
@@ -77,9 +77,9 @@ gradient_norm(const long long* __restrict__ chunks, long long count, const T* __
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
 update_parameters(int optimizer, const long long* __restrict__ chunks, T* __restrict__ params,
-                  const T* __restrict__ grads_sp, long long slab_stride, T* __restrict__ mean, T* __restrict__ square,
-                  T* __restrict__ average, const double* __restrict__ rule, const double* __restrict__ partials,
-                  int parts, const double* __restrict__ table, const long long* __restrict__ cursor, int index,
+                  const T* __restrict__ grads, T* __restrict__ mean, T* __restrict__ square, T* __restrict__ average,
+                  const double* __restrict__ rule, const double* __restrict__ partials, int parts,
+                  const double* __restrict__ table, const long long* __restrict__ cursor, int index,
                   const int* __restrict__ frozen) {
   if (step_is_void(table, frozen, cursor, index)) return;  // every thread alike
   const double* scalars = step_scalars(table, cursor, index);
@@ -94,7 +94,7 @@ update_parameters(int optimizer, const long long* __restrict__ chunks, T* __rest
   bool is_weight = chunk[IS_WEIGHT];
   T l2 = is_weight ? T(rule[L2]) : T(0), kept = is_weight ? T(1 - scalars[RATE] * rule[WEIGHT_DECAY]) : T(1);
   for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
-    T p = params[i], g = gradient_at(grads_sp, slab_stride, chunk[SLABS], i);
+    T p = params[i], g = gradient_at(grads, chunk, i);
     if (l2 != 0) g += l2 * p;
     if (clip != 1) g *= clip;
     p = updated(optimizer, p * kept, g, mean == nullptr ? nullptr : mean + i, square == nullptr ? nullptr : square + i,

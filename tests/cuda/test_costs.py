@@ -79,7 +79,7 @@ def test_what_clipping_max_norm_and_average_add(changes, more):
 INDEX = DOUBLE = 8
 FLAG = 4
 PLACE = INDEX + DOUBLE  # a number of the cursor, and the scalar of the step's row that it leads to
-CHUNK_OF_TABLE = 4 * INDEX
+CHUNK_OF_TABLE = 6 * INDEX
 
 
 def derived(scenario, real):

@@ -346,14 +346,18 @@ def test_functions_of_a_users_own_run_on_the_host_with_the_same_result(caplog):
 def test_chunks_cover_what_trains_and_nothing_else():
     scenario = Scenario("", (50, 60, 3, 2), {}, SGD(), frozen=(False, True, False))
     plan = scenario.plan("float32")
-    table = cupy_memory.chunk_table(plan, [(3, 1), (1, 1), (2, 4)])
+    after = cupy_memory.Gradients.after
+    places = [after(0, (3000, 60), (3, 3)), None, after(10**4, (6, 2), (1, 4))]
+    table = cupy_memory.chunk_table(plan, places)
     seen = np.zeros(plan.layout.size, int)
-    for start, stop, is_weight, slabs in table.tolist():
+    for start, stop, is_weight, slabs, behind, stride in table.tolist():
         seen[start:stop] += 1
         assert stop - start <= 1024
         assert bool(is_weight) == (stop <= plan.layout.weights_size)
-        layer = next(k for k in (0, 2) if any(o <= start for o in plan.layout.offsets[k][1 - is_weight :][:1]))
-        assert slabs in {(0, 1): (3,), (0, 0): (1, 4), (2, 1): (2,), (2, 0): (4,)}[layer, is_weight] or is_weight
+        layer = max(k for k in (0, 2) if plan.layout.offsets[k][1 - is_weight] <= start)
+        place = places[layer]
+        assert (slabs, stride) == (place.slabs[1 - is_weight], place.stride)
+        assert behind + plan.layout.offsets[layer][1 - is_weight] == (place.weights if is_weight else place.biases)
     expected = np.zeros(plan.layout.size, int)
     for layer, (w, b) in enumerate(plan.layout.views(expected)):
         w[...] = b[...] = not plan.spec.frozen[layer]

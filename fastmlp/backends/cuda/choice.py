@@ -149,20 +149,22 @@ def _results(step: TrainingStep, plan: Plan, state: TrainState, operations: Cupy
             yield Result(f"the slopes of layer {layer}", "product_forward", slope, math.inf)
     yield Result("the losses of the rows", "loss_rows", host(memory["row_losses"]), largest(a[-1]))
     yield Result("the sums of the batch", "finish_batch", host(memory["report"][:1]), 0.0)
-    grads, slabs = host(memory["grads"]).reshape(-1, plan.layout.size), step.slabs
+    grads = host(memory["grads"])
     for layer in range(top, spec.lowest_trainable - 1, -1):
         dz = host(memory[f"dz{layer}"])
         kernel = "loss_rows" if layer == top else "product_input_gradient"
         above = 0.0 if layer == top else largest(host(memory[f"dz{layer + 1}"])) * largest(layers[layer + 1][0])
         yield Result(f"the gradients of the pre-activations of layer {layer}", kernel, dz, above)
-        if spec.frozen[layer]:
+        place = step.gradients[layer]
+        if place is None:
             continue
-        for what, at, size, count, below in (
-            ("weights", 0, layers[layer][0].size, slabs[layer][0], largest(a[layer])),
-            ("biases", 1, layers[layer][1].size, slabs[layer][1], 1.0),
+        (w, b), (w_slabs, b_slabs) = layers[layer], place.slabs
+        for what, start, size, count, below in (
+            ("weights", place.weights, w.size, w_slabs, largest(a[layer])),
+            ("biases", place.biases, b.size, b_slabs, 1.0),
         ):
-            start = plan.layout.offsets[layer][at]
-            summed = grads[:count, start : start + size].astype(np.float64).sum(axis=0)
+            parts = [grads[at : at + size] for at in range(start, start + count * place.stride, place.stride)]
+            summed = np.stack(parts).sum(axis=0, dtype=np.float64)
             yield Result(
                 f"the gradients of the {what} of layer {layer}", "product_weight_gradient", summed, below * largest(dz)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NORM_BLOCKS = 256
 _CHUNK, _LARGE_CHUNK, _LARGE = 1024, 8192, 1 << 22
 _ALIGNMENT = 256
+_APART = 64
+"""Numbers that parts of the gradients begin at a multiple of."""
 
 
 class Arena:
@@ -49,32 +51,59 @@ class Arena:
         return arrays
 
 
-def chunk_table(plan: Plan, slabs: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Return the chunks that an optimizer's blocks take, (count, 4): start, stop, is weight, slabs of the gradient.
+class Gradients(NamedTuple):
+    """Where a step leaves the gradients of a layer, counted in numbers from the start of the gradients of all.
 
-    Parameters
-    ----------
-    plan : Plan
-    slabs : list of (int, int)
-        For each layer, in how many slabs the gradients of its weights and of its biases lie.
+    Of weights and of biases alike, slab s begins `stride` numbers after slab s - 1.
+    """
+
+    weights: int
+    biases: int
+    stride: int
+    slabs: tuple[int, int]
+    stop: int
+
+    @classmethod
+    def after(cls, start: int, sizes: tuple[int, int], slabs: tuple[int, int]) -> Gradients:
+        """Return the places, from `start` on, of so many weights and biases in so many slabs each, and no others."""
+        weights, biases = (-(-size // _APART) * _APART for size in sizes)
+        # where weights are left in one slab, as by cuBLAS, those of the biases follow each other
+        stride = biases if slabs[0] == 1 else weights + biases
+        return cls(start, start + weights, stride, slabs, start + weights + biases + (max(slabs) - 1) * stride)
+
+
+def gradients_of(plan: Plan, products: StepProducts) -> list[Gradients | None]:
+    """Return where the gradients of each layer are left; None for those that do not train."""
+    spec, start = plan.spec, 0
+    places: list[Gradients | None] = []
+    for layer, (i, o) in enumerate(pairwise(spec.units)):
+        place = None
+        if not spec.frozen[layer]:
+            place = Gradients.after(start, (i * o, o), products.slabs(plan.batch, i, o))
+            start = place.stop
+        places.append(place)
+    return places
+
+
+def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np.int64]:
+    """Return the chunks that an optimizer's blocks take, (count, 6).
+
+    They are: start, stop, is weight, slabs of the gradient, how far behind a parameter its gradient lies, and how far
+    its slabs lie apart.
     """
     spec, offsets = plan.spec, plan.layout.offsets
     length = _LARGE_CHUNK if plan.layout.size > _LARGE else _CHUNK
     rows = []
     for is_weight in (1, 0):
-        for layer in range(spec.layers):
-            if spec.frozen[layer]:
+        for layer, place in enumerate(gradients):
+            if place is None:
                 continue
             start = offsets[layer][1 - is_weight]
             stop = start + spec.units[layer + 1] * (spec.units[layer] if is_weight else 1)
+            behind = (place.weights if is_weight else place.biases) - start
             for at in range(start, stop, length):
-                rows.append((at, min(at + length, stop), is_weight, slabs[layer][1 - is_weight]))
-    return np.array(rows, np.int64).reshape(-1, 4)
-
-
-def slabs_of(plan: Plan, products: StepProducts) -> list[tuple[int, int]]:
-    """Return for each layer in how many slabs the gradients of its weights and of its biases are left."""
-    return [products.slabs(plan.batch, i, o) for i, o in pairwise(plan.spec.units)]
+                rows.append((at, min(at + length, stop), is_weight, place.slabs[1 - is_weight], behind, place.stride))
+    return np.array(rows, np.int64).reshape(-1, 6)
 
 
 def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) -> Arena:
@@ -90,15 +119,15 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
         The targets of the data set, of which shape and type are looked at.
     """
     spec, batch, real = plan.spec, plan.batch, plan.precision.products
-    steps, slabs = -(-rows // batch), slabs_of(plan, products)
+    steps, gradients = -(-rows // batch), gradients_of(plan, products)
     parts: dict[str, tuple[tuple[int, ...], Any]] = {
         "x": ((batch, spec.units[0]), real),
         "y": ((batch, *targets.shape[1:]), targets.dtype),
         "weights": ((batch,), real),
         "row_losses": ((batch,), real),
         "row_hits": ((batch,), real),
-        "grads": ((max(max(s) for s in slabs) * plan.layout.size,), real),
-        "chunks": (chunk_table(plan, slabs).shape, np.int64),
+        "grads": ((max((place.stop for place in gradients if place is not None), default=0),), real),
+        "chunks": (chunk_table(plan, gradients).shape, np.int64),
         "partials": ((NORM_BLOCKS,), np.float64),
         "rule": ((7,), np.float64),
         "order": ((rows,), np.int64),

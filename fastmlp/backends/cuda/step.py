@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.cuda import sources
 from fastmlp.backends.cuda.kernels import column_grid, row_grid
-from fastmlp.backends.cuda.memory import NORM_BLOCKS, check_room, chunk_table, held_types, slabs_of, step_arena
+from fastmlp.backends.cuda.memory import NORM_BLOCKS, check_room, chunk_table, gradients_of, held_types, step_arena
 from fastmlp.backends.cuda.operations import loss_grid, rule_numbers
 from fastmlp.backends.cuda.products import Masks, StepProducts
 from fastmlp.errors import KernelError
@@ -79,8 +79,8 @@ class TrainingStep:
         self._order_given: Array | None = None
         self._x, self._y, self._weights = _held(operations, data, plan)
         self._rows = len(self._x)
-        self.slabs = slabs_of(plan, products)
-        self._chunks_on_host = chunk_table(plan, self.slabs)
+        self.gradients = gradients_of(plan, products)
+        self._chunks_on_host = chunk_table(plan, self.gradients)
         arena = step_arena(plan, products, len(self._x), self._y)
         check_room(arena.nbytes, plan, products, self._x, self._y, operations.memory_info())
         self.nbytes = arena.nbytes
@@ -345,16 +345,16 @@ class TrainingStep:
         self._launch("losses.cu", "finish_batch<{real}>", ((1,), (256,)), totals)
 
     def _backward(self, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
-        plan, spec = self._plan, self._plan.spec
+        spec = self._plan.spec
         top, grads = spec.layers - 1, self.memory["grads"]
         self._output_slope(views)
         for layer in range(top, spec.lowest_trainable - 1, -1):
             dz = views[f"dz{layer}"]
             below = views[f"z{layer - 1}"] if layer else views["x"]
-            if not spec.frozen[layer]:
-                w_at, b_at = plan.layout.offsets[layer]
-                slabs = self.slabs[layer]
-                self._products.weight_gradient(below, dz, grads[w_at:], grads[b_at:], plan.layout.size, slabs)
+            place = self.gradients[layer]
+            if place is not None:
+                dw, db = grads[place.weights :], grads[place.biases :]
+                self._products.weight_gradient(below, dz, dw, db, place.stride, place.slabs)
             if layer > spec.lowest_trainable:
                 slope, activation = views.get(f"slope{layer - 1}"), spec.activations[layer - 1]
                 self._products.input_gradient(dz, layers[layer][0], views[f"dz{layer - 1}"], activation, below, slope)
@@ -372,17 +372,17 @@ class TrainingStep:
         where = (memory["table"], memory["cursor"], np.int32(index))
         if not count:
             return
-        grads, stride, rule = memory["grads"], np.int64(plan.layout.size), memory["rule"]
+        grads, rule = memory["grads"], memory["rule"]
         parts = 0
         if self._optimizer.clip_norm is not None:
             parts = min(count, NORM_BLOCKS)
-            norm = (memory["chunks"], np.int64(count), grads, stride, self._params, rule, memory["partials"])
+            norm = (memory["chunks"], np.int64(count), grads, self._params, rule, memory["partials"])
             self._launch("optimizers.cu", "gradient_norm<{real}>", ((parts,), (256,)), norm)
         # where max-norm changes parameters after the update, the average is taken after both
         late = spec.max_norm is not None
         args = (
             sources.code_of("optimizer", self._optimizer.name),
-            *(memory["chunks"], self._params, grads, stride, *self._moments, None if late else self._average, rule),
+            *(memory["chunks"], self._params, grads, *self._moments, None if late else self._average, rule),
             *(memory["partials"], np.int32(parts), *where, memory["frozen"]),
         )
         self._launch("optimizers.cu", "update_parameters<{real}>", ((count,), (256,)), args)
