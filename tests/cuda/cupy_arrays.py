@@ -10,10 +10,13 @@ from cupy_streams import (
     Device,
     _Memory,
     _memory_at,
+    _Reading,
+    _readings,
     _refuse_in_capture,
     _stream_at,
     counts,
     get_current_stream,
+    pooled,
 )
 
 
@@ -142,7 +145,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         if arr.dtype != self.dtype or arr.shape != self.shape:
             raise TypeError(f"{arr.dtype}{arr.shape} cannot be set to {self.dtype}{self.shape}")
         counts["uploads"] += 1
-        (stream or get_current_stream())._do([], [self._memory], lambda: np.copyto(self._view, arr))
+        arr, stream = np.ascontiguousarray(arr), stream or get_current_stream()
+        stream._do([], [self._memory], lambda: np.copyto(self._view, arr))
+        _readings.append(_Reading(arr, id(stream), stream._clock[id(stream)]))
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         _refuse_in_capture("a copy to the host")
@@ -214,8 +219,11 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
     if hasattr(a, "__cuda_array_interface__"):
         return _from_interface(a.__cuda_array_interface__)
     host = np.ascontiguousarray(a, dtype).reshape(np.shape(a))
+    host = host.astype(host.dtype.newbyteorder("="), copy=False)
     result = empty(host.shape, host.dtype)
-    result.set(host)
+    counts["uploads"] += 1
+    pooled.add(1 << max(host.nbytes - 1, 0).bit_length())  # of pinned memory that the host is copied into at once
+    get_current_stream()._do([], [result._memory], lambda: np.copyto(result._view, host))
     return result
 
 

@@ -23,6 +23,8 @@ from cupy_streams import (
     Device,
     Event,
     Graph,
+    PinnedMemory,
+    PinnedMemoryPointer,
     Stream,
     _capturing,
     _device_synchronize,
@@ -34,7 +36,9 @@ from cupy_streams import (
     get_current_stream,
     get_default_memory_pool,
     milliseconds,
+    pinned,
     poison,
+    pooled,
 )
 
 __all__ = [
@@ -54,7 +58,9 @@ __all__ = [
     "milliseconds",
     "ndarray",
     "orders",
+    "pinned",
     "poison",
+    "pooled",
     "products",
     "where",
 ]
@@ -202,6 +208,8 @@ cuda = types.SimpleNamespace(
     Stream=Stream,
     Event=Event,
     Graph=Graph,
+    PinnedMemory=PinnedMemory,
+    PinnedMemoryPointer=PinnedMemoryPointer,
     get_current_stream=get_current_stream,
     get_elapsed_time=_elapsed_time,
     driver=types.SimpleNamespace(CUDADriverError=CudaError),

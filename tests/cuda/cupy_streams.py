@@ -23,6 +23,12 @@ class CudaError(RuntimeError):
 counts = Counter()
 """How often the host waited for the device ("synchronisations") and copied to it ("uploads")."""
 
+pinned = Counter()
+"""Bytes of pinned memory that is not of CuPy's pool: "used" now, and at its "peak"."""
+
+pooled = set()
+"""Sizes of the blocks that CuPy's pool of pinned memory keeps for ever; tests clear and read it."""
+
 poison = []
 """What has poisoned the process; tests clear it."""
 
@@ -47,6 +53,34 @@ class _Clock(Counter):
 
 
 _host = _Clock()
+_readings = []
+
+
+class _Reading:
+    """A copy from the host that is queued: CUDA may read the array at any time until the stream has passed."""
+
+    def __init__(self, host, stream, count):
+        while isinstance(host.base, np.ndarray):
+            host = host.base  # whose memory it is
+        self._owner, self._bytes, self.at = weakref.ref(host), host.tobytes(), (stream, count)
+
+    def check(self):
+        owner = self._owner()
+        if owner is None:
+            raise CudaError("a host array was freed before the copy from it was done")
+        if owner.tobytes() != self._bytes:
+            raise CudaError("a host array was changed before the copy from it was done")
+
+
+def _host_waits(clock):
+    """Let the host know what a clock knows; what was to be read until then must be as it was."""
+    _host.join(clock)
+    done = [r for r in _readings if _host[r.at[0]] >= r.at[1]]
+    _readings[:] = [r for r in _readings if r not in done]
+    for reading in done:
+        reading.check()
+
+
 _memories = weakref.WeakValueDictionary()
 
 
@@ -62,6 +96,10 @@ class _Memory:
         self.written = None  # (stream, count)
         self.read = {}  # stream: count
         _memories[self.start] = self
+
+    def __del__(self):
+        for stream in _capturing:
+            stream._spoiled = stream._spoiled or "memory of another was freed, as by the garbage collector,"
 
 
 def _alive():
@@ -87,7 +125,7 @@ class Event:
         _refuse_in_capture("waiting for an event")
         _refuse_when_poisoned()
         counts["synchronisations"] += 1
-        _host.join(self._clock or {})
+        _host_waits(self._clock or {})
 
 
 def _elapsed_time(start_event, end_event):
@@ -151,7 +189,7 @@ class Stream:
         _refuse_in_capture("synchronisation")
         _refuse_when_poisoned()
         counts["synchronisations"] += 1
-        _host.join(self._clock)
+        _host_waits(self._clock)
 
     def record(self, event=None):
         event = event or Event()
@@ -246,6 +284,27 @@ def _refuse_in_capture(what):
         raise CudaError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is being captured")
 
 
+# --- pinned memory ----------------------------------------------------------------------------------------------------
+
+
+class PinnedMemory:
+    """Memory of the host that the system does not move, given back when nobody holds it."""
+
+    def __init__(self, size, flags=0):
+        _refuse_in_capture("pinning memory")
+        self.size, self._bytes = size, np.full(size, 0xFF, np.uint8)
+        pinned["used"] += size
+        pinned["peak"] = max(pinned["peak"], pinned["used"])
+        weakref.finalize(self._bytes, pinned.subtract, {"used": size})
+
+
+class PinnedMemoryPointer(np.ndarray):
+    """An array, since an object of Python's own has no buffer before Python 3.12."""
+
+    def __new__(cls, mem, offset):
+        return mem._bytes[offset:].view(cls)
+
+
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +343,7 @@ def _device_synchronize():
     _refuse_when_poisoned()
     counts["synchronisations"] += 1
     for stream in list(_streams.values()):
-        _host.join(stream._clock)
+        _host_waits(stream._clock)
 
 
 class _MemoryPool:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from compare import assert_same_bits
 from emulator import needs_emulator
-from gpu_arrays import Dlpack, make, model_on, rows, train
+from gpu_arrays import Dlpack, Interface, make, model_on, rows, train
 
 from fastmlp.backends.cuda import step as cupy_step
 
@@ -66,8 +66,49 @@ def test_a_producer_of_dlpack_makes_us_wait_for_its_own_stream():
         given.array *= 0.5
     cp.counts.clear()
     found = model.predict_proba(given)
-    assert cp.counts["synchronisations"] == 0  # the device waits, not the host
+    assert cp.counts["synchronisations"] == 1  # the host, at the end; in the beginning the device waits alone
     assert_same_bits(found.get(), model.predict_proba(x * np.float32(0.5)))
+    taken = cp.asarray(x)
+    cp.counts.clear()
+    model.predict_proba(taken)
+    assert not cp.counts
+
+
+@pytest.mark.parametrize("kind", [Dlpack, Interface])
+@pytest.mark.parametrize("ask", ["predict_proba", "loss_and_gradients", "predictor", "fit", "evaluate"])
+def test_a_producer_may_use_its_array_again_on_its_own_stream_once_a_call_is_over(kind, ask):
+    x, y = rows()
+    model, given = model_on(make("eager")), kind(x)
+    for _ in range(2):
+        if ask == "predictor":
+            one = kind(x[0])
+            model.predictor().outputs(one)
+            with one.stream:
+                one.array[...] = 0.0
+        elif ask == "predict_proba":
+            model.predict_proba(given)
+        elif ask == "fit":
+            train(model, given, y, validation_data=(given, y))
+        else:
+            getattr(model, ask)(given, y)
+        with given.stream:
+            given.array *= 0.5  # the double refuses it where nothing orders it
+
+
+def test_a_producer_may_use_its_array_again_after_an_error(monkeypatch):
+    x, y = rows()
+    model, given = model_on(make("eager")), Dlpack(x)
+    train(model, x, y)
+
+    def fails(self, first, count):
+        self._enqueue(0, 4)
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(cupy_step.TrainingStep, "_queue", fails)
+    with pytest.raises(RuntimeError, match="planted"):
+        train(model, given, y)
+    with given.stream:
+        given.array *= 0.0  # the step reads it
 
 
 def test_results_belong_to_the_callers_stream():

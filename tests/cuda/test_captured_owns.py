@@ -201,10 +201,9 @@ def test_the_step_before_a_capture_changes_nothing(monkeypatch):
     step = cupy_choice.make_step(own, plan, state, data, captured=True)
     names = ("cursor", "table", "frozen", "report")
     for name in names:
-        step.memory[name].set(
-            np.arange(step.memory[name].size).reshape(step.memory[name].shape).astype(step.memory[name].dtype)
-        )
-    step.memory["cursor"].set(np.full(3, 10**6))  # far beyond the order of the rows
+        memory = step.memory[name]
+        own.fill(memory, np.arange(memory.size).reshape(memory.shape).astype(memory.dtype))
+    own.fill(step.memory["cursor"], np.full(3, 10**6))  # far beyond the order of the rows
     before = [a.get() for a in (state.params, *state.moments, state.average, *(step.memory[n] for n in names))]
     with step._own_stream():
         step._take_order(own.asarray(scenario.order(0)))

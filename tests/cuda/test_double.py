@@ -55,7 +55,17 @@ def pairs():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
     ours = {k: v for k, v in public(cp).items() if getattr(v, "__module__", "").startswith("cupy_")}
     for name, value in (*ours.items(), *((f"cuda.{k}", v) for k, v in public(cp.cuda).items())):
-        if name in ("CudaError", "Device", "Stream", "Event", "Graph", "get_current_stream", "cuda.cublas"):
+        if name in (
+            "CudaError",
+            "Device",
+            "Stream",
+            "Event",
+            "Graph",
+            "PinnedMemory",
+            "PinnedMemoryPointer",
+            "get_current_stream",
+            "cuda.cublas",
+        ):
             continue  # tests' own; under cuda. again; and cuBLAS needs its library to be imported
         real = cupy
         for part in name.split("."):
@@ -331,3 +341,28 @@ def test_traffic_and_launches_are_counted(fill):
     cp.launches.clear()
     fill((1,), (64,), (cp.empty((64,), np.float32), np.float32(1)))
     assert cp.launches == [("fill", emulator.Traffic(0, 256))]
+
+
+@pytest.mark.parametrize("what", ["freed", "changed"])
+def test_a_host_array_must_stay_as_it_is_until_the_copy_from_it_is_done(what, stream):
+    a, host = cp.empty((4,), np.float32), np.ones(4, np.float32)
+    with stream:
+        a.set(host)
+        stream.synchronize()
+        host[...] = 2  # it has been read
+        a.set(host)
+    if what == "changed":
+        host[...] = 3
+    else:
+        del host
+    with pytest.raises(cp.CudaError, match=f"a host array was {what} before the copy from it was done"):
+        stream.synchronize()
+
+
+def test_freed_memory_spoils_a_capture(stream):
+    a = cp.empty((4,), np.float32)
+    with stream:
+        stream.begin_capture()
+        del a
+        with pytest.raises(cp.CudaError, match=r"CaptureInvalidated: memory of another was freed"):
+            stream.end_capture()

@@ -97,8 +97,9 @@ def test_the_order_of_the_next_epoch_is_uploaded_while_the_device_works(model, m
     streams = []
 
     def upload(self, array):
-        events.append("order")
-        streams.append(cupy_double.cuda.get_current_stream())
+        if len(array) == 24:  # and no scalars of a call
+            events.append("order")
+            streams.append(cupy_double.cuda.get_current_stream())
         return asarray(array)
 
     monkeypatch.setattr(backend, "asarray", upload)

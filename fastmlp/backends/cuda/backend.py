@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,6 +86,7 @@ class CupyBackend(CupyOperations):
         self._stream = cuda.Stream(non_blocking=True)
         self._way = way
         self._ways: dict[Plan, str] = {}
+        self._foreign: set[object] = set()  # a mark for each array of another library that is in use
 
     def __repr__(self) -> str:
         return f"CupyBackend(tf32={self._tf32}, way={self._way!r})"
@@ -111,6 +113,9 @@ class CupyBackend(CupyOperations):
                     with self.placed():
                         # by DLPack its owner makes our stream wait; the other protocol makes the host wait
                         own = self._cupy.asarray(array) if number is None else self._cupy.from_dlpack(array)
+                    mark = object()
+                    self._foreign.add(mark)
+                    weakref.finalize(own, self._foreign.discard, mark)
                 except (BufferError, RuntimeError, TypeError, ValueError) as e:
                     raise DataError(f"{argument} cannot be taken as it lies on the GPU, a {whose}: {e}") from e
         else:
@@ -141,9 +146,16 @@ class CupyBackend(CupyOperations):
                     yield
             except BaseException:
                 with contextlib.suppress(*self.cuda_errors):
-                    caller.wait_event(self._stream.record())
+                    self._hand_back(caller)
                 raise
-            caller.wait_event(self._stream.record())
+            self._hand_back(caller)
+
+    def _hand_back(self, caller: Any) -> None:
+        """Let the caller's stream go on after ours; and wait for ours where nobody knows who else does."""
+        caller.wait_event(self._stream.record())
+        if self._foreign:
+            # their owner writes them, or gives their memory away, on a stream of its own that we cannot make wait
+            self._stream.synchronize()
 
     def placed(self) -> contextlib.AbstractContextManager[object]:
         device: contextlib.AbstractContextManager[object] = self._cupy.cuda.Device(self.device)

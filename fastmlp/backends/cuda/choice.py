@@ -191,7 +191,7 @@ def _by_cublas(
             for what, name in ((f"the activations of layer {layer}", "z"), (f"the slopes of layer {layer}", "slope")):
                 if what in found:
                     forward[what] = operations.to_numpy(step.memory[f"{name}{layer}"])
-                    step.memory[f"{name}{layer}"].set(found[what])
+                    operations.fill(step.memory[f"{name}{layer}"], found[what])
 
     step.halves(*_one_step(operations, plan, data), state.step, between)
     return [replace(r, array=forward.get(r.what, r.array)) for r in _results(step, plan, copied, operations)]

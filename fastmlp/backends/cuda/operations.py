@@ -26,6 +26,7 @@ from fastmlp.backends.cuda.kernels import (
     row_grid,
     tile_grid,
 )
+from fastmlp.backends.cuda.uploads import PIECE, upload
 from fastmlp.errors import KernelError
 from fastmlp.formulas.activations import IDENTITY, get_activation
 from fastmlp.formulas.optimizers import StepScalars
@@ -126,7 +127,16 @@ class CupyOperations(Backend):
         return self._cupy.empty(shape, dtype)  # CuPy's pool aligns to 512 bytes
 
     def asarray(self, array: Any) -> Array:
-        return self._cupy.asarray(array)
+        if isinstance(array, np.ndarray) and array.nbytes > PIECE:
+            return upload(self._cupy, array, self.cuda_errors)
+        return self._cupy.asarray(array)  # by way of memory of CuPy's own, so `array` may change or go at once
+
+    def fill(self, target: Array, host: NDArray[Any]) -> None:
+        """Copy an array in host memory, which may change or go at once, into one on the device.
+
+        CuPy's `set` reads it when the stream comes to that, and keeps nothing alive until then.
+        """
+        target[...] = self.asarray(host)
 
     def to_numpy(self, array: Array) -> NDArray[Any]:
         host: NDArray[Any] = array.get()
@@ -166,7 +176,7 @@ class CupyOperations(Backend):
         if get_activation(activation).compiled:
             self._bias_activation(activation, None, z, slope)
         else:
-            _on_host(activation, get_activation(activation).function, (z, slope), (z, slope), scratch)
+            self._on_host(activation, get_activation(activation).function, (z, slope), (z, slope), scratch)
 
     def _bias_activation(self, activation: str, b: Array | None, z: Array, slope: Array | None) -> None:
         n, o = z.shape
@@ -223,17 +233,18 @@ class CupyOperations(Backend):
             weights = None if row_weights is None else self._dense(row_weights)
             self._loss_rows(loss, outputs, targets, weights, inverse_total, d_outputs, row_losses, None)
             return
-        _on_host(loss.name, loss.compute, (outputs, targets, d_outputs, row_losses), (d_outputs, row_losses), scratch)
+        given = (outputs, targets, d_outputs, row_losses)
+        self._on_host(loss.name, loss.compute, given, (d_outputs, row_losses), scratch)
         factors = np.full(len(outputs), inverse_total, d_outputs.dtype)
         if row_weights is not None:
             factors *= row_weights.get()
-        d_outputs.set(d_outputs.get() * factors[:, None])
+        self.fill(d_outputs, d_outputs.get() * factors[:, None])
 
     def hits(self, loss: Loss, outputs: Array, targets: Array, out: Array) -> None:
         if loss.compiled:
             self._loss_rows(loss, outputs, targets, None, 1.0, None, None, out)
         else:
-            _on_host(loss.name, loss.hits, (outputs, targets, out), (out,))
+            self._on_host(loss.name, loss.hits, (outputs, targets, out), (out,))
 
     def _loss_rows(
         self,
@@ -302,7 +313,7 @@ class CupyOperations(Backend):
                 p *= kept
                 optimizer.update(p, g, m, scalars, work)
 
-            _on_host(optimizer.name, step, arrays, arrays)
+            self._on_host(optimizer.name, step, arrays, arrays)
             return
         mean, square = optimizer.by_role(moments)
         args = (
@@ -320,6 +331,27 @@ class CupyOperations(Backend):
     def average(self, mean: Array, p: Array, decay: float, scratch: Array) -> None:
         args = (mean, p, mean.dtype.type(1 - decay), np.int64(mean.size))
         self._launch("flat.cu", "average<{real}>", mean.dtype, flat_grid(mean.size), args)
+
+    # --- functions of a user's own ---
+
+    def _on_host(
+        self,
+        name: str,
+        function: Callable[..., object],
+        given: Sequence[Array | None],
+        changed: Sequence[Array | None],
+        scratch: Sequence[Array] | None = None,
+    ) -> None:
+        """Call a function of a user's with NumPy copies of arrays, and bring back those that it changes."""
+        _say_host(name)
+        copies = {id(a): a.get() for a in given if a is not None}
+        arguments: list[Any] = [None if a is None else copies[id(a)] for a in given]
+        if scratch is not None:
+            arguments.append(tuple(np.empty(s.shape, s.dtype) for s in scratch))
+        function(*arguments)
+        for array in changed:
+            if array is not None:
+                self.fill(array, copies[id(array)])
 
 
 class _NoBlas:
@@ -348,22 +380,3 @@ def rule_numbers(optimizer: Optimizer, l2: float) -> NDArray[np.float64]:
 @cache
 def _say_host(name: str) -> None:
     _log.warning("%s: a function of your own cannot be compiled, so it runs on the host, step by step", name)
-
-
-def _on_host(
-    name: str,
-    function: Callable[..., object],
-    given: Sequence[Array | None],
-    changed: Sequence[Array | None],
-    scratch: Sequence[Array] | None = None,
-) -> None:
-    """Call a function of a user's with NumPy copies of arrays, and bring back those that it changes."""
-    _say_host(name)
-    copies = {id(a): a.get() for a in given if a is not None}
-    arguments: list[Any] = [None if a is None else copies[id(a)] for a in given]
-    if scratch is not None:
-        arguments.append(tuple(np.empty(s.shape, s.dtype) for s in scratch))
-    function(*arguments)
-    for array in changed:
-        if array is not None:
-            array.set(copies[id(array)])

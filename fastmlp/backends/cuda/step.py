@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cuda import sources
+from fastmlp.backends.cuda.capture import captured
 from fastmlp.backends.cuda.kernels import column_grid, row_grid
 from fastmlp.backends.cuda.memory import NORM_BLOCKS, check_room, chunk_table, gradients_of, held_types, step_arena
 from fastmlp.backends.cuda.operations import loss_grid, rule_numbers
@@ -87,8 +88,8 @@ class TrainingStep:
         """Bytes of device memory beside the model's and the data's own."""
         self.memory = arena.allocate(self._cupy)
         self._row_names = [n for n in self.memory if n.rstrip("0123456789") in _ROW_ARRAYS]
-        self.memory["chunks"].set(self._chunks_on_host)
-        self.memory["rule"].set(rule_numbers(self._optimizer, plan.spec.l2))
+        operations.fill(self.memory["chunks"], self._chunks_on_host)
+        operations.fill(self.memory["rule"], rule_numbers(self._optimizer, plan.spec.l2))
 
     def fits(self, state: TrainState, data: DeviceData) -> bool:
         """Return whether it trains these very buffers on this very data."""
@@ -216,8 +217,8 @@ class TrainingStep:
 
     def _upload(self, table: NDArray[np.float64], first: int, step: int) -> None:
         memory = self.memory
-        memory["table"][: len(table)].set(np.ascontiguousarray(table))
-        memory["cursor"].set(np.array([0, first, step], np.int64))
+        self._operations.fill(memory["table"][: len(table)], table)
+        self._operations.fill(memory["cursor"], np.array([0, first, step], np.int64))
         memory["frozen"][...] = 0
 
     def _queue(self, first: int, count: int) -> None:
@@ -247,16 +248,12 @@ class TrainingStep:
         return found
 
     def _captured_steps(self, steps: int, rows: int) -> Any:
-        self._stream.begin_capture()
-        try:
+        def queue() -> None:
             for index in range(steps):
                 self._enqueue(index, rows)
             self._advance(steps)
-        except BaseException:
-            with contextlib.suppress(*self._operations.cuda_errors):  # the first error is the one that tells
-                self._stream.end_capture()
-            raise
-        return self._stream.end_capture()
+
+        return captured(self._stream, queue, self._operations.cuda_errors)
 
     def _advance(self, steps: int) -> None:
         self._launch("optimizers.cu", "advance_cursor", ((1,), (1,)), (self.memory["cursor"], np.int32(steps)))
@@ -271,7 +268,7 @@ class TrainingStep:
         self._advance(0)
         self._stream.synchronize()
         for name, values in kept.items():
-            self.memory[name].set(values)
+            self._operations.fill(self.memory[name], values)
 
     # --- the launches of a step ---
 

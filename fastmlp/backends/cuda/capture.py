@@ -1,0 +1,42 @@
+"""Capturing a stream into a graph, with nothing else going on in the process that would spoil it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_one_at_a_time = threading.Lock()
+
+
+def captured(stream: Any, queue: Callable[[], object], errors: tuple[type[Exception], ...]) -> Any:
+    """Return the graph of what a function puts on a stream.
+
+    The garbage collector rests meanwhile: what it finds may be a stream, an event or memory of somebody else's, and to
+    free it is a call that CUDA answers by giving up the capture.
+
+    Parameters
+    ----------
+    stream : cupy.cuda.Stream
+        The current one; not the default.
+    queue : callable
+    errors : tuple of type
+        What CuPy raises where CUDA refuses something; of several, the first is raised.
+    """
+    with _one_at_a_time:  # else one thread would wake the collector in the capture of another
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            stream.begin_capture()
+            try:
+                queue()
+            except BaseException:
+                with contextlib.suppress(*errors):  # the first error is the one that tells
+                    stream.end_capture()
+                raise
+            return stream.end_capture()
+        finally:
+            if collects:
+                gc.enable()

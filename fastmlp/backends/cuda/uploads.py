@@ -1,0 +1,59 @@
+"""Bringing large arrays to the device through little memory that the system cannot move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+
+PIECE = 4 * 2**20
+"""Bytes that are brought at once.
+
+CuPy's own way copies a whole array into pinned memory, its size rounded up to a power of two, and its pool keeps that
+for as long as the process lives; up to so many bytes that does no harm.
+"""
+
+
+def upload(cupy: Any, array: NDArray[Any], refused: tuple[type[Exception], ...]) -> Array:
+    """Return a copy on the device, in C order, of an array of any size in host memory.
+
+    One pinned buffer is filled while the other is read.  Both are freed before it returns, which waits for the stream.
+
+    Parameters
+    ----------
+    cupy : module
+    array : array
+    refused : tuple of type
+        What is raised where no memory can be pinned.
+    """
+    host = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    there: Array = cupy.empty(host.shape, host.dtype)
+    source, target = host.reshape(-1).view(np.uint8), there.reshape(-1).view(np.uint8)
+    stream = cupy.cuda.get_current_stream()
+    buffers = [_pinned(cupy, refused) for _ in range(2)]
+    read: list[Any] = [None, None]
+    try:
+        for number, start in enumerate(range(0, source.size, PIECE)):
+            which = number % 2
+            if read[which] is not None:
+                read[which].synchronize()  # what was in it is on the device
+            piece = buffers[which][: source.size - start]
+            piece[...] = source[start : start + PIECE]
+            target[start : start + PIECE].set(piece)
+            read[which] = stream.record(cupy.cuda.Event(disable_timing=True))
+    finally:
+        stream.synchronize()
+    return there
+
+
+def _pinned(cupy: Any, refused: tuple[type[Exception], ...]) -> NDArray[np.uint8]:
+    """Return a new buffer, of none of CuPy's pools, which is freed with the array."""
+    cuda = cupy.cuda
+    try:
+        return np.frombuffer(cuda.PinnedMemoryPointer(cuda.PinnedMemory(PIECE), 0), np.uint8, PIECE)
+    except refused:
+        return np.empty(PIECE, np.uint8)  # CUDA pins a part of it at a time: slower, and as right
