@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from fastmlp.backends.choosing import get_backend
-from fastmlp.doctor.trials import SelfTestError, compare, data, trained
+from fastmlp.doctor.trials import SelfTestError, compare, data, precisions, trained
 from fastmlp.formulas.optimizers import Adam
 from fastmlp.model import MLP
 
@@ -46,7 +46,7 @@ def compare_bits(backend: str) -> str:
 def compare_ways(backend: str) -> str:
     """Hold captured steps of the CuPy backend against eager ones, whose products are cuBLAS's."""
     worst = 0.0
-    for dtype in ("float32", "float64"):
+    for dtype in precisions(backend):
         captured = trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
         eager = trained(get_backend(backend, way="eager"), dtype, **_STAGES_OF_A_STEP)
         worst = max(worst, compare(captured, eager, dtype, "captured steps against eager ones"))

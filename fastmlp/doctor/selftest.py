@@ -17,7 +17,7 @@ from typing import Any
 
 from fastmlp.backends.choosing import get_backend
 from fastmlp.doctor.captured import compare_bits, compare_ways, count_nodes
-from fastmlp.doctor.trials import ROWS, SelfTestError, compare, data, trained
+from fastmlp.doctor.trials import ROWS, SelfTestError, compare, data, precisions, trained
 from fastmlp.formulas.activations import activation_names, get_activation
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import OPTIMIZERS, SGD, Adam, RMSprop
@@ -67,9 +67,10 @@ def _cases() -> Iterator[tuple[str, dict[str, Any]]]:
 def compare_with_numpy(backend: str) -> str:
     """Train small networks of every kind, in both precisions, and hold them against NumPy in double precision."""
     worst = count = 0.0
+    dtypes = precisions(backend)
     for what, case in _cases():
         expected = trained("numpy", "float64", **case)
-        for dtype in ("float32", "float64"):
+        for dtype in dtypes:
             worst = max(worst, compare(trained(backend, dtype, **case), expected, dtype, what))
             count += 1
     return f"{count:.0f} networks agree with NumPy; at worst {worst:.2f} of what rounding allows"

@@ -1,6 +1,6 @@
 // The three matrix products of a layer, each with what follows it: in place of cuBLAS and layers.cu in captured steps.
 //
-// While a stream is captured cuBLAS may not be called; and in small steps its launches cost more than its speed gains.
+// While a stream is captured CuPy refuses to call cuBLAS; and in small steps its launches cost more than its speed gains.
 //
 //   forward          z (n, o) = x (n, i) w (i, o);        then + bias, activation, slope, dropout
 //   input gradient   dx (n, i) = dz (n, o) w' (o, i);     then times the slope of the layer below

@@ -10,6 +10,7 @@ CuPy.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import types
 import weakref
@@ -26,7 +27,6 @@ from cupy_streams import (
     PinnedMemory,
     PinnedMemoryPointer,
     Stream,
-    _capturing,
     _device_synchronize,
     _elapsed_time,
     _memory_at,
@@ -70,6 +70,21 @@ __version__ = "14.2.0"
 faults = {}
 """Kernels, by name without template arguments, that go wrong when they run: a function of the arrays that they get, or
 None for an illegal access, after which the process can do nothing more on the device; tests fill and clear it."""
+
+
+class CompileException(Exception):  # noqa: N818 - CuPy's name
+    """A log of the compiler's."""
+
+    def __init__(self, msg, source, name, options, backend="nvrtc"):
+        super().__init__()
+        self._msg = msg
+
+    def __str__(self):
+        return self._msg
+
+
+class NVRTCError(RuntimeError):
+    """What the run-time compiler refuses before it compiles."""
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
@@ -157,6 +172,11 @@ class _Function:
 
 # --- cuBLAS ---------------------------------------------------------------------------------------------------------
 
+
+class CUBLASError(RuntimeError):
+    """What cuBLAS refuses, which is none of CUDA's own errors."""
+
+
 _TYPES = {0: np.float32, 1: np.float64}  # cudaDataType
 _COMPUTE = {np.float32: (68, 77), np.float64: (70,)}  # cublasComputeType_t
 products = []
@@ -171,8 +191,8 @@ def _tf32(matrix):
 
 def _gemm_ex(handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc, compute, algo):
     """C = alpha op(A) op(B) + beta C, all matrices stored by columns with their leading dimensions."""
-    if _capturing:
-        _refuse_in_capture("cuBLAS")
+    if get_current_stream().is_capturing():  # CuPy's own ban, in its cublas.setStream
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     dtype = _TYPES[atype]
     if not atype == btype == ctype or compute not in _COMPUTE[dtype]:
         raise CudaError(f"cublasGemmEx: types {atype}, {btype}, {ctype} with compute type {compute}")
@@ -195,7 +215,8 @@ def _gemm_ex(handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ld
     factors = scalar.from_address(alpha).value, scalar.from_address(beta).value
 
     def run():
-        x, y = (_tf32(ma), _tf32(mb)) if compute == 77 else (ma, mb)
+        rounded = {"0": False, "1": dtype is np.float32}.get(os.environ.get("NVIDIA_TF32_OVERRIDE"), compute == 77)
+        x, y = (_tf32(ma), _tf32(mb)) if rounded else (ma, mb)
         product = (x.T if transa else x) @ (y.T if transb else y)
         mc[...] = factors[0] * product + (factors[1] * mc if factors[1] else 0)
 
@@ -213,7 +234,9 @@ cuda = types.SimpleNamespace(
     get_current_stream=get_current_stream,
     get_elapsed_time=_elapsed_time,
     driver=types.SimpleNamespace(CUDADriverError=CudaError),
-    cublas=types.SimpleNamespace(gemmEx=_gemm_ex),
+    compiler=types.SimpleNamespace(CompileException=CompileException),
+    nvrtc=types.SimpleNamespace(NVRTCError=NVRTCError),
+    cublas=types.SimpleNamespace(gemmEx=_gemm_ex, CUBLASError=CUBLASError),
     device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
     runtime=types.SimpleNamespace(
         CUDA_R_32F=0, CUDA_R_64F=1, CUDARuntimeError=CudaError, deviceSynchronize=_device_synchronize

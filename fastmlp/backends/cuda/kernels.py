@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmlp.backends.cuda import sources
+from fastmlp.backends.cuda.probe import INSTALL
+from fastmlp.errors import KernelError
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -45,18 +47,42 @@ class Kernels:
             With its template arguments, as in `sources.instantiations`.
         real : str
             ``"float"`` or ``"double"``.
+
+        Raises
+        ------
+        KernelError
+            It cannot be compiled, or what was compiled cannot be kept.
         """
         found = self._functions.get(name)
         if found is None:
-            key = (file, real)
+            key, cuda = (file, real), self._cupy.cuda
             if key not in self._modules:
                 self._modules[key] = self._cupy.RawModule(
                     code=sources.expanded(file),
                     options=sources.OPTIONS,
                     name_expressions=sources.instantiations(file, real),
                 )
-            found = self._functions[name] = self._modules[key].get_function(name)
+            try:
+                found = self._functions[name] = self._modules[key].get_function(name)
+            except (cuda.compiler.CompileException, cuda.nvrtc.NVRTCError) as e:
+                raise KernelError(
+                    f"the kernel {name} of {file} cannot be compiled for this GPU ({_error_in(str(e))}); the run-time "
+                    f"compiler must know the GPU and fit CuPy: {INSTALL}",
+                    kernel=name,
+                ) from e
+            except OSError as e:
+                raise KernelError(
+                    f"the kernel {name} of {file} cannot be compiled, or kept once it is ({e}); set CUPY_CACHE_DIR to "
+                    "a folder that can be written and has room",
+                    kernel=name,
+                ) from e
         return found
+
+
+def _error_in(log: str) -> str:
+    """Return the line of a compiler's log that tells what is wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "it does not say why")
 
 
 def flat_grid(size: int) -> tuple[tuple[int], tuple[int]]:

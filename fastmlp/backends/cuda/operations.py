@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.base import Backend
 from fastmlp.backends.cuda import sources
-from fastmlp.backends.cuda.blas import CuBlas
+from fastmlp.backends.cuda.blas import CUBLAS, CuBlas
 from fastmlp.backends.cuda.kernels import (
     Kernels,
     column_grid,
@@ -358,7 +358,7 @@ class _NoBlas:
     """Stands for `CuBlas` where nothing is launched."""
 
     def __init__(self, launched: Callable[[str], object]) -> None:
-        self.forward = self.input_gradient = self.weight_gradient = lambda *_: launched("cuBLAS")
+        self.forward = self.input_gradient = self.weight_gradient = lambda *_: launched(CUBLAS)
 
 
 def _filled(name: str, dtype: Any) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from fastmlp.backends.registry import Availability
 
-_INSTALL = "pip install 'fastmlp[cuda13]' (driver 580 or newer) or 'fastmlp[cuda12]'"
-_PARTS = f"it comes with CuPy's [ctk] extra: {_INSTALL}"
+INSTALL = "pip install 'fastmlp[cuda13]' (driver 580 or newer) or 'fastmlp[cuda12]'"
+_PARTS = f"it comes with CuPy's [ctk] extra: {INSTALL}"
 OLDEST = 75
 """Compute capability that the kernels are compiled and tested for at least: Turing."""
 
@@ -21,18 +21,18 @@ OLDEST = 75
 def cuda_availability() -> Availability:
     """Return whether kernels can be compiled and products computed, looking only once."""
     if importlib.util.find_spec("cupy") is None:
-        return Availability(False, f"the package cupy is not installed; {_INSTALL}")
+        return Availability(False, f"the package cupy is not installed; {INSTALL}")
     wheels = cupy_wheels()
     if len(wheels) > 1:
         return Availability(
             False,
             f"several CuPy packages are installed, {', '.join(wheels)}, and overwrite each other; uninstall all, then "
-            + _INSTALL,
+            + INSTALL,
         )
     try:
         import cupy
     except Exception as e:  # CuPy turns missing libraries into errors of several kinds
-        return Availability(False, f"cupy cannot be imported ({_first_line(e)}); {_INSTALL}")
+        return Availability(False, f"cupy cannot be imported ({_first_line(e)}); {INSTALL}")
     return look(cupy)
 
 

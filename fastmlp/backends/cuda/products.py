@@ -1,7 +1,8 @@
 """The products of a layer inside a training step, in two ways behind one interface: cuBLAS, and fastmlp's own kernels.
 
-cuBLAS is the faster for large layers, and may not be called while a stream is captured into a graph; own kernels do
-what follows a product (bias, activation, slope, bias gradient) in the same launch.
+cuBLAS is the faster for large layers; CuPy does not let it be called while a stream is captured into a graph (its
+`cublas.setStream` refuses; CUDA itself would allow it, with a workspace of one's own).  Own kernels do what follows a
+product (bias, activation, slope, bias gradient) in the same launch.
 """
 
 from __future__ import annotations
