@@ -10,7 +10,6 @@ from emulator import needs_emulator
 from gpu_arrays import make, model_on, rows, train
 
 import fastmlp
-from fastmlp.backends.cuda import choice as cupy_choice
 from fastmlp.doctor import captured, selftest
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
@@ -147,7 +146,6 @@ def test_wrong_kernels_are_found_under_nvidias_switch(monkeypatch):
 
 def test_the_self_test_leaves_out_what_nvidias_switch_rounds_and_says_so(monkeypatch, caplog):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
-    monkeypatch.setattr(cupy_choice, "MEASURED_STEPS", 1)
     compared = []
     for module in (captured, selftest):
         monkeypatch.setattr(module, "trained", lambda backend, dtype, **_: compared.append(dtype) or [np.zeros(1)])

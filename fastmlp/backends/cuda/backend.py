@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmlp.arguments import check_flag
 from fastmlp.backends.base import StepReport
-from fastmlp.backends.cuda.choice import choose_way, make_step
+from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.memory import arena_bytes, check_fit, data_bytes
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
@@ -59,7 +59,8 @@ class CupyBackend(CupyOperations):
     way : str
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
         ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two, measured at the
-        first fit of a network and batch size (logged, and kept in checkpoints).
+        first fit of a network and batch size (logged, and kept in checkpoints) unless it is so large that eager steps
+        are.
 
     Raises
     ------
@@ -170,6 +171,8 @@ class CupyBackend(CupyOperations):
     def _ways_of(self, plan: Plan) -> list[StepProducts]:
         """Return the products with which the steps of a plan may run, as far as is known."""
         way = "eager" if self._tf32 else self._ways.get(plan, self._way)
+        if way == "auto" and surely_eager(plan):
+            way = "eager"
         own, blas = OwnProducts(self, self.multiprocessors), BlasProducts(self, self.multiprocessors)
         ways: dict[str, list[StepProducts]] = {"captured": [own], "eager": [blas], "auto": [own, blas]}
         return ways[way]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastmlp")
 
-CAPTURED_BELOW = 2e9
-"""Floating point operations of a step: up to here launches are expected to cost more than cuBLAS gains."""
-MEASURED_STEPS = 20
-"""Steps, at least, that each way is measured on."""
+CROSSING = {"float32": 1e10, "float64": 4e9}
+"""Floating point operations of a step: up to here launches cost more than cuBLAS gains, measured on an NVIDIA H200.
+
+There, eager steps took 0.45 ms of the host's time whatever their size.  In float32 captured ones took as long at 1.1e10
+operations; in float64, where own kernels reach a seventh of cuBLAS's speed, 0.1 ms at 4e8 and 1.3 ms at 1.1e10.
+"""
+SURELY_EAGER = 10.0
+"""From so many times the crossing on, steps run eagerly without proof or measurement, which take seconds there.
+
+At four times the crossing captured steps took 1.3 times as long already (float32); on a slower GPU, beside which the host
+is no slower, the crossing comes earlier.
+"""
+SAMPLES, SAMPLE_MILLISECONDS = 5, 10.0
+"""How often each way is timed, in turns, and for how long at least; the medians are compared."""
 CLOSE = 1.05
 """Where one way takes less than so many times what the other takes, they count as equal."""
 _TOLERANCE = 64.0
@@ -44,6 +55,11 @@ _TF32_TOLERANCE = 8.0
 def step_operations(plan: Plan) -> float:
     """Return how many floating point operations the products of a step take."""
     return 6.0 * plan.batch * sum(i * o for i, o in pairwise(plan.spec.units))
+
+
+def surely_eager(plan: Plan) -> bool:
+    """Return whether a step takes so many operations that captured steps cannot be the faster."""
+    return step_operations(plan) >= SURELY_EAGER * CROSSING[plan.precision.products.name]
 
 
 def make_step(
@@ -224,22 +240,40 @@ def _difference(found: Result, expected: Result, plan: Plan, rounding: float) ->
 # --- measurement ----------------------------------------------------------------------------------------------------
 
 
-def measure(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, *, captured: bool) -> float:
-    """Return the milliseconds of a step, by events on the device, over `MEASURED_STEPS` or more; inf without memory."""
-    count = min(len(data.x) // plan.batch, 2 * GRAPH_STEPS)
+def measure(
+    operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, ways: Sequence[str]
+) -> dict[str, float]:
+    """Return the milliseconds that a step takes in some ways, by events on the device; inf without memory for them."""
+    count = min(len(data.x) // plan.batch, GRAPH_STEPS)
     order, table = _one_step(operations, plan, data, count)
+    found: dict[str, list[float]] = {way: [] for way in ways}
     try:
-        step = make_step(operations, plan, state.copied(operations.copy), data, captured=captured)
-        return step.timed(order, table, -(-MEASURED_STEPS // count))
+        steps = {
+            way: make_step(operations, plan, state.copied(operations.copy), data, captured=way == "captured")
+            for way in ways
+        }
+        rounds = {}
+        for way, step in steps.items():
+            step.timed(order, table, 1)  # captures, uploads and loads all that is timed
+            once = step.timed(order, table, 1) * count
+            rounds[way] = math.ceil(SAMPLE_MILLISECONDS / max(once, 1e-3)) or 1
+        for _ in range(SAMPLES):
+            for way, step in steps.items():  # in turns, so that a clock that slows down slows all
+                found[way].append(step.timed(order, table, rounds[way]))
     except MemoryError:
-        return math.inf
+        return dict.fromkeys(ways, math.inf)
+    return {way: statistics.median(times) for way, times in found.items()}
 
 
 def faster_way(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
     """Measure both ways on copies of the state and return the faster; what is expected, where they are alike."""
     flops = step_operations(plan)
-    expected, other = ("captured", "eager") if flops < CAPTURED_BELOW else ("eager", "captured")
-    times = {way: measure(operations, plan, state, data, captured=way == "captured") for way in ("captured", "eager")}
+    fewer = flops < CROSSING[plan.precision.products.name]
+    expected, other = ("captured", "eager") if fewer else ("eager", "captured")
+    times = measure(operations, plan, state, data, ("captured", "eager"))
+    if not any(map(math.isfinite, times.values())):  # beside each other; one may fit by itself
+        for way in times:
+            times |= measure(operations, plan, state, data, (way,))
     if not any(map(math.isfinite, times.values())):
         _log.info("cupy: no memory to measure on; steps of %.3g operations run %s", flops, expected)
         return expected
@@ -273,6 +307,9 @@ def choose_way(operations: CupyOperations, plan: Plan, state: TrainState, data: 
         Captured steps were a choice, and do not compute rightly on this device.
     """
     if wanted == "eager":
+        return "eager"
+    if wanted == "auto" and surely_eager(plan):
+        _log.info("cupy: steps of %.3g operations run eagerly: captured ones cannot be faster", step_operations(plan))
         return "eager"
     try:
         doubt = _doubt(operations, plan, state, data)
