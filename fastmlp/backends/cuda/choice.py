@@ -40,8 +40,8 @@ operations; in float64, where own kernels reach a seventh of cuBLAS's speed, 0.1
 SURELY_EAGER = 10.0
 """From so many times the crossing on, steps run eagerly without proof or measurement, which take seconds there.
 
-At four times the crossing captured steps took 1.3 times as long already (float32); on a slower GPU, beside which the host
-is no slower, the crossing comes earlier.
+At four times the crossing captured steps took 1.3 times as long already (float32); on a slower GPU, beside a host as
+fast, the crossing comes earlier.
 """
 SAMPLES, SAMPLE_MILLISECONDS = 5, 10.0
 """How often each way is timed, in turns, and for how long at least; the medians are compared."""
