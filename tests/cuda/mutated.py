@@ -5,6 +5,7 @@ STEP = "tests/cuda/test_training_step.py"
 LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lint", "products", "kernels", "costs"))
 FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "waits"))
 ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
+UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
@@ -21,15 +22,17 @@ TESTS = {
     "kernels/cuda/activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
-    "fastmlp/backends/cuda/choice.py": (FIRST_FIT, OWNS, MEMORY, WAITS),
+    "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS),
+    "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP),
+    "fastmlp/backends/cuda/uploads.py": (UPLOADS, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED),
-    "fastmlp/backends/cuda/step.py": (STEP, OWNS, WAITS, FIRST_FIT, KERNELS, COSTS, SHARED),
+    "fastmlp/backends/cuda/step.py": (STEP, OWNS, WAITS, FIRST_FIT, WAYS, UPLOADS, KERNELS, COSTS, SHARED),
     "fastmlp/backends/foreign.py": ARRAYS,
     "fastmlp/backends/cuda/products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED),
-    "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, STEP, SHARED),
-    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, *OPERATIONS, STEP, SHARED),
+    "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
+    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, *OPERATIONS, STEP, SHARED),
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
-    "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
-    "fastmlp/backends/cuda/operations.py": (*OPERATIONS, STEP, *ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
+    "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
+    "fastmlp/backends/cuda/operations.py": (*OPERATIONS, STEP, UPLOADS, *ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
 }
