@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import cupy_double as cp
+import cupy_streams
 import emulator
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def stream():
     stream = cp.cuda.Stream(non_blocking=True)
     yield stream
     if stream.is_capturing():
-        cp._capturing.remove(stream)
+        cupy_streams._capturing.remove(stream)
 
 
 # --- honesty --------------------------------------------------------------------------------------------------------
