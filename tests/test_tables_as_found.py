@@ -188,6 +188,57 @@ def test_numbers_of_which_some_are_written_as_text_are_no_classes(write):
     assert load_table(write("x,y\n1,$3\n2,low\n3,high\n"), target="y").class_names == ("$3", "high", "low")
 
 
+WITH_UNITS = ["{} kg", "{}kg", "{} °C", "{}%", "{} km/h", "<{}", "{} ± 0.1", "Rs. {}", "{}k", "~ {}", "-{} mg"]
+
+
+@pytest.mark.parametrize("form", WITH_UNITS)
+def test_many_numbers_with_units_are_no_classes_unless_asked_for(write, form):
+    path = write("x,y\n" + "".join(f"{i},{form.format(10.5 + i % 60)}\n" for i in range(600)))
+    message = refusal(path, target="y")
+    assert f"got {form.format('10.5')!r}: write numbers as 1234.5, without units" in message
+    assert "--loss softmax_cross_entropy" in message
+    assert len(load_table(path, target="y", task="classification").class_names) == 60
+
+
+def test_a_few_numbers_with_units_are_classes_and_a_line_says_so(write, tmp_path):
+    path = write("x,y\n1,10 mg\n2,20 mg\n3,5 mg\n4,5 mg\n")
+    message = "the 3 different values of column 'y', such as '10 mg', are taken as classes; to learn them as values"
+    with pytest.warns(UserWarning, match=message):
+        assert load_table(path, target="y").class_names == ("10 mg", "20 mg", "5 mg")
+    assert load_table(path, target="y", task="classification").class_names == ("10 mg", "20 mg", "5 mg")
+    np.savez(tmp_path / "t.npz", x=np.eye(3), y=["10 mg", "20 mg", "5 mg"])
+    with pytest.warns(UserWarning, match="the 3 different values of y, such as '10 mg'"):
+        load_table(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize(
+    "texts", ["class_1 class_2", "1st 2nd 3rd", "12ab 3fa9 77c", "0-20 20-40 40-60", "C1 C2", "3D 2D"]
+)
+def test_names_with_digits_are_classes(write, texts):
+    names = texts.split()
+    rows = "".join(f"{i},{name}\n" for i, name in enumerate(names * 2))
+    if texts == "3D 2D":  # might be three of something
+        with pytest.warns(UserWarning, match="are taken as classes"):
+            assert load_table(write("x,y\n" + rows), target="y").class_names == ("2D", "3D")
+    else:
+        assert load_table(write("x,y\n" + rows), target="y").class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("text", ['"1,012.57"', "3.5 kg", "12%", "$3", "1 012"])
+def test_a_number_with_a_unit_or_marks_between_thousands_is_refused_with_the_cure(write, text):
+    cell = text.strip('"')
+    cure = f"expected a number, got {cell!r}; write numbers as 1234.5, without units and without marks between"
+    for column in "ab":
+        path = write(f"a,b\n1,2\n{text if column == 'a' else 1},{text if column == 'b' else 1}\n")
+        assert f"line 3, column '{column}': {cure}" in refusal(path, target="b", task="regression")
+    assert "got '2024-05-01'; write dates as numbers, of days" in refusal(write("a,b\n2024-05-01,2\n"))
+
+
+def test_a_comma_in_a_value_without_quotes_is_told(write):
+    message = "line 2: expected 2 cells, got 3; a value with a comma in it needs quotes around it"
+    assert refusal(write("a,b\n1,1,012.57\n")) == message
+
+
 def test_a_first_row_that_may_hold_names_is_refused_with_the_cure(write):
     path = write("id,400.5,401.0,y\n1,0.1,0.2,a\n2,0.3,0.1,b\n")
     message = "line 1, column 0: expected a number, got 'id'; if that is a header row, header=True (--header) reads it"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.datasets import headers
-from fastmlp.datasets.cells import WHOLE, is_fractional, is_missing, is_number, listed, quoted
+from fastmlp.datasets.cells import WHOLE, cure_of, is_fractional, is_missing, is_number, listed, quoted
 from fastmlp.datasets.table import (
     Source,
     Table,
@@ -319,7 +319,8 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
             next(rows)
         for number, (line, cells) in enumerate(rows):
             if len(cells) != layout.width:
-                return DataError(f"{path}: line {line}: expected {layout.width} cells, got {len(cells)}")
+                cure = "; a value with a comma in it needs quotes around it" if len(cells) > layout.width else ""
+                return DataError(f"{path}: line {line}: expected {layout.width} cells, got {len(cells)}{cure}")
             for column, cell in enumerate(cells):
                 place = f"{path}: line {line}, {layout.describe(column)}"
                 if not cell and (column in numeric or column == layout.target):
@@ -331,7 +332,9 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
                 if column not in numeric:
                     continue
                 if not is_number(cell):
-                    cure = missing if is_missing(cell) else "" if layout.header or number else f"; {_HEADER}"
+                    cure = missing if is_missing(cell) else cure_of(cell)
+                    if not cure and not layout.header and number == 0:
+                        cure = f"; {_HEADER}"
                     return DataError(f"{place}: expected a number, got {quoted(cell)}{cure}")
                 if not math.isfinite(float(cell)):
                     return DataError(f"{place}: expected a finite number, got {quoted(cell)}")

@@ -12,7 +12,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.datasets.cells import WHOLE, is_formatted, is_fractional, is_missing, is_number, listed, quoted
+from fastmlp.datasets.cells import (
+    PLAIN,
+    WHOLE,
+    is_formatted,
+    is_fractional,
+    is_missing,
+    is_number,
+    listed,
+    measures,
+    quoted,
+)
 from fastmlp.errors import DataError
 
 Task: TypeAlias = Literal["auto", "classification", "regression"]
@@ -115,10 +125,16 @@ def check_classes(source: Source, texts: Sequence[str], rows: int, column: str) 
         return
     otherwise = 'if these are classes, say so with task="classification" (--loss softmax_cross_entropy)'
     formatted = [text for text in texts if is_formatted(text)]
-    if formatted and 2 * (len(formatted) + sum(map(is_number, texts))) > len(texts):
-        raise DataError(
-            f"{source.path}: expected numbers or classes in {column}, got {quoted(formatted[0])}: write numbers as "
-            f"1234.5 and dates as numbers of days; {otherwise}"
+    odd = list(dict.fromkeys([*formatted, *measures(texts)]))
+    if odd and 2 * (len(odd) + sum(map(is_number, texts))) > len(texts):
+        if formatted or len(texts) > _MANY:
+            raise DataError(
+                f"{source.path}: expected numbers or classes in {column}, got {quoted(odd[0])}: {PLAIN}, and dates as "
+                f"numbers of days; {otherwise}"
+            )
+        source.say(
+            f"the {len(texts)} different values of {column}, such as {quoted(odd[0])}, are taken as classes; to learn "
+            f"them as values {PLAIN}; {otherwise}"
         )
     if len(texts) > max(_MANY, rows // 2):
         raise DataError(

@@ -76,9 +76,10 @@ def load_table(
     where they are 0, 1, 2, ... as pandas writes, or a scale such as wavelengths: growing or falling, and far from the
     numbers below. A first column without a name, as pandas and R write their index, is left out with a warning.
     Texts that stand for a missing value (``NA``, ``?``) are no classes; numbers and dates as people write them
-    (``1,234.50``, ``$3``) and more than twenty texts of which there is one for every other row are classes only if
-    `task` says so. Whole numbers with a point (``1.0``) are whole numbers. CSV files are UTF-8, or UTF-16 with or
-    without a mark, gzipped or not. Features of a ``.npy`` file are scanned for NaN once, in pieces, never copied.
+    (``1,234.50``, ``$3``), more than twenty numbers with units (``3.5 kg``; fewer draw a warning) and more than twenty
+    texts of which there is one for every other row are classes only if `task` says so. Whole numbers with a point
+    (``1.0``) are whole numbers. CSV files are UTF-8, or UTF-16 with or without a mark, gzipped or not. Features of a
+    ``.npy`` file are scanned for NaN once, in pieces, never copied.
 
     Warns
     -----
@@ -98,14 +99,15 @@ def load_table(
     source = Source(path, task, feature_names, class_names, header)
     if name.endswith(".csv"):
         table = read_csv(source, target)
-        for text in source.said:
-            warn_caller(text)
-        return table
-    if name.endswith(".npz"):
-        return read_npz(source, target)
-    if name.endswith(ARRAY_SUFFIXES):
-        return read_single(source, target)
-    raise FileFormatError(
-        f"{path}: expected a name that ends in .csv, .npz, .npy, .idx or -ubyte (IDX, also with .gz), "
-        f"got {Path(path).name!r}"
-    )
+    elif name.endswith(".npz"):
+        table = read_npz(source, target)
+    elif name.endswith(ARRAY_SUFFIXES):
+        table = read_single(source, target)
+    else:
+        raise FileFormatError(
+            f"{path}: expected a name that ends in .csv, .npz, .npy, .idx or -ubyte (IDX, also with .gz), "
+            f"got {Path(path).name!r}"
+        )
+    for text in source.said:
+        warn_caller(text)
+    return table
