@@ -15,7 +15,17 @@ class FileFormatError(ValueError):
 
 
 class DataError(ValueError):
-    """Data that can be read but cannot be used: labels out of range, NaN, wrong shapes, mismatched counts."""
+    """Data that can be read but cannot be used: labels out of range, NaN, wrong shapes, mismatched counts.
+
+    Attributes
+    ----------
+    row : int or None
+        The row to blame, from 0, where it is one; who read the rows from a file knows its line.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class NonFiniteLossError(FloatingPointError):

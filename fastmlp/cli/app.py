@@ -277,13 +277,14 @@ def evaluate(
     backend: _Backend = "auto",
 ) -> None:
     """Print the loss of a model on some data and, for classes, accuracy, precision, recall and F1."""
-    from fastmlp.cli.data import load_rows
+    from fastmlp.cli.data import load_rows, naming_lines
     from fastmlp.cli.output import class_scores, extra_figures
 
     _refuse_target(data, target)
     network = _load(model, backend)
     x, y = load_rows(network, data, target, with_target=True, header=header)
-    figures = network.evaluate(x, y, metrics=extra_figures(network))
+    with naming_lines(data, len(x)):
+        figures = network.evaluate(x, y, metrics=extra_figures(network))
     _print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
     if "accuracy" in figures:
         print()
@@ -301,7 +302,7 @@ def predict(
     backend: _Backend = "auto",
 ) -> None:
     """Write what a model predicts for some data, classes by their names."""
-    from fastmlp.cli.data import load_rows
+    from fastmlp.cli.data import load_rows, naming_lines
     from fastmlp.cli.output import write_predictions
 
     if not out.lower().endswith((".csv", ".npy", ".npz")):
@@ -311,9 +312,10 @@ def predict(
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
     x, _ = load_rows(network, data, target, with_target=False, header=header)
-    with _options():
+    with _options(), naming_lines(data, len(x)):
         chances = network.predict_proba(x) if proba else None
-    write_predictions(out, network, network.predict(x), chances)
+        predicted = network.predict(x)
+    write_predictions(out, network, predicted, chances)
     print(f"{len(x):,} predictions in {out}")
 
 

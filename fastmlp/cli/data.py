@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 
 from fastmlp.arguments import check_dtype
 from fastmlp.cli.settings import Settings
+from fastmlp.datasets.csv_files import line_of
 from fastmlp.datasets.mnist import load_mnist
 from fastmlp.datasets.table import Table, Task
 from fastmlp.datasets.tables import load_table
 from fastmlp.datasets.text_files import open_text, records
-from fastmlp.engine.batches import split_rows
+from fastmlp.engine.batches import Parts, split_rows
 from fastmlp.engine.ranges import check_held
 from fastmlp.engine.row_weights import row_classes
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, NonFiniteLossError
 from fastmlp.formulas.losses import LOSSES, MeanSquaredError, SigmoidCrossEntropy
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class RunData:
     split : float
         Where rows stay in place on the disk `train` are all of them, and training holds out this fraction by itself:
         those that `validation` has.
+    parts : Parts or None
+        Which rows of the file train and are held out, where these were drawn and `train` is not all of them.
     """
 
     train: Examples
@@ -72,6 +76,7 @@ class RunData:
     image_shape: tuple[int, int] | None
     description: str
     split: float = 0.0
+    parts: Parts | None = None
 
     @property
     def training_rows(self) -> int:
@@ -86,9 +91,43 @@ class RunData:
             return "test", self.test
         return ("validation", self.validation) if self.validation is not None else ("training", self.train)
 
+    def naming_lines(self, data: str, measuring: bool = False) -> AbstractContextManager[None]:
+        """Add to errors about a row of `train`, or of `measured`, in which line of the file it is."""
+        if self.parts is None:
+            return naming_lines(data, len(self.train[0]))
+        train, held_out = self.parts
+        return naming_lines(data, len(train) + len(held_out), held_out if measuring else train, held_out)
+
     def scaled(self, rows: Examples) -> Examples:
         """Return rows as the training sees them."""
         return rows if self.scaling is None else self.scaling.apply(*rows)
+
+
+@contextmanager
+def naming_lines(
+    data: str, count: int, rows: NDArray[np.intp] | None = None, held_out: NDArray[np.intp] | None = None
+) -> Iterator[None]:
+    """Add to errors about a row of a CSV file in which line it is.
+
+    Parameters
+    ----------
+    data : str
+        The file; of what is no CSV file nothing is added.
+    count : int
+        Its rows.
+    rows : (n,) int, optional
+        Which of them those are that errors count from 0; all of them, in their order, if not given.
+    held_out : (m,) int, optional
+        Those that errors about the validation data count.
+    """
+    try:
+        yield
+    except (DataError, NonFiniteLossError) as e:
+        if e.row is not None and e.row >= 0 and data.lower().endswith(".csv"):
+            given = held_out if " of validation_data" in str(e) else rows
+            line = line_of(data, e.row if given is None else int(given[e.row]), count)
+            e.args = (f"{str(e).rstrip('.')}; row {e.row} is line {line} of {data}",)
+        raise
 
 
 @dataclass(frozen=True)
@@ -220,11 +259,18 @@ def load_run(settings: Settings) -> RunData:
     table, name, said = _table(settings)
     assert table.y is not None
     dtype, wider = check_dtype(settings.dtype), "use --dtype float64"
-    check_held(table.x, dtype, settings.data, training=True, names=table.feature_names, cure=wider)
-    check_held(table.y, dtype, f"{settings.data}: the target", training=True, cure=wider)
     outputs, scaling = _outputs(name, table, settings), None
     in_place = isinstance(table.x, np.memmap) and not _standardizes(settings, table)
-    train, validation = _hold_out((table.x, table.y), settings, name, outputs, in_place)
+    train, validation, parts = (table.x, table.y), None, None
+    with naming_lines(settings.data, len(table.x)):
+        check_held(table.x, dtype, settings.data, training=True, names=table.feature_names, cure=wider)
+        check_held(table.y, dtype, f"{settings.data}: the target", training=True, cure=wider)
+        if settings.validation:
+            parts = _parts(table.y, settings, name, outputs)
+    if parts is not None:
+        validation = table.x[parts.held_out], table.y[parts.held_out]
+        if not in_place:
+            train = table.x[parts.train], table.y[parts.train]
     if _standardizes(settings, table):
         scaling = Scaling.of(train, name in _SCALED_TARGETS)
         scaling.check_held(dtype, settings.data, table.feature_names, name == MeanSquaredError.name)
@@ -242,7 +288,8 @@ def load_run(settings: Settings) -> RunData:
     described = _counts(len(table.x), validation, f"{table.x.shape[1]} features, {said}")
     names = table.class_names, table.names_of_file
     split = settings.validation if in_place else 0.0
-    return RunData(train, validation, None, outputs, name, scaling, *names, None, described, split)
+    parts = None if in_place else parts
+    return RunData(train, validation, None, outputs, name, scaling, *names, None, described, split, parts)
 
 
 def _counts(rows: int, validation: Examples | None, rest: str) -> str:
@@ -305,19 +352,12 @@ def _outputs(loss: str, table: Table, settings: Settings) -> int:
     return len(table.class_names)
 
 
-def _hold_out(
-    rows: Examples, settings: Settings, loss: str, outputs: int, in_place: bool
-) -> tuple[Examples, Examples | None]:
-    """Split off the rows that `validation_split` would hold out; where rows stay in place, the first part has all."""
-    x, y = rows
-    if settings.validation == 0.0:
-        return rows, None
-    _held_out(settings, len(x))
+def _parts(y: NDArray[Any], settings: Settings, loss: str, outputs: int) -> Parts | None:
+    """Return the rows that `validation_split` would hold out, and the others."""
+    _held_out(settings, len(y))
     record = LOSSES.record(loss)
     labels = row_classes(record, record.prepare_targets(y, outputs))
-    parts = split_rows(len(x), settings.validation, settings.seed, labels)
-    assert parts is not None, "the fraction is not 0"
-    return rows if in_place else (x[parts.train], y[parts.train]), (x[parts.held_out], y[parts.held_out])
+    return split_rows(len(y), settings.validation, settings.seed, labels)
 
 
 def _last_rows(rows: Examples, settings: Settings) -> tuple[Examples, Examples | None]:

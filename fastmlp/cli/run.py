@@ -116,7 +116,7 @@ def fit(run: Run) -> History:
         "validation_data": None if held_out is None or in_place else run.data.scaled(held_out),
         "callbacks": [Checkpoint(run.folder.checkpoint)],
     }
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), run.data.naming_lines(run.settings.data):
         warnings.simplefilter("ignore", TrainingInterrupted)  # `finish` says it, with the command that goes on
         if run.resumed:
             return run.model.resume(x, y, **options)
@@ -136,7 +136,8 @@ def finish(run: Run, history: History) -> bool:
     model.save(folder.model)
     seconds = time.perf_counter() - run.began
     name, (x, y) = run.data.measured
-    figures = model.evaluate(x, y, metrics=extra_figures(model))
+    with run.data.naming_lines(run.settings.data, measuring=True):
+        figures = model.evaluate(x, y, metrics=extra_figures(model))
     result = {f"{name}_{figure}": value for figure, value in figures.items()}
     folder.write_history(history.to_json(), {**result, "seconds": seconds})
     if history.epochs:

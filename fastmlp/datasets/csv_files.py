@@ -26,7 +26,7 @@ from fastmlp.datasets.table import (
     finite,
     whole_numbers,
 )
-from fastmlp.datasets.text_files import open_text, records
+from fastmlp.datasets.text_files import FilePath, open_text, records
 from fastmlp.errors import DataError, FileFormatError
 
 _HEADER = "if that is a header row, header=True (--header) reads it as one"
@@ -291,6 +291,13 @@ def _csv_target(
     check_classes(source, texts, len(codes), column)
     indices, class_names = classes_of(source, texts)
     return indices[rows], class_names
+
+
+def line_of(path: FilePath, row: int, rows: int) -> int:
+    """Return the line of a CSV file where a row of its table of so many rows ends, both from 0; the line is from 1."""
+    with open_text(path) as file:
+        # counted from the end, since a header may stand before them
+        return [line for line, _ in records(path, file)][row - rows]
 
 
 def _tell_counted(source: Source, layout: _Layout, x: npt.NDArray[np.float64]) -> None:

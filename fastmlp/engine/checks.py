@@ -83,22 +83,23 @@ def check_inputs(
         refuse_nonfinite(array, backend, argument)
     if there is not None:
         if may_wait:
-            check_held(there, rules.dtype, argument, training=training, to_numpy=backend.to_numpy)
+            check_held(there, rules.dtype, argument, training=training, names=rules.names, to_numpy=backend.to_numpy)
         return as_trained(there, rules, argument, may_look=may_wait)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     rows = np.require(array, requirements=["C", "A"])
-    check_held(rows, rules.dtype, argument, training=training)
+    check_held(rows, rules.dtype, argument, training=training, names=rules.names)
     return as_trained(rows, rules, argument)
 
 
 def refuse_nonfinite(inputs: Array, backend: Backend, argument: str, rows: NDArray[np.intp] | None = None) -> None:
     """Raise DataError where inputs (n, I) hold NaN or infinity; `rows` are the user's own numbers of their rows."""
     if inputs.dtype.kind == "f" and (at := nonfinite_at(inputs, backend)) is not None:
-        row, column = at
+        row = at[0] if rows is None else int(rows[at[0]])
         raise DataError(
-            f"{argument} must be finite, got {float(inputs[row, column])} in row {row if rows is None else rows[row]}, "
-            f"column {column}; remove or fill in missing values"
+            f"{argument} must be finite, got {float(inputs[at])} in row {row}, column {at[1]}; remove or fill in "
+            "missing values",
+            row=row,
         )
 
 
@@ -137,7 +138,8 @@ def check_outputs(loss: Loss, outputs: Array, inputs: Array, backend: Backend, d
         wider = " or use dtype='float64'" if dtype == np.float32 else ""
         raise DataError(
             f"x: output {at[1]} of the network is {float(outputs[at])} for row {at[0]}, whose inputs are finite but "
-            f"too large for {dtype} and these weights; scale the inputs as those of training{wider}"
+            f"too large for {dtype} and these weights; scale the inputs as those of training{wider}",
+            row=at[0],
         )
 
 
@@ -213,7 +215,7 @@ def _prepared(spec: NetworkSpec, y: NDArray[Any], argument: str) -> NDArray[Any]
         text = str(e)
         if argument == "y" or not text.startswith("y:"):
             raise
-        raise DataError(argument + text.removeprefix("y")) from None
+        raise DataError(argument + text.removeprefix("y"), row=e.row) from None
 
 
 def _on_host(array: Any, backend: Backend, argument: str) -> tuple[NDArray[Any], Array | None]:

@@ -63,7 +63,8 @@ def check_held(
             raise DataError(
                 f"{argument}: row {first + at} of column {_name(names, column)} holds "
                 f"{_text(to_numpy(columns[first + at, column]))}, and {dtype} numbers up to {high:.3g} only; "
-                f"{_cure(dtype, cure)}"
+                f"{_cure(dtype, cure)}",
+                row=first + at,
             )
         if len(left):  # after the first block hardly any but columns of zeros
             here = to_numpy((block if len(left) == block.shape[1] else block[:, left]).max(axis=0))
@@ -76,7 +77,8 @@ def check_held(
         row = int(magnitudes.argmax())
         raise DataError(
             f"{argument}: column {_name(names, column)} holds nothing above {_text(magnitudes[row])} (in row {row}), "
-            f"and {dtype} numbers from {low:.3g} on only; {_cure(dtype, cure)}"
+            f"and {dtype} numbers from {low:.3g} on only; {_cure(dtype, cure)}",
+            row=row,
         )
 
 

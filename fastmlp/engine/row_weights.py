@@ -42,7 +42,7 @@ def check_sample_weight(sample_weight: ArrayLike, rows: int, argument: str) -> N
     right = np.isfinite(weights) & (weights >= 0)
     if not right.all():
         row = int(np.argmin(right))
-        raise DataError(f"{argument} must be finite and not negative, got {weights[row]} in row {row}")
+        raise DataError(f"{argument} must be finite and not negative, got {weights[row]} in row {row}", row=row)
     if not weights.any():
         raise DataError(f"{argument}: all weights are 0, so nothing can be learned or measured")
     return weights

@@ -144,9 +144,11 @@ class ClassLoss(Loss):
         one_hot = y[np.arange(len(y)), labels] == 1
         one_hot &= np.count_nonzero(y, axis=1) == 1
         if not one_hot.all():
+            row = int(np.argmin(one_hot))
             raise DataError(
-                f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); row {int(np.argmin(one_hot))} is "
-                "neither; for several labels a row use loss='sigmoid_cross_entropy'"
+                f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); row {row} is neither; for several "
+                "labels a row use loss='sigmoid_cross_entropy'",
+                row=row,
             )
         return labels
 

@@ -41,7 +41,8 @@ def as_labels(y: NDArray[Any], classes: int) -> NDArray[Any]:
         row = int(np.argmax((y < 0) | (y >= classes)))
         raise DataError(
             f"y: labels must be in 0..{classes - 1} (the network has {classes} outputs), got {y[row]} in row {row}; "
-            "number the classes from 0, or give the network more outputs"
+            "number the classes from 0, or give the network more outputs",
+            row=row,
         )
     return y.astype(np.int64, copy=False)
 
@@ -77,7 +78,9 @@ def _refuse_missing(y: NDArray[Any]) -> None:
     if not there.all():
         at = tuple(np.argwhere(~there)[0].tolist())
         where = f"row {at[0]}" + (f", column {at[1]}" if len(at) > 1 else "")
-        raise DataError(f"y: targets must be finite, got {y[at]} in {where}; leave out the rows without a target")
+        raise DataError(
+            f"y: targets must be finite, got {y[at]} in {where}; leave out the rows without a target", row=at[0]
+        )
 
 
 def _is_missing(value: object) -> bool:
@@ -104,7 +107,8 @@ def as_probabilities(y: NDArray[Any], loss: str) -> NDArray[Any]:
         row = int(np.argmax(np.maximum(np.abs(sums - 1), -y.min(axis=1).astype(np.float64))))
         raise DataError(
             f"y: {loss} needs rows of probabilities (not negative, sum 1), got row {row} with minimum "
-            f"{y[row].min():g} and sum {sums[row]:.6g}; for several labels a row use loss='sigmoid_cross_entropy'"
+            f"{y[row].min():g} and sum {sums[row]:.6g}; for several labels a row use loss='sigmoid_cross_entropy'",
+            row=row,
         )
     return y
 
@@ -113,5 +117,5 @@ def not_negative(y: NDArray[Any], loss: str) -> NDArray[Any]:
     """Return targets (n, K), none below 0; DataError names the first that is."""
     if y.size and y.min() < 0:
         row = int(np.argmax(y.min(axis=1) < 0))
-        raise DataError(f"y: {loss} needs targets >= 0, got {y[row].min()} in row {row}")
+        raise DataError(f"y: {loss} needs targets >= 0, got {y[row].min()} in row {row}", row=row)
     return y

@@ -103,7 +103,7 @@ def test_a_model_is_not_asked_about_what_it_cannot_hold(cli, tmp_path, command):
     write(tmp_path / "t.csv", x, y)
     more = ("--out", "p.csv") if command == "predict" else ()
     code, _, err = cli(command, "run", "t.csv", "--target", "y", *more)
-    assert code == 1 and "row 3 of column 1 holds 1e+39" in err
+    assert code == 1 and "row 3 of column 'c1' holds 1e+39" in err and "row 3 is line 5 of t.csv" in err
 
 
 @pytest.mark.parametrize("exponent", [-1060, -700, -299, 0, 299, 700, 1015])
