@@ -236,8 +236,15 @@ def _moments(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.flo
     return np.ldexp(mean, exponent), np.where(high > low, np.ldexp(deviation, exponent), 0.0)
 
 
-def load_run(settings: Settings) -> RunData:
+def load_run(settings: Settings, by_class: bool = True) -> RunData:
     """Read what a run needs.
+
+    Parameters
+    ----------
+    settings : Settings
+    by_class : bool
+        Whether of each class the same share is held out. Runs that earlier versions began hold out any rows, and the
+        last ones where rows stay in place on the disk; False holds out theirs.
 
     Raises
     ------
@@ -265,8 +272,11 @@ def load_run(settings: Settings) -> RunData:
     with naming_lines(settings.data, len(table.x)):
         check_held(table.x, dtype, settings.data, training=True, names=table.feature_names, cure=wider)
         check_held(table.y, dtype, f"{settings.data}: the target", training=True, cure=wider)
-        if settings.validation:
-            parts = _parts(table.y, settings, name, outputs)
+        if settings.validation and not (in_place and not by_class):
+            parts = _parts(table.y, settings, name, outputs, by_class)
+    if in_place and not by_class:
+        train, validation = _last_rows(train, settings)
+        in_place = False
     if parts is not None:
         validation = table.x[parts.held_out], table.y[parts.held_out]
         if not in_place:
@@ -352,11 +362,11 @@ def _outputs(loss: str, table: Table, settings: Settings) -> int:
     return len(table.class_names)
 
 
-def _parts(y: NDArray[Any], settings: Settings, loss: str, outputs: int) -> Parts | None:
+def _parts(y: NDArray[Any], settings: Settings, loss: str, outputs: int, by_class: bool) -> Parts | None:
     """Return the rows that `validation_split` would hold out, and the others."""
     _held_out(settings, len(y))
     record = LOSSES.record(loss)
-    labels = row_classes(record, record.prepare_targets(y, outputs))
+    labels = row_classes(record, record.prepare_targets(y, outputs)) if by_class else None
     return split_rows(len(y), settings.validation, settings.seed, labels)
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,9 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
         The settings make no sense.
     """
     began = time.perf_counter()
-    data = load_run(settings)
+    header = safetensors.read(folder.checkpoint)[0] if folder.checkpoint.exists() else None
+    earlier = header is not None and _is_earlier(header)
+    data = load_run(settings, by_class=not earlier)
     standardize = None if settings.data == "mnist" else data.scaling is not None
     settings = settings.complete(data.loss, standardize, settings.backend)
     rows, features = data.training_rows, data.train[0].shape[1]
@@ -73,20 +75,30 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     model.class_names, model.feature_names = data.class_names, data.feature_names
     print(f"{'MNIST' if settings.data == 'mnist' else settings.data}: {data.description}")
     print(repr(model))
-    resumed = folder.checkpoint.exists()
-    if resumed:
-        model = _gone_on_with(folder, settings, optimizer, model)
+    if header is not None:
+        model = _gone_on_with(folder, settings, optimizer, model, header)
+        if earlier and data.validation is not None and settings.data != "mnist":
+            print(
+                "an earlier version began this run: it goes on with the rows held out that it drew, not some of each class"
+            )
         print(f"going on with the run in {folder.path} after {model.steps:,} steps", flush=True)
     else:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(settings, _made_with(model))
-    return Run(folder, settings, data, model, optimizer, resumed, began)
+    return Run(folder, settings, data, model, optimizer, header is not None, began)
 
 
-def _gone_on_with(folder: RunFolder, settings: Settings, optimizer: Optimizer, begun: MLP) -> MLP:
+def _is_earlier(header: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of a run that began before the rows held out were drawn from each class."""
+    progress = header.get("progress")
+    return isinstance(progress, Mapping) and not progress.get("drawn")
+
+
+def _gone_on_with(
+    folder: RunFolder, settings: Settings, optimizer: Optimizer, begun: MLP, header: Mapping[str, Any]
+) -> MLP:
     """Return the model of the checkpoint, which must be of the run that the settings describe and `begun` began."""
     model = load(folder.checkpoint, settings.backend)
-    header, _ = safetensors.read(folder.checkpoint)
     described = (
         ("network", begun.spec, model.spec),
         ("dtype", begun.dtype, model.dtype),
