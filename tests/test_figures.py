@@ -2,12 +2,14 @@
 
 import functools
 import math
+import warnings
 
 import numpy as np
 import pytest
 import sklearn.metrics
 from blobs import blobs, small
 from compare import assert_same_bits
+from sklearn.exceptions import UndefinedMetricWarning
 
 import fastmlp
 from fastmlp.engine.metrics import check_metrics, rehearsed
@@ -139,6 +141,47 @@ def test_a_loss_without_probabilities_refuses_metrics_of_them(loss, units):
     ):
         model.fit(x, y, epochs=1, metrics=["log_loss"], verbose=0)
     assert model.steps == 0
+
+
+UNDEFINED = ["roc_auc_score", "roc_auc", "d2_log_loss_score", "cohen_kappa_score"]
+
+
+@pytest.mark.parametrize("name", UNDEFINED)
+@pytest.mark.parametrize("part", ["train", "validation", "held out"])
+def test_a_metric_that_one_class_leaves_undefined_is_refused_before_the_first_step(name, part):
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    mixed, one = np.arange(40) % 2, np.zeros(40, int)
+    y = {"train": one, "validation": mixed, "held out": np.r_[1, one[1:]]}[part]  # its one row of class 1 trains
+    options = {
+        "train": {},
+        "validation": {"validation_data": (x, one)},
+        "held out": {"validation_split": 0.2},
+    }[part]
+    model = fastmlp.MLP((4, 3, 2), backend="numpy", seed=0)
+    before = model.get_weights()
+    purpose = "train on" if part == "train" else "validate with"
+    message = rf"metrics: '{name}' is \S+ for the targets to {purpose} \(all are of class 0.*; leave it out"
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, epochs=1, metrics=[name], verbose=0, **options)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        assert_same_bits(a, b)
+    model.fit(x, mixed, epochs=1, metrics=[name], verbose=0, validation_data=(x, mixed))
+
+
+def test_a_score_of_one_row_is_refused_before_the_first_step():
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    model = fastmlp.MLP((4, 3, 1), loss="mean_squared_error", backend="numpy", seed=0)
+    with pytest.raises(ValueError, match=r"'r2_score' is nan for the targets to validate with .R.2 score is not well"):
+        model.fit(x, x[:, 0], epochs=1, metrics="r2_score", validation_data=(x[:1], x[:1, 0]), verbose=0)
+
+
+def test_what_scikit_learn_warns_of_is_said_before_the_first_step_with_the_name_of_the_metric():
+    x, y = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 2
+    model = fastmlp.MLP((4, 3, 2), backend="numpy", seed=0)
+    with pytest.warns(UserWarning, match="^metrics: 'recall_score' for the targets to validate with: Recall is ill"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UndefinedMetricWarning)  # of each epoch
+            model.fit(x, y, epochs=1, metrics="recall_score", validation_data=(x, np.zeros(40, int)), verbose=0)
 
 
 def test_a_metric_that_fails_on_some_answers_is_nan_and_said_and_no_end_of_a_run():

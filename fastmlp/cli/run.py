@@ -79,7 +79,8 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
         model = _gone_on_with(folder, settings, optimizer, model, header)
         if earlier and data.validation is not None and settings.data != "mnist":
             print(
-                "an earlier version began this run: it goes on with the rows held out that it drew, not some of each class"
+                "an earlier version began this run: it goes on with the rows held out that it drew, which are not "
+                "as many of each class"
             )
         print(f"going on with the run in {folder.path} after {model.steps:,} steps", flush=True)
     else:

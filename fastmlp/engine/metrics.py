@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 Metrics = Sequence[str | Metric] | Mapping[str, str | Metric] | str | Metric
 """What a user may give: one, several, or several by name."""
 _PREDICTIONS = ("predict",)
+_BASELESS = 1e9
+"""So far below 0 is a score whose baseline has no loss."""
 _TAKEN = ("loss", "learning_rate", "epoch_seconds")
 
 
@@ -172,7 +175,7 @@ def _figure(metric: Any) -> Figure:
     return figure_of(metric) or Figure(metric, {}, _PREDICTIONS, 1, None)
 
 
-def rehearsed(metrics: Mapping[str, Measure], *parts: HostData | None) -> dict[str, Measure]:
+def rehearsed(metrics: Mapping[str, Measure], train: HostData, validation: HostData | None) -> dict[str, Measure]:
     """Return metrics that are known to work, so that none is found out only after an epoch.
 
     Each is computed once for the targets of training and of validation and made-up answers: those that would be right
@@ -181,13 +184,38 @@ def rehearsed(metrics: Mapping[str, Measure], *parts: HostData | None) -> dict[s
     Raises
     ------
     ValueError
-        One cannot be computed; the message names it and says why.
+        One cannot be computed, or is not defined for these targets; the message names it and says why.
+
+    Warns
+    -----
+    UserWarning
+        What scikit-learn has to say of a metric for these targets, such as that it is set to 0.
     """
-    for data in parts if metrics else ():
+    for data, purpose in ((train, "train on"), (validation, "validate with")) if metrics else ():
         if data is not None:
+            y = data.y if data.training is None else data.y[data.training]
             for metric in metrics.values():
-                metric.value(data.y, _plausible(metric.spec, data.y))
+                _rehearse(metric, y, purpose)
     return {name: replace(metric, forgiving=True) for name, metric in metrics.items()}
+
+
+def _rehearse(metric: Measure, y: NDArray[Any], purpose: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = metric.value(y, _plausible(metric.spec, y))
+    said = list(dict.fromkeys(str(warning.message) for warning in caught))
+    where = f"for the targets to {purpose}"
+    of_class = y.ndim == 1 and y.dtype.kind in "iu" and len(y) > 0 and bool((y == y[0]).all())
+    theirs = getattr(metric.figure.function, "__module__", "").startswith("sklearn.")
+    # a score is 1 at most; beside a baseline that is always right, as of one class, it is this or minus infinity
+    if theirs and not (-_BASELESS if of_class else -math.inf) < value < math.inf:
+        why = "; ".join([*([f"all are of class {y[0]}"] if of_class else []), *(text.rstrip(".") for text in said)])
+        raise ValueError(
+            f"metrics: {metric.name!r} is {value:g} {where}{f' ({why})' if why else ''}; leave it out, or give rows "
+            "for which it is defined"
+        )
+    for text in said:
+        warn_caller(f"metrics: {metric.name!r} {where}: {text}")
 
 
 def _plausible(spec: NetworkSpec, targets: NDArray[Any]) -> NDArray[Any]:
