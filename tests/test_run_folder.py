@@ -305,6 +305,22 @@ EDITED = [
     ("lr", "inf", "--lr must be finite, got inf"),
     ("ema", "{}", "--ema must be a number, got {}"),
     ("backend", "false", "--backend must be text, got False"),
+    ("optimizer", '"adamm"', "optimizer 'adamm' is not known"),
+    ("schedule", '"cosin"', "schedule 'cosin' is not known"),
+    ("loss", '"hinge"', "loss 'hinge' is not known"),
+    ("activation", '"rellu"', "activation 'rellu' is not known"),
+    ("activation", '"relu,tanh"', "--activation needs one name, or one for each of the 1 hidden layers"),
+    ("backend", '"gpu"', "backend"),
+    ("dtype", '"float16"', "dtype"),
+    ("momentum", "0.5", "--momentum: the optimizer 'adam' has none"),
+    ("lr", "-1.0", "learning_rate"),
+    ("ema", "2.0", "ema"),
+    ("l2", "-1.0", "l2"),
+    ("dropout", "[1.5]", "dropout"),
+    ("dropout", "[0.1, 0.1, 0.1]", "dropout"),
+    ("hidden", "[0]", "units"),
+    ("label_smoothing", "3.0", "smoothing"),
+    ("weight_decay", "-3.0", "weight_decay"),
 ]
 
 

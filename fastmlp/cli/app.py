@@ -218,7 +218,7 @@ def train(
         if differ := run_settings.contradictions(given, settings):
             raise typer.BadParameter(f"--resume goes on with the same settings; not {'; '.join(differ)}")
     try:
-        with _options():
+        with folder.blaming_config() if resume else _options():
             run = running.prepare(folder, settings)
         whole = running.finish(run, running.fit(run))
     except KeyboardInterrupt:

@@ -7,16 +7,19 @@ import json
 import math
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from fastmlp.cli.settings import Settings
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, FileFormatError
 from fastmlp.files.atomic import atomic_writer, is_temporary, remove_leftovers
 from fastmlp.files.reading import refused_by_name
+
+_SPOILT = " is not as fastmlp wrote it ({reason}); put it back, or start a new run in another folder"
 
 
 class RunFolder:
@@ -98,15 +101,31 @@ class RunFolder:
         DataError
             The data have changed.
         """
-        with refused_by_name(self.config, " is not as fastmlp wrote it ({reason}); start a new run in another folder"):
+        with refused_by_name(self.config, _SPOILT):
             contents = tomllib.loads(self.config.read_text("utf-8"))
             values: dict[str, Any] = contents["settings"]
             values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             settings = Settings(**values)
+            settings.optimizer_record(1)
             then, now = dict(contents.get("sha256", {})), _checksums(settings)
         if changed := [name for name in now if now[name] != then.get(name)]:
             raise DataError(f"{changed[0]} has changed since the run in {self.path} began; start a new run")
         return settings
+
+    @contextmanager
+    def blaming_config(self) -> Iterator[None]:
+        """Turn what is wrong with the value of a setting, read from ``config.toml``, into an error that names the file.
+
+        Raises
+        ------
+        FileFormatError
+        """
+        try:
+            yield
+        except (DataError, FileFormatError):  # these name what they are about
+            raise
+        except (ValueError, TypeError) as e:
+            raise FileFormatError(f"{self.config}{_SPOILT.format(reason=e)}") from e
 
     def write_history(self, history: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Write ``history.json``: the figures of every epoch, why the run stopped early, and the final figures.
