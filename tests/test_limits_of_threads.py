@@ -19,6 +19,15 @@ with threadpool_limits(2):
 with threadpool_limits(1):
     print(several, auto.threads, told.threads)
 """
+OPENMP = """
+import threadpoolctl
+before = auto.threads  # before there is any OpenMP in the process
+import sklearn.utils
+assert threadpoolctl.ThreadpoolController().select(user_api="openmp").lib_controllers
+with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+    within = auto.threads
+print(before, within, auto.threads, told.threads)
+"""
 NUMBA = """
 import numba
 before = auto.threads
@@ -80,6 +89,10 @@ def test_what_is_no_limit_limits_nothing(value):
 
 def test_a_limit_of_thread_pools_holds_while_it_is_set():
     assert printed(WITHIN) == "2 1 2"
+
+
+def test_a_limit_of_openmp_holds_also_where_that_was_loaded_later():
+    assert printed(OPENMP) == "2 1 2 2"
 
 
 def test_a_limit_of_numba_holds():

@@ -23,10 +23,13 @@ def default_threads() -> int:
     """Return the smallest of the physical cores and all limits of this process, as they are now.
 
     They are ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS``, `numba.set_num_threads` of this thread, and what
-    `threadpoolctl.threadpool_limits` has made of NumPy's BLAS.  The workers of joblib have them all from it.
+    `threadpoolctl.threadpool_limits` has made of NumPy's BLAS and of OpenMP.  The workers of joblib have them
+    all from it.
     """
     cores = physical_cores()
-    return max(1, min(cores, _environment(), _numba(), *(ask() or cores for ask in _of_blas(cores))))
+    return max(
+        1, min(cores, _environment(), _numba(), *(ask() or cores for ask in _of_libraries(cores, len(sys.modules))))
+    )
 
 
 def _environment() -> int:
@@ -45,13 +48,16 @@ def _numba() -> int:
     return int(getattr(numba.config, "NUMBA_NUM_THREADS", sys.maxsize))
 
 
-@functools.cache
-def _of_blas(cores: int) -> tuple[Callable[[], int | None], ...]:
-    """Return what tells the threads of each BLAS but fastmlp's own; looked up once, since that takes milliseconds."""
+@functools.lru_cache(maxsize=1)
+def _of_libraries(cores: int, modules: int) -> tuple[Callable[[], int | None], ...]:
+    """Return what tells the threads of OpenMP, and of each BLAS but fastmlp's own.
+
+    Looked up anew only after an import, which may have loaded one (`modules` are there), since that takes milliseconds.
+    """
     from threadpoolctl import ThreadpoolController
 
     from fastmlp.backends.cpu.blas import file
 
-    found = ThreadpoolController().select(user_api="blas").lib_controllers
-    others = [c for c in found if os.path.realpath(c.filepath) != os.path.realpath(file())]
-    return tuple(c.get_num_threads for c in others) if cores < _BLAS_MOST else ()
+    kinds = {"openmp", "blas"} if cores < _BLAS_MOST else {"openmp"}
+    found = [c for c in ThreadpoolController().lib_controllers if c.user_api in kinds]
+    return tuple(c.get_num_threads for c in found if os.path.realpath(c.filepath) != os.path.realpath(file()))
