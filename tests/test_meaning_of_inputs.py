@@ -254,6 +254,35 @@ def test_columns_by_number_are_no_names_and_a_refused_fit_keeps_none():
     assert model.feature_names is None
 
 
+def test_numbered_columns_stand_where_their_numbers_say():
+    x, y = blobs()
+    model = small("numpy")
+    model.fit(Frame(x, range(6)), y, epochs=1, verbose=0)
+    turned = Frame(x, range(6))[[3, 0, 5, 1, 2, 4]]
+    assert_same_bits(model.predict_proba(turned), model.predict_proba(x))
+    again = small("numpy")
+    again.fit(turned, y, epochs=1, verbose=0)
+    assert_same_bits(again.get_weights()[0], model.get_weights()[0])
+
+
+def test_columns_named_by_other_numbers_have_names(tmp_path):
+    x, y = blobs()
+    model, years = small("numpy"), [*range(2001, 2006), np.int64(2006)]
+    model.fit(Frame(x, years), y, epochs=1, verbose=0)
+    assert model.feature_names == ("2001", "2002", "2003", "2004", "2005", "2006")
+    assert_same_bits(model.predict_proba(Frame(x, years)[years[::-1]]), model.predict_proba(x))
+    model.save(tmp_path / "m.safetensors")
+    assert fastmlp.load(tmp_path / "m.safetensors", "numpy").feature_names == model.feature_names
+    with pytest.raises(DataError, match="got no '2006' and '2000' more"):
+        model.predict(Frame(x, range(2000, 2006)))
+
+
+def test_columns_of_one_name_are_refused():
+    x, y = blobs()
+    with pytest.raises(DataError, match="x must have columns whose names differ, got 'a' more than once; rename them"):
+        small("numpy").fit(Frame(x, "abcdea"), y, epochs=1, verbose=0)
+
+
 # --- Labels -----------------------------------------------------------------------------------------------
 
 

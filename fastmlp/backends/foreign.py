@@ -36,9 +36,35 @@ def host_array(array: Any, argument: str) -> NDArray[Any]:
     if not isinstance(array, np.ndarray) and not hasattr(array, "__array__") and speaks_dlpack(array):
         return np.from_dlpack(array)
     try:
-        return np.asarray(array)
+        found = np.asarray(array)
     except Exception as e:  # rows of several lengths, or whatever an object's own way to become an array raises
         raise DataError(f"{argument} cannot be made into an array: {e}") from e
+    is_frame = found.dtype.kind in "OmM" and hasattr(array, "iloc") and getattr(array, "ndim", 1) == 2
+    return _of_columns(array, argument) if is_frame else found
+
+
+def _of_columns(frame: Any, argument: str) -> NDArray[Any]:
+    """Return the numbers of a data frame of pandas', which gives objects where some column is of a type of its own.
+
+    Such are nullable numbers; a value that is missing there becomes NaN.
+    """
+    columns = []
+    for i, label in enumerate(frame.columns):
+        given = frame.iloc[:, i]
+        column = np.asarray(given)
+        if column.dtype == object and getattr(given.dtype, "kind", "O") in "biuf":
+            column = given.to_numpy(dtype=np.float64, na_value=np.nan)
+        if column.dtype.kind not in "biufc":
+            if getattr(given.dtype, "kind", "") in ("m", "M"):
+                cure = "make numbers of it, of days for example"
+            else:
+                cure = (
+                    f"encode it, with pandas.get_dummies for example, or, where it holds numbers, pass "
+                    f"{argument}.astype({{{label!r}: float}})"
+                )
+            raise DataError(f"{argument} must hold real numbers, and column {label!r} holds {given.dtype}; {cure}")
+        columns.append(column)
+    return np.column_stack(columns)
 
 
 def refuse_masked(argument: str, array: Any) -> None:

@@ -71,7 +71,8 @@ def check_inputs(
         elif array.ndim > 1:
             cure = f"reshape it to ({len(array)}, -1)"
         elif features == 1:
-            cure = f"examples of one input are {argument}.reshape(-1, 1)"
+            method = "to_frame()" if hasattr(x, "to_frame") else "reshape(-1, 1)"
+            cure = f"examples of one input are {argument}.{method}"
         else:
             cure = f"one example is {argument}.reshape(1, -1)"
         raise DataError(f"{argument} must have shape (n, {features}), got {array.shape}; {cure}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -80,37 +80,59 @@ class InputRules(NamedTuple):
         return f"inputs {'divided by 255' if self.scale.divisor == FULL else 'as they are'}, whatever their type"
 
 
-def names_of(x: Any) -> tuple[str, ...] | None:
-    """Return the names of a data frame's columns; None for anything else, and where they are not all text."""
-    if isinstance(x, (np.ndarray, list, tuple)):
-        return None
-    columns = getattr(x, "columns", None)
-    if columns is None or callable(columns):
-        return None
-    names = tuple(columns)
-    return names if names and all(isinstance(name, str) for name in names) else None
+def names_of(x: Any, axis: str = "columns") -> tuple[str, ...] | None:
+    """Return the names of a data frame's columns; None for anything else, and where they are numbers from 0 on.
+
+    With `axis` ``"index"`` those of a series that is one row of a frame.
+    """
+    labels = _labels(x, axis)
+    return None if labels is None or _are_positions(labels) else tuple(map(str, labels))
 
 
-def in_order(x: Any, names: tuple[str, ...] | None, argument: str) -> Any:
+def in_order(x: Any, names: tuple[str, ...] | None, argument: str, axis: str = "columns") -> Any:
     """Return a data frame with its columns in the order of a network's inputs; anything else as it is.
+
+    Columns that are numbered from 0 on have no names, and stand where their numbers say.
 
     Raises
     ------
     DataError
-        It lacks a column, or has others; the message names them.
+        It lacks a column, has others, or two of one name; the message names them.
     """
-    found = names_of(x)
-    if found is None or names is None or found == names:
+    labels = _labels(x, axis)
+    if labels is None:
+        return x
+    if _are_positions(labels):
+        return x if labels == sorted(labels) else x[sorted(labels)]
+    found = tuple(map(str, labels))
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise DataError(
+            f"{argument} must have columns whose names differ, got {twice!r} more than once; rename them, or pass "
+            f"{argument}.to_numpy() to take them as they stand"
+        )
+    if names is None or found == names:
         return x
     missing, more = [name for name in names if name not in found], [name for name in found if name not in names]
-    if not missing and not more and len(found) == len(names):
-        return x[list(names)]
+    if not missing and not more:
+        return x[[labels[found.index(name)] for name in names]]
     differ = [f"no {', '.join(map(repr, missing[:5]))}"] if missing else []
     differ += [f"{', '.join(map(repr, more[:5]))} more"] if more else []
     raise DataError(
-        f"{argument} must have the columns of model.feature_names, got {' and '.join(differ) or 'some of them twice'}; "
+        f"{argument} must have the columns of model.feature_names, got {' and '.join(differ)}; "
         f"pass {argument}[list(model.feature_names)], or set model.feature_names = None to take columns as they stand"
     )
+
+
+def _labels(x: Any, axis: str) -> list[Any] | None:
+    if isinstance(x, (np.ndarray, list, tuple)):
+        return None
+    labels = getattr(x, axis, None)
+    return None if labels is None or callable(labels) or len(labels) == 0 else list(labels)
+
+
+def _are_positions(labels: Sequence[Any]) -> bool:
+    return all(isinstance(label, (int, np.integer)) for label in labels) and set(labels) == set(range(len(labels)))
 
 
 def range_of(x: Array) -> tuple[float, float]:

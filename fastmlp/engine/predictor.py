@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.backends.foreign import host_array
 from fastmlp.engine.checks import check_inputs, check_outputs
-from fastmlp.engine.inputs import FULL, InputRules
+from fastmlp.engine.inputs import FULL, InputRules, in_order
 from fastmlp.errors import DataError
 from fastmlp.floating import quiet
 from fastmlp.network.plan import Plan, Precision
@@ -118,7 +118,7 @@ class Predictor:
 
     @quiet
     def _converted(self, x: ArrayLike) -> NDArray[Any]:
-        array = host_array(x, "x")
+        array = host_array(in_order(x, self._rules.names, "x", "index"), "x")
         if array.ndim != 1:
             raise DataError(_ONE.format(self._inputs, array.shape))
         row = check_inputs(array[None], self._inputs, self._backend, self._rules)[0]
