@@ -249,31 +249,23 @@ def _tell_damaged(path: str, why: str) -> None:
 
 
 class _KernelFiles(IndexDataCacheFile):
-    """The files that keep the code of a function, each with a hash of what is in it.
+    """The files that keep the code of a function, one for each type, each with a hash of what is in it.
 
-    Numba's own have none: a damaged one ends every run in an error of pickle's, or is run.  They do not say either
-    whose code they hold, and two processes that compile for two types at once may give both the same number.
+    Numba's own have none: a damaged one ends every run in an error of pickle's, or is run.  They are numbered by an
+    index, which of several processes that compile at once the last one writes: what the others kept is compiled again
+    and again.  So there is no index here; a file's name tells its types, processor and version of Numba.
     """
 
     def save(self, key: Any, data: Any) -> None:
-        super().save(key, (key, data))
+        self._write(self._path_of(key), (key, data))
 
     def load(self, key: Any) -> Any:
-        kept = super().load(key)
+        kept = self._read(self._path_of(key))
         return kept[1] if kept is not None and kept[0] == key else None
 
-    def _load_index(self) -> Any:
-        kept = self._read(self._index_path)
-        return {} if kept is None else kept
-
-    def _save_index(self, overloads: Any) -> None:
-        self._write(self._index_path, overloads)
-
-    def _load_data(self, name: str) -> Any:
-        return self._read(self._data_path(name))
-
-    def _save_data(self, name: str, data: Any) -> None:
-        self._write(self._data_path(name), data)
+    def _path_of(self, key: Any) -> str:
+        digest = hashlib.sha256(f"{numba.__version__} {key}".encode()).hexdigest()[:16]
+        return f"{self._index_path.removesuffix('.nbi')}.{digest}.nbc"
 
     def _read(self, path: str) -> Any:
         """Return what is in a file; None where there is none, it is of other kernels, or damaged, which is said."""
