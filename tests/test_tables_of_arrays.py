@@ -232,6 +232,21 @@ def test_a_damaged_archive_is_our_error_whatever_its_compression(tmp_path, compr
         assert str(error).startswith(f"{tmp_path / 'a.npz'}: expected a whole NumPy file of numbers, got one that")
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_compressed_as_numpy_never_does_is_refused_before_anything_is_allocated(tmp_path, compression):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", compression) as file:
+        file.writestr("x.npy", numpy_bytes(np.ones((20, 3))))
+    # a dictionary of 2 GiB, after the version and the size of LZMA's properties and their first byte
+    whole = content.getvalue()
+    at = whole.index(b"\x05\x00\x5d") + 3 if compression == zipfile.ZIP_LZMA else len(whole)
+    for contents in (whole, whole[:at] + b"\0\0\0\x80" + whole[at + 4 :]):
+        (tmp_path / "a.npz").write_bytes(contents)
+        message = refusal(tmp_path / "a.npz", FileFormatError)
+        assert f"x.npy is compressed by method {compression}, which numpy.savez never writes" in message
+        assert "write it with numpy.save or numpy.savez" in message
+
+
 def test_the_size_that_a_header_promises_is_compared_with_the_file_before_anything_is_allocated(tmp_path):
     lie = numpy_bytes(np.ones((9, 9))).replace(b"(9, 9), }" + b" " * 8, b"(999999999, 9), }")
     assert len(lie) == 776

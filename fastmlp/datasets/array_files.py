@@ -88,7 +88,9 @@ def _member(arrays: np.lib.npyio.NpzFile, name: str, size: int) -> npt.NDArray[A
     assert archive is not None
     file_name = name if name in archive.namelist() else f"{name}.npy"
     info = archive.getinfo(file_name)
-    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE}.get(info.compress_type, math.inf)
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE}.get(info.compress_type)
+    if ratio is None:  # LZMA allocates what the file asks for, up to 4 GiB, and has no bound like that of deflated data
+        raise ValueError(f"{file_name} is compressed by method {info.compress_type}, which numpy.savez never writes")
     if info.compress_size > size or info.file_size > ratio * info.compress_size:
         raise ValueError(f"{file_name} is said to hold {info.file_size} bytes, in an archive of {size}")
     with archive.open(info) as member:
