@@ -9,7 +9,6 @@ import tracemalloc
 import numpy as np
 import pytest
 from blobs import blobs, small
-from safetensors import SafetensorError
 from safetensors.numpy import save
 
 import fastmlp
@@ -111,17 +110,39 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights_that_no_network_can_have_are_refused_by_layer_and_array(model, kind):
+CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOOL", "complex64": "C64"}
+
+
+def save_anything(arrays, metadata):
+    """Return a safetensors file, of types too that some releases of the library cannot write."""
+    described, place = {"__metadata__": metadata}, 0
+    for name, array in arrays.items():
+        described[name] = {"dtype": CODES[str(array.dtype)], "shape": array.shape}
+        described[name]["data_offsets"] = place, place + array.nbytes
+        place += array.nbytes
+    header = json.dumps(described).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([struct.pack("<Q", len(header)), header, *(array.tobytes() for array in arrays.values())])
+
+
+def test_a_file_put_together_by_hand_is_one_that_is_read(model, monkeypatch):
     path, header, tensors = model
-    try:
-        message = refusal(path, header, {**tensors, "layers.0.weight": WEIGHTS[kind](tensors["layers.0.weight"])})
-    except SafetensorError as e:
-        pytest.skip(f"this release of safetensors cannot write such a file: {e}")
+    monkeypatch.setattr("safetensors.numpy.save", save_anything)
+    files.write(path, {name: value for name, value in header.items() if name != "format"}, tensors)
+    assert fastmlp.load(path, "numpy").get_weights()[0].tolist() == tensors["layers.0.weight"].tolist()
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_no_network_can_have_are_refused_by_layer_and_array(model, monkeypatch, kind):
+    path, header, tensors = model
+    monkeypatch.setattr("safetensors.numpy.save", save_anything)
+    message = refusal(path, header, {**tensors, "layers.0.weight": WEIGHTS[kind](tensors["layers.0.weight"])})
     if kind == "nan":
         assert message.startswith(" cannot be used: 'layers.0.weight' holds nan at [1, 1], and a network of it would")
     elif kind == "inf":
         assert message.startswith(" cannot be used: 'layers.0.weight' holds inf at [0, 0]")
+    elif kind == "complex64" and "deserializing header" in message:  # releases that do not know the type
+        assert message.startswith(" is no fastmlp file, or it was cut short: it cannot be read as safetensors (")
     else:
         assert message == f" is inconsistent: 'layers.0.weight' holds {kind}, its description says float32"
 
