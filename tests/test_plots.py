@@ -113,7 +113,7 @@ def test_confusion_refuses_what_does_not_fit():
         (lambda: plots.mistakes(images(1), [[0, 1]], np.eye(2)[:1]), ValueError, r"classes \(n,\) .* got .*\(1, 2\)"),
         (lambda: plots.mistakes(images(1), [0], [[np.nan, 1]]), ValueError, "probabilities must be finite, got nan"),
         (lambda: plots.mistakes(images(1), [0], np.eye(2)[:1], count=0), ValueError, "count must be at least 1, got 0"),
-        (lambda: plots.samples(images(1), [0], np.eye(2)[:1], image_shape=6), ValueError, r"must be \(height, width\)"),
+        (lambda: plots.samples(images(1), [0], np.eye(2)[:1], image_shape=6), TypeError, r"must be \(height, width\)"),
         (lambda: plots.samples(images(1), [0], np.eye(2)[:1], columns=0), ValueError, "columns must be at least 1"),
         (lambda: plots.first_layer(np.full((6, 1), np.inf), (2, 3)), ValueError, "weights must be finite, got inf"),
         (lambda: plots.regions(MLP((2, 2), seed=0), SQUARE * np.nan, [0] * 4), ValueError, "x must be finite, got nan"),

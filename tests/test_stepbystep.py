@@ -335,7 +335,7 @@ def test_what_is_no_array_or_no_number_is_refused():
         steps.linear_activation_forward(X, parameters["W1"], parameters["b1"], "sigmiod")
     with pytest.raises(TypeError, match="real numbers, up to float64"):
         steps.linear_forward(X.astype(complex), parameters["W1"], parameters["b1"])
-    with pytest.raises(TypeError, match="NumPy arrays or CuPy arrays, all of one kind; got list of builtins"):
+    with pytest.raises(TypeError, match="Z must be a NumPy array or a CuPy array, got list of builtins"):
         steps.sigmoid([1.0])
     with pytest.raises(ValueError, match=r"layers_dims must be \(n_x, n_h, n_y\), got \(2, 1\)"):
         steps.two_layer_model(X, X[:1] > 0, (2, 1))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.arguments import check_sequence
+from fastmlp.arguments import check_count, check_names, check_sequence
 from fastmlp.backends.foreign import host_array
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def class_numbers(who: str, argument: str, classes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return classes as integers from 0; whole numbers of any type will do."""
+    """Return classes, an array, as integers from 0; whole numbers of any type will do."""
     if classes.dtype.kind not in "biuf":
         raise TypeError(
             f"{who}: {argument} must hold the numbers of classes, counted from 0, got {classes.dtype}; "
@@ -33,10 +33,10 @@ def names_of_classes(who: str, names: Sequence[str] | None, highest: int) -> lis
     """Return the names of classes up to `highest`: those given, or numbers."""
     if names is None:
         return [str(i) for i in range(highest + 1)]
-    found = check_sequence(f"{who}: class_names", names, "a sequence of names")
+    found = check_names(f"{who}: class_names", names)
     if len(found) <= highest:
         raise ValueError(f"{who}: there are classes up to {highest}, but only {len(found)} class_names")
-    return [str(name) for name in found]
+    return list(found)
 
 
 def short(name: str) -> str:
@@ -56,9 +56,18 @@ def finite(who: str, argument: str, values: ArrayLike) -> NDArray[np.float64]:
 
 def shape_of_images(who: str, image_shape: Sequence[int]) -> tuple[int, int]:
     """Return height and width."""
-    if not isinstance(image_shape, Iterable) or len(sides := tuple(image_shape)) != 2:
+    sides = check_sequence(f"{who}: image_shape", image_shape, "(height, width)")
+    if len(sides) != 2:
         raise ValueError(f"{who}: image_shape must be (height, width), got {image_shape!r}")
-    return sides[0], sides[1]
+    height, width = (check_count(f"{who}: image_shape", side) for side in sides)
+    return height, width
+
+
+def words(who: str, **texts: Any) -> None:
+    """Raise TypeError unless what is written into a picture, given by its arguments, is text."""
+    for argument, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{who}: {argument} must be text, got {text!r}")
 
 
 def one_axes(who: str, ax: Any) -> Axes:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.arguments import check_count
+from fastmlp.arguments import check_count, check_flag, check_sequence
+from fastmlp.backends.foreign import host_array
 from fastmlp.floating import quiet
-from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short
+from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short, words
 from fastmlp.plots.pictures import legend_of_lines, new_figure, plain_legend
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def regions(
         The points are not (n, 2), finite and at least one, their classes do not fit, or the model answers with
         something else than probabilities.
     """
-    points, classes = finite("regions", "x", x), np.asarray(y)
+    points, classes = finite("regions", "x", x), host_array(y, "regions: y")
+    words("regions", title=title)
+    legend = check_flag("regions: legend", legend)
     if points.ndim != 2 or points.shape[1] != 2 or classes.shape != points.shape[:1] or not len(points):
         raise ValueError(
             f"regions: expected points (n, 2) and classes (n,), n at least 1; got {points.shape}, {classes.shape}"
@@ -199,16 +202,23 @@ def approximation(
             f"approximation: for {t.shape} places expected as many values; function gave {true.shape}, "
             f"model {found.shape}"
         )
-    if points is not None and (
-        len(points) != 2 or np.ndim(points[0]) != 1 or np.shape(points[0]) != np.shape(points[1])
-    ):
-        raise ValueError(f"approximation: points must be (x, y), two (n,) arrays, got {[np.shape(p) for p in points]}")
+    legend = check_flag("approximation: legend", legend)
+    if title is not None:
+        words("approximation", title=title)
+    samples = []
+    if points is not None:
+        pair = check_sequence("approximation: points", points, "(x, y), two (n,) arrays")
+        samples = [finite("approximation", "points", side) for side in pair]
+        if len(samples) != 2 or samples[0].ndim != 1 or samples[0].shape != samples[1].shape:
+            raise ValueError(
+                f"approximation: points must be (x, y), two (n,) arrays, got {[side.shape for side in samples]}"
+            )
     ax = new_figure(4.2, 3.0).subplots() if ax is None else one_axes("approximation", ax)
     ax.fill_between(t, true, found, color="0.8", linewidth=0)
     ax.plot(t, true, color="0.6", linewidth=3.0, label="function")
     ax.plot(t, found, color="black", linewidth=1.2, label="network")
-    if points is not None:
-        ax.plot(*points, "o", color="black", markerfacecolor="white", markersize=4.5, label="samples")
+    if samples:
+        ax.plot(*samples, "o", color="black", markerfacecolor="white", markersize=4.5, label="samples")
     largest = np.abs(true - found).max()
     ax.set_title(f"largest difference {largest:.3g}" if title is None else title, fontsize="medium")
     for side in ("top", "right"):

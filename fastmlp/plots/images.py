@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count
+from fastmlp.backends.foreign import host_array
 from fastmlp.floating import quiet
 from fastmlp.model import MLP
 from fastmlp.plots.checks import class_numbers, finite, names_of_classes, several_axes, shape_of_images, short
@@ -197,7 +198,10 @@ def _checked(
     image_shape: Sequence[int],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], list[str]]:
     """Return images (n, height, width), classes, probabilities and the names of the classes."""
-    inputs, true, given = np.asarray(x), np.asarray(y_true), finite(who, "probabilities", probabilities)
+    inputs, true = host_array(x, f"{who}: x"), host_array(y_true, f"{who}: y_true")
+    given = finite(who, "probabilities", probabilities)
+    if inputs.dtype.kind not in "biuf":
+        raise TypeError(f"{who}: x must be real numbers, got {inputs.dtype}")
     if given.ndim != 2 or true.ndim != 1 or not inputs.ndim or not len(inputs) == len(true) == len(given) > 0:
         raise ValueError(
             f"{who}: expected as many images, classes (n,) and rows of probabilities (n, K), at least one; got "

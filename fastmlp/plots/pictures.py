@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from fastmlp.arguments import check_count, check_path
+from fastmlp.arguments import check_count, check_number, check_path
 from fastmlp.files.atomic import atomic_writer
 from fastmlp.floating import quiet
 from fastmlp.warned import warn_caller
@@ -88,6 +88,7 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = 3.2, height: float
     list of Axes
     """
     rows, columns = check_count("rows", rows), check_count("columns", columns)
+    width, height = (check_number(*side, 0.0, above=True) for side in (("width", width), ("height", height)))
     return list(new_figure(columns * width, rows * height).subplots(rows, columns, squeeze=False).flat)
 
 

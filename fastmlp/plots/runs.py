@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmlp.arguments import check_choice
+from fastmlp.backends.foreign import host_array
 from fastmlp.engine.history import History
 from fastmlp.floating import quiet
-from fastmlp.plots.checks import class_numbers, names_of_classes, one_axes, several_axes, short
+from fastmlp.plots.checks import class_numbers, names_of_classes, one_axes, several_axes, short, words
 from fastmlp.plots.pictures import legend_of_lines, line_style, marks_every, new_figure, plain_frame
 
 if TYPE_CHECKING:
@@ -113,6 +115,9 @@ def lines(
         raise TypeError(f'lines: series must give the lines by their labels, such as {{"a": [1, 2]}}, got {series!r}')
     if not series:
         raise ValueError("lines: series is empty, so there is nothing to draw")
+    words("lines", xlabel=xlabel, ylabel=ylabel)
+    for argument, scale in (("xscale", xscale), ("yscale", yscale)):
+        check_choice(f"lines: {argument}", scale, ("linear", "log"))
     found = {label: _line(label, given) for label, given in series.items()}
     ax = new_figure(4.6, 3.4).subplots() if ax is None else one_axes("lines", ax)
     for i, (label, (positions, values)) in enumerate(found.items()):
@@ -130,8 +135,8 @@ def lines(
 def _line(label: str, given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the positions and the values of a line."""
     pair = isinstance(given, tuple) and len(given) == 2
-    values = np.asarray(given[1] if pair else given)
-    positions = np.asarray(given[0]) if pair else 1 + np.arange(values.size)
+    values = host_array(given[1] if pair else given, f"lines: {label!r}")
+    positions = host_array(given[0], f"lines: {label!r}") if pair else 1 + np.arange(values.size)
     if values.ndim != 1 or not values.size or positions.shape != values.shape:
         raise ValueError(
             f"lines: {label!r} needs (n,) values, n at least 1, and as many positions; got {values.shape} and "
@@ -173,7 +178,7 @@ def confusion(
     ValueError, TypeError
         The two differ in shape or are empty, hold something else than classes, or some class has no name.
     """
-    true, predicted = np.asarray(y_true), np.asarray(y_predicted)
+    true, predicted = host_array(y_true, "confusion: y_true"), host_array(y_predicted, "confusion: y_predicted")
     if true.ndim != 1 or true.shape != predicted.shape or len(true) == 0:
         raise ValueError(
             f"confusion: expected two (n,) arrays of classes, n at least 1; got {true.shape}, {predicted.shape}"

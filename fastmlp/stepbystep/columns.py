@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,21 +10,30 @@ import numpy as np
 
 from fastmlp.arguments import check_count, check_sequence
 from fastmlp.backends.choosing import get_backend
+from fastmlp.backends.foreign import refuse_masked
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
 
 
-def backend_of(*arrays: Array) -> Backend:
-    """Return the backend whose arrays these are."""
-    kinds = {type(array).__module__.partition(".")[0] for array in arrays}
-    if kinds not in ({"numpy"}, {"cupy"}):
+def backend_of(**arrays: Array) -> Backend:
+    """Return the backend whose arrays these are, given by their names; TypeError unless they hold real numbers."""
+    libraries = {name: type(array).__module__.partition(".")[0] for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if libraries[name] not in ("numpy", "cupy") or not hasattr(array, "dtype"):
+            raise TypeError(
+                f"{name} must be a NumPy array or a CuPy array, got {type(array).__name__} of "
+                f"{type(array).__module__}; pass numpy.asarray({name})"
+            )
+        refuse_masked(name, array)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must hold real numbers, up to float64; got {array.dtype}")
+    if len(found := set(libraries.values())) > 1:
         raise TypeError(
-            f"expected NumPy arrays or CuPy arrays, all of one kind; got {', '.join(type(a).__name__ for a in arrays)} "
-            f"of {', '.join(sorted(kinds))}"
+            f"{', '.join(arrays)} must be NumPy arrays or CuPy arrays, all of one kind; got {', '.join(sorted(found))}"
         )
-    return get_backend(kinds.pop())
+    return get_backend(found.pop())
 
 
 def float_type(*arrays: Array) -> np.dtype[Any]:
@@ -42,12 +52,13 @@ def as_rows(*arrays: Array) -> list[Array]:
 
 def row_copies(backend: Backend, *arrays: Array) -> list[Array]:
     """Return copies of the transposes with two axes, for operations that work in place."""
-    return [backend.copy(array.reshape(-1, array.shape[-1] if array.ndim else 1)) for array in as_rows(*arrays)]
+    shapes = [(math.prod(array.shape[1:]), array.shape[0] if array.ndim else 1) for array in arrays]
+    return [backend.copy(rows.reshape(shape)) for rows, shape in zip(as_rows(*arrays), shapes, strict=True)]
 
 
 def outputs_and_targets(AL: Array, Y: Array) -> tuple[Array, Array]:
     """Return outputs (n, m) and targets shaped like them, given as that or, for one output, as (m,); as floats."""
-    backend_of(AL, Y)
+    backend_of(AL=AL, Y=Y)
     expect_matrix(None, "AL", AL)
     if Y.ndim == 1 and AL.shape[0] == 1:
         Y = Y[None, :]
@@ -57,9 +68,12 @@ def outputs_and_targets(AL: Array, Y: Array) -> tuple[Array, Array]:
     return AL.astype(kind, copy=False), Y.astype(kind, copy=False)
 
 
-def layers_of(parameters: Mapping[str, Array]) -> int:
-    """Return the number of layers of W1, b1, ..., WL, bL."""
-    last = max(sum(name[:1] == "W" for name in parameters), 1)
+def layers_of(parameters: Mapping[str, Array], **others: Any) -> int:
+    """Return the number of layers of W1, b1, ..., WL, bL; TypeError unless these, and others, are mappings."""
+    for argument, value in {"parameters": parameters, **others}.items():
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{argument} must be a mapping from name to array, got {value!r}")
+    last = max(sum(str(name)[:1] == "W" for name in parameters), 1)
     for layer in range(1, last + 1):
         for name in (f"W{layer}", f"b{layer}"):
             if name not in parameters:

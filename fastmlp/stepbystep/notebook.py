@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_count, check_number
+from fastmlp.arguments import check_count, check_flag, check_number, check_sequence
 from fastmlp.floating import quiet
 from fastmlp.stepbystep.columns import (
     as_rows,
@@ -70,10 +70,10 @@ def initialize_parameters_deep(
 
 @quiet
 def _draw(units: Sequence[int], seed: int, scale: float | None) -> dict[str, NDArray[np.float64]]:
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(int(check_number("seed", check_count("seed", seed, 0), 0, 2**32)))
     parameters: dict[str, NDArray[np.float64]] = {}
     for layer, (n_in, n_out) in enumerate(pairwise(units), start=1):
-        size = 1 / math.sqrt(n_in) if scale is None else scale
+        size = 1 / math.sqrt(n_in) if scale is None else check_number("scale", scale)
         parameters[f"W{layer}"] = random.randn(n_out, n_in) * size
         parameters[f"b{layer}"] = np.zeros((n_out, 1))
     return parameters
@@ -93,13 +93,13 @@ def update_parameters(parameters: Mapping[str, Array], grads: Mapping[str, Array
     """
     updated: Parameters = {}
     rate = check_number("learning_rate", learning_rate)
-    for layer in range(1, layers_of(parameters) + 1):
+    for layer in range(1, layers_of(parameters, grads=grads) + 1):
         for name in (f"W{layer}", f"b{layer}"):
             if f"d{name}" not in grads:
                 raise ValueError(f"layer {layer}: grads has no {'d' + name!r}; there are {', '.join(grads) or 'none'}")
             p, g = parameters[name], grads[f"d{name}"]
+            backend = backend_of(**{name: p, f"d{name}": g})
             expect_shape(layer, f"d{name}", g, p.shape, f"{name} is {p.shape}")
-            backend = backend_of(p, g)
             new = backend.copy(p.astype(float_type(p), copy=False))
             flat = backend.copy(g.astype(new.dtype, copy=False)).reshape(-1)
             backend.add_scaled(new.reshape(-1), flat, -rate, backend.empty(flat.shape, new.dtype))
@@ -135,7 +135,7 @@ def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, LinearCache]:
 
 @quiet
 def _linear_forward(layer: int | None, A: Array, W: Array, b: Array) -> tuple[Array, LinearCache]:
-    backend = backend_of(A, W, b)
+    backend = backend_of(**{"A_prev" if layer else "A": A, "W": W, "b": b})
     expect_matrix(layer, "A_prev" if layer else "A", A)
     expect_matrix(layer, "W", W)
     expect_shape(layer, "W", W, (W.shape[0], A.shape[0]), f"{'A_prev' if layer else 'A'} is {A.shape}")
@@ -158,7 +158,7 @@ def relu(Z: Array) -> tuple[Array, Array]:
 
 @quiet
 def _activate(activation: str, Z: Array) -> tuple[Array, Array]:
-    backend = backend_of(Z)
+    backend = backend_of(Z=Z)
     (a,) = row_copies(backend, Z)
     backend.activate(activation, a, None, (backend.empty(a.shape, a.dtype), backend.empty(a.shape, a.dtype)))
     return a.reshape(Z.shape[::-1]).T, Z
@@ -202,6 +202,7 @@ def L_model_forward(X: Array, parameters: Mapping[str, Array]) -> tuple[Array, l
     """
     last = layers_of(parameters)
     a, caches = X, []
+    backend_of(X=X)
     for layer in range(1, last + 1):
         name = "sigmoid" if layer == last else "relu"
         a, cache = _linear_activation_forward(layer, a, parameters[f"W{layer}"], parameters[f"b{layer}"], name)
@@ -253,7 +254,7 @@ def linear_backward(dZ: Array, cache: LinearCache) -> tuple[Array, Array, Array]
 @quiet
 def _linear_backward(layer: int | None, dZ: Array, cache: LinearCache) -> tuple[Array, Array, Array]:
     A_prev, W, _ = parts_of(layer, cache, "A_prev, W, b", "linear_forward")
-    backend = backend_of(dZ, A_prev, W)
+    backend = backend_of(dZ=dZ, A_prev=A_prev, W=W)
     expect_shape(layer, "W", W, (W.shape[0], A_prev.shape[0]), f"A_prev is {A_prev.shape}")
     expect_shape(layer, "dZ", dZ, (W.shape[0], A_prev.shape[1]), f"A_prev is {A_prev.shape} and W {W.shape}")
     expect_examples(layer, "dZ", dZ)
@@ -277,7 +278,7 @@ def relu_backward(dA: Array, cache: Array) -> Array:
 
 @quiet
 def _activation_backward(layer: int | None, dA: Array, Z: Array, activation: str) -> Array:
-    backend = backend_of(dA, Z)
+    backend = backend_of(dA=dA, Z=Z)
     expect_shape(layer, "dA", dA, Z.shape, f"Z is {Z.shape}")
     a, d = row_copies(backend, Z, dA)
     slope, first, second = (backend.empty(a.shape, a.dtype) for _ in range(3))
@@ -310,8 +311,7 @@ def _linear_activation_backward(
 def L_model_backward(AL: Array, Y: Array, caches: Sequence[Cache]) -> dict[str, Array]:
     """Return the gradients of the network of `L_model_forward`, under dA0, ..., dA(L-1), dW1, db1, ..., dWL, dbL.
 
-    Those of parameters are of `compute_cost`; ``dAl`` (n_l, m), like everything that is not yet divided by m, of m
-    times it.
+    Those of parameters are of `compute_cost`; ``dAl`` (n_l, m), not yet divided by m, of m times it.
 
     Parameters
     ----------
@@ -323,8 +323,7 @@ def L_model_backward(AL: Array, Y: Array, caches: Sequence[Cache]) -> dict[str, 
         What `L_model_forward` returned.
     """
     al, y = outputs_and_targets(AL, Y)
-    last = len(caches)
-    if not last:
+    if not (last := len(caches := check_sequence("caches", caches, "what L_model_forward returned"))):
         raise ValueError("L_model_backward: caches is empty; give what L_model_forward returned")
     linear_cache, Z = parts_of(last, caches[-1], "linear_cache, Z", "linear_activation_forward")
     # the notebook's dAL = -(Y / AL - (1 - Y) / (1 - AL)) in one fraction; where AL is exactly 0 or 1 that is 0 / 0 or
@@ -404,7 +403,7 @@ def _train(
     num_iterations: int,
     print_cost: bool,
 ) -> tuple[Parameters, list[float]]:
-    backend = backend_of(X, Y)
+    backend, said = backend_of(X=X, Y=Y), check_flag("print_cost", print_cost)
     expect_matrix(None, "X", X)
     expect_shape(None, "X", X, (units[0], X.shape[1]), f"layers_dims is {tuple(units)}; columns are examples")
     parameters: Parameters = {name: backend.asarray(array) for name, array in start.items()}
@@ -413,7 +412,7 @@ def _train(
         AL, caches = L_model_forward(X, parameters)
         if iteration % COSTS_EVERY == 0:
             costs.append(float(compute_cost(AL, Y)))
-            if print_cost:
+            if said:
                 print(f"Cost after iteration {iteration}: {costs[-1]}")
         parameters = update_parameters(parameters, L_model_backward(AL, Y, caches), learning_rate)
     return parameters, costs
@@ -445,6 +444,7 @@ def accuracy(X: Array, y: Array, parameters: Mapping[str, Array]) -> float:
 
 
 def _predict(X: Array, y: Array, parameters: Mapping[str, Array]) -> tuple[Array, float]:
+    backend_of(X=X, y=y)
     al, targets = outputs_and_targets(L_model_forward(X, parameters)[0], y)
     p = (al > 0.5).astype(al.dtype)
     return p, float((p == targets).mean())
