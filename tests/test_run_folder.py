@@ -418,7 +418,8 @@ def test_values_survive_the_config(value):
 
 def test_settings_survive_the_config(tmp_path):
     settings = Settings(
-        "mnist", (3, 2), 5, 6, (0.1, 0.2, 0.3), 0.25, 2**64 - 1, ema=0.99, momentum=0.5, standardize=False
+        *("mnist", (3, 2), 5, 6, (0.1, 0.2, 0.3), 0.25, 2**64 - 1),
+        **{"ema": 0.99, "optimizer": "sgd", "momentum": 0.5, "standardize": False},
     )
     folder = RunFolder(tmp_path)
     folder.write_config(settings, {"fastmlp": "1"})

@@ -204,10 +204,9 @@ def test_arrays_and_images_are_learned_too(cli, tmp_path):
 def test_rows_held_out_are_random_but_of_mnist_the_last(cli, tmp_path):
     settings = Settings("a", (2,), 1, 1, (0.0,), 0.2, seed=3)
     x, y = np.arange(20.0)[:, None], np.arange(20.0)
-    (train, _), (held, labels) = run_data._hold_out((x, y), settings, "mean_squared_error", 1, in_place=False)
-    assert sorted(np.concatenate((train, held))[:, 0]) == list(range(20))
-    np.testing.assert_array_equal(held[:, 0], labels)
-    assert len(held) == 4 and set(held[:, 0]) != {16, 17, 18, 19}
+    train, held = run_data._parts(y, settings, "mean_squared_error", 1, by_class=True)
+    assert sorted([*train, *held]) == list(range(20))
+    assert len(held) == 4 and set(held.tolist()) != {16, 17, 18, 19}
     _, (held, _) = run_data._last_rows((x, y), settings)
     assert set(held[:, 0]) == {16, 17, 18, 19}
 

@@ -144,7 +144,7 @@ def test_ctrl_c_after_the_folder_is_made_tells_how_to_go_on(tmp_path, default_si
 
 
 def test_ctrl_c_before_there_is_a_run_is_a_line(cli, tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     write_table(tmp_path / "t.csv", ("a", "b"))
