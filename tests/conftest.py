@@ -4,8 +4,11 @@ import functools
 import signal
 import warnings
 
+import numpy as np
 import pytest
+from one_at_a_time import compiling_alone, is_worker
 
+import fastmlp
 from fastmlp.backends import registry
 from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.cpu.forms import Forms
@@ -45,7 +48,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         # what CuPy does eagerly is part of the long run: of single operations it is the same
-        eager = ["cupy-eager"] if metafunc.config.getoption("--whole-ladder") else []
+        whole = metafunc.config.getoption("--whole-ladder")
+        eager = [pytest.param("cupy-eager", marks=pytest.mark.whole_ladder)] if whole else []
         metafunc.parametrize("backend", [*registry.backend_names(), *eager], indirect=True)
 
 
@@ -123,6 +127,25 @@ def default_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_kernel_is_compiled_once():
+    """Do not compile in each worker what all of them need."""
+    if is_worker() and registry.available_backends()["numba"].available:
+        with compiling_alone():
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(scope="session")
+def kernels_in_the_cache(each_kernel_is_compiled_once):
+    """Have what trains and asks in float32 compiled, for processes that a test starts: they take it from the cache."""
+    if registry.available_backends()["numba"].available:
+        model = fastmlp.MLP((2, 2, 2), backend="numba", seed=0)
+        model.fit(np.eye(2), [0, 1], epochs=1, verbose=0)
+        model.evaluate(np.eye(2), [0, 1])
 
 
 @pytest.fixture(autouse=True)

@@ -151,7 +151,7 @@ UNDER_JOBLIB = """
 
 
 @needs_jit
-def test_it_works_under_joblib(tmp_path):
+def test_it_works_under_joblib(tmp_path, kernels_in_the_cache):
     (tmp_path / "script.py").write_text(textwrap.dedent(UNDER_JOBLIB))
     command = [sys.executable, str(tmp_path / "script.py")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from one_at_a_time import alone
 
 from fastmlp.backends.cuda import sources
 
@@ -64,7 +65,11 @@ def _compiled(name, source, flags, inputs=()):
     parts = [source, " ".join(flags), *(Path(p).read_text() for p in sorted(HERE.glob("*.h"))), *map(str, inputs)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     result = _cache() / f"{name}-{key}{'.so' if '-shared' in flags else '.o'}"
-    if not result.exists():
+    if result.exists():
+        return result
+    with alone(result.with_suffix(".lock")):
+        if result.exists():  # another worker has compiled it meanwhile
+            return result
         with tempfile.TemporaryDirectory(dir=_cache()) as work:
             (Path(work) / "source.cpp").write_text(source)
             made = Path(work) / "made"
