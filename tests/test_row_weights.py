@@ -45,15 +45,18 @@ SAME = {
 }
 
 
-def weighed(backend, rows=200, **options):
-    x, y = blobs(rows)
+ROWS = 60  # two batches, of which the second is a part: what is added up here is no matter of how many there are
+
+
+def weighed(backend, **options):
+    x, y = blobs(ROWS)
     model = small(backend)
     return model.fit(x, y, **{"epochs": 2, "verbose": 0, **options}), model.get_weights()
 
 
 @pytest.mark.parametrize("kind", SAME)
 def test_a_class_is_named_by_any_number_that_equals_it_or_by_its_place(backend, kind):
-    _, y = blobs()
+    _, y = blobs(ROWS)
     _, expected = weighed(backend, sample_weight=np.array(FIRST_TWO)[y])
     _, found = weighed(backend, class_weight=SAME[kind])
     assert_same_bits(found[0], expected[0])
@@ -127,10 +130,10 @@ def test_the_same_rows_validate_alike_whichever_way_they_were_held_out(backend, 
 @pytest.mark.parametrize("size", [1e300, 1e39, 1e-42, 1e-46, 1e-300, 5e-324])
 @pytest.mark.parametrize("whose", ["row", "class"])
 def test_weights_of_any_size_say_what_their_ratios_say(backend, whose, size, dtype):
-    x, y = blobs()
+    x, y = blobs(ROWS)
     expected, model = small(backend, dtype=dtype), small(backend, dtype=dtype)
     before = expected.fit(x, y, epochs=2, verbose=0)
-    given = {"sample_weight": np.full(200, size)} if whose == "row" else {"class_weight": [size] * 3}
+    given = {"sample_weight": np.full(ROWS, size)} if whose == "row" else {"class_weight": [size] * 3}
     history = model.fit(x, y, epochs=2, verbose=0, **given)
     np.testing.assert_allclose(history.history["loss"], before.history["loss"], rtol=1e-5)
     np.testing.assert_allclose(model.get_weights()[0], expected.get_weights()[0], rtol=1e-4, atol=1e-5)
@@ -151,8 +154,8 @@ def test_weights_of_rows_and_classes_may_each_be_of_their_own_size():
 
 @pytest.mark.parametrize("small_one", [1e-42, 1e-45, 1e-60, 1e-300])
 def test_a_weight_that_the_type_cannot_hold_beside_the_largest_is_refused_by_row(backend, small_one):
-    x, y = blobs()
-    weights = np.ones(200)
+    x, y = blobs(ROWS)
+    weights = np.ones(ROWS)
     weights[7] = small_one
     model = small(backend)
     message = "sample_weight: .*e-.* .row 7. is too small beside the largest, 1: float32 cannot hold both"

@@ -59,7 +59,7 @@ def everything(given, backend, loss, optimizer, activation, dtype):
     )  # fmt: skip
     numbers += [v for k, v in history.history.items() if k != "epoch_seconds"] + model.get_weights()
     predictor = model.predictor()
-    numbers += [predictor(row) for row in x] + [predictor.outputs(row) for row in typed]
+    numbers += [predictor(row) for row in x[::8]] + [predictor.outputs(row) for row in typed[::8]]
     if outputs != 2 and loss in ("softmax_cross_entropy", "sigmoid_cross_entropy"):
         numbers.append(model.predict_proba(x))
     return [np.asarray(n) for n in numbers]
@@ -76,9 +76,12 @@ def same_under_raise(make):
         assert_same_bits(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("optimizer", "activation"), [*zip(OPTIMIZERS, ("tanh", "gelu", "relu", "mish"), strict=True)])
+RULES = [*zip(OPTIMIZERS, ("tanh", "gelu", "relu", "mish"), strict=True)]
+# each loss and each optimizer in each type: what one of them computes has no branch on the other
+CASES = [(loss, *RULES[(i + j) % 4], t) for j, t in enumerate(("float32", "float64")) for i, loss in enumerate(LOSSES)]
+
+
+@pytest.mark.parametrize(("loss", "optimizer", "activation", "dtype"), CASES)
 def test_training_and_asking(backend, loss, optimizer, activation, dtype):
     given = data(loss, dtype)
     same_under_raise(lambda: everything(given, backend, loss, optimizer, activation, dtype))
