@@ -34,11 +34,18 @@ SETTINGS = [
     "0.9",
 ]
 
+# the pictures of a run take longer than its training, and are no matter of these tests
+MAIN = """
+from fastmlp.cli import run
+from fastmlp.cli.app import main
+
+run._draw = lambda *_: None
+"""
+
 # ends a process by a signal to itself right after a step
 STOPPED = """
 import os, signal
 from fastmlp.engine import loop as training
-from fastmlp.cli.app import main
 
 training.CALL_SECONDS = 0.0  # from the second call on a step a call
 steps = training.Training._steps
@@ -56,23 +63,41 @@ main()
 """
 
 
-@pytest.fixture
-def table(tmp_path):
+def write_table(folder):
     draw = np.random.default_rng(0)
     lines = [f"{x:.6f},{20 * y:.6f},{'ab'[int(x + y > 0)]}" for x, y in draw.normal(size=(ROWS * 5 // 4, 2))]
-    (tmp_path / "table.csv").write_text("\n".join(["x,y,class", *lines]))
-    return tmp_path / "table.csv"
+    (folder / "table.csv").write_text("\n".join(["x,y,class", *lines]))
+    return folder / "table.csv"
 
 
 @pytest.fixture
-def cli(tmp_path, default_signals):
+def table(tmp_path):
+    return write_table(tmp_path)
+
+
+def in_a_process(folder, code, *arguments):
+    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, kernels_in_the_cache):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_table(folder)
+    train = ("train", "table.csv", "--target", "class", *SETTINGS, "--out", "run")
+    done = in_a_process(folder, f"{MAIN}main()", *train)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def cli(tmp_path, default_signals, kernels_in_the_cache):
     """Call the command line in a process of its own; with `at` and `signal` it ends after that step."""
 
     def call(*arguments, at=None, signal="SIGKILL"):
-        code = "from fastmlp.cli.app import main; main()" if at is None else STOPPED.format(at=at, signal=signal)
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
-        )
+        code = "main()" if at is None else STOPPED.format(at=at, signal=signal)
+        done = in_a_process(tmp_path, MAIN + code, *arguments)
         # how long a compiler takes, and whether that is said, is no matter of these tests
         said = [
             line
@@ -99,9 +124,8 @@ def assert_same(folder, other):
     assert history == expected_history
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(cli, table, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_weights(cli, table, whole, tmp_path):
     train = ("train", "table.csv", "--target", "class", *SETTINGS)
-    assert cli(*train, "--out", "whole").returncode == 0
     killed = cli(*train, "--out", "killed", at=2 * STEPS + 5)
     assert killed.returncode == -9
     folder = tmp_path / "killed"
@@ -112,13 +136,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(cli, table, tmp_path):
     resumed = cli("train", "table.csv", "--resume", "--out", "killed")
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert f"going on with the run in killed after {2 * STEPS} steps" in resumed.stdout
-    assert_same(folder, tmp_path / "whole")
+    assert_same(folder, whole)
     assert not (folder / "checkpoint.safetensors").exists()
 
 
-def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, table, tmp_path):
+def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, table, whole, tmp_path):
     train = ("train", "table.csv", "--target", "class", *SETTINGS)
-    assert cli(*train, "--out", "whole").returncode == 0
     stopped = cli(*train, "--out", "stopped", at=STEPS + 9, signal="SIGINT")
     assert stopped.returncode == 130
     again = f"fastmlp train {table} --resume --out stopped"
@@ -129,7 +152,7 @@ def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, tab
     assert json.loads((folder / "history.json").read_text("utf-8"))["stop_reason"] == "interrupted"
     resumed = cli(*again.split()[1:])
     assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert_same(folder, tmp_path / "whole")
+    assert_same(folder, whole)
 
 
 def test_ctrl_c_in_the_first_epoch_leaves_a_model_too(cli, table, tmp_path):
@@ -139,13 +162,12 @@ def test_ctrl_c_in_the_first_epoch_leaves_a_model_too(cli, table, tmp_path):
     assert cli(*train, "--resume").returncode == 0
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, whole, tmp_path):
     train = ("train", "table.csv", "--target", "class", *SETTINGS)
-    assert cli(*train, "--out", "whole").returncode == 0
     assert cli(*train, "--out", "killed", at=9).returncode == -9
     assert {p.name for p in (tmp_path / "killed").iterdir()} == {"config.toml"}
     assert cli("train", "table.csv", "--resume", "--out", "killed").returncode == 0
-    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert_same(tmp_path / "killed", whole)
 
 
 # --- in this process ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 import fastmlp
 from fastmlp.cli import data as run_data
+from fastmlp.cli import run as run_training
 from fastmlp.cli.app import main
 
 
@@ -24,6 +25,12 @@ def cli(capsys, monkeypatch, tmp_path):
         return end.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave the pictures of runs to the tests that are about them: they take ten times as long as a small run."""
+    monkeypatch.setattr(run_training, "_draw", lambda *_: None)
 
 
 @pytest.fixture

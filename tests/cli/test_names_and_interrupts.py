@@ -72,19 +72,35 @@ def test_a_full_disk_while_drawing_is_a_line_too(cli, tmp_path, monkeypatch):
     ]
 
 
+IN_TURN = """
+import sys
+from fastmlp.cli import main
+commands = [[]]
+for argument in sys.argv[1:]:
+    commands.append([]) if argument == "then" else commands[-1].append(argument)
+for command in commands:
+    sys.argv = ["fastmlp", *command]
+    try:
+        main()
+    except SystemExit as end:
+        print("ended with", end.code or 0)
+"""
+"""Commands one after another in one process, which has the time of their import once."""
+
+
 @pytest.mark.parametrize(("encoding", "names"), [("ascii", "chinese"), ("latin-1", "accents"), ("cp1252", "chinese")])
 def test_a_terminal_without_the_letters_of_a_name_shows_them_escaped(tmp_path, encoding, names):
     names = NAMES[names]
     write_table(tmp_path / "t.csv", names)
-    where = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    done = in_a_process(tmp_path, *TRAIN, "--out", "花", **where)
-    assert done.returncode == 0, done.stderr
-    for arguments in (("summary", "花"), ("evaluate", "花", "t.csv", "--target", "y")):
-        done = in_a_process(tmp_path, *arguments, **where)
-        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
-        assert names[1].encode(encoding, "backslashreplace") in done.stdout
-    done = in_a_process(tmp_path, "evaluate", "花", "鳥.csv", **where)
-    assert done.returncode == 1 and b"no such file" in done.stderr
+    commands = ([*TRAIN, "--out", "花"], ["summary", "花"], ["evaluate", "花", "t.csv", "--target", "y"])
+    joined = [argument for command in (*commands, ["evaluate", "花", "鳥.csv"]) for argument in ("then", *command)]
+    done = in_a_process(tmp_path, *joined[1:], code=IN_TURN, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    _, summary, evaluated, missing, end = done.stdout.split(b"ended with ")
+    assert [text[:1] for text in (summary, evaluated, missing, end)] == [b"0", b"0", b"0", b"1"], done.stderr
+    for shown in (summary, evaluated):
+        assert names[1].encode(encoding, "backslashreplace") in shown
+    assert b"no such file" in done.stderr
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------------------------
@@ -131,14 +147,14 @@ main()
         ("_draw", {"config.toml", "checkpoint.safetensors", "model.safetensors", "history.json"}),
     ],
 )
-def test_ctrl_c_after_the_folder_is_made_tells_how_to_go_on(tmp_path, default_signals, name, left):
+def test_ctrl_c_after_the_folder_is_made_tells_how_to_go_on(cli, tmp_path, default_signals, name, left):
     write_table(tmp_path / "t.csv", ("a", "b"))
     done = in_a_process(tmp_path, *TRAIN, "--out", "run", code=AT.format(name=name))
     again = f"fastmlp train {tmp_path / 't.csv'} --resume --out run"
     assert (done.returncode, done.stderr.decode()) == (130, f"interrupted. To go on: {again}\n")
     assert {path.name for path in (tmp_path / "run").iterdir()} == left
-    done = in_a_process(tmp_path, *again.split()[1:])
-    assert done.returncode == 0, done.stderr
+    code, _, err = cli(*again.split()[1:])
+    assert code == 0, err
     assert "result" in json.loads((tmp_path / "run" / "history.json").read_text("utf-8"))
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
