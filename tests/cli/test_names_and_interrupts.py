@@ -92,7 +92,11 @@ for command in commands:
 def test_a_terminal_without_the_letters_of_a_name_shows_them_escaped(tmp_path, encoding, names):
     names = NAMES[names]
     write_table(tmp_path / "t.csv", names)
-    commands = ([*TRAIN, "--out", "花"], ["summary", "花"], ["evaluate", "花", "t.csv", "--target", "y"])
+    commands = (
+        [*TRAIN, "--out", "花"],
+        ["summary", "花"],
+        ["evaluate", "花", "t.csv", *"--target y --backend numpy".split()],
+    )
     joined = [argument for command in (*commands, ["evaluate", "花", "鳥.csv"]) for argument in ("then", *command)]
     done = in_a_process(tmp_path, *joined[1:], code=IN_TURN, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
