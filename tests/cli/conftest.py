@@ -33,12 +33,20 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(run_training, "_draw", lambda *_: None)
 
 
+@pytest.fixture(scope="session")
+def few_digits():
+    """300 training and 200 test images of MNIST, read once: that takes longer than most tests."""
+    train, test = fastmlp.datasets.load_mnist(raw=True)
+    few = tuple(tuple(array[:rows].copy() for array in part) for part, rows in ((train, 300), (test, 200)))
+    for array in (*few[0], *few[1]):
+        array.flags.writeable = False
+    return few
+
+
 @pytest.fixture
-def digits(monkeypatch):
-    """Make MNIST small: 300 training and 200 test images."""
-    (x, y), (x_test, y_test) = fastmlp.datasets.load_mnist(raw=True)
-    small = (x[:300], y[:300]), (x_test[:200], y_test[:200])
-    monkeypatch.setattr(run_data, "load_mnist", lambda raw: small)
+def digits(monkeypatch, few_digits):
+    """Make MNIST small."""
+    monkeypatch.setattr(run_data, "load_mnist", lambda raw: few_digits)
 
 
 @pytest.fixture
