@@ -14,6 +14,7 @@ from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cuda import backend as cupy_backend
 from fastmlp.backends.cuda import choice
+from fastmlp.backends.cuda import operations as cupy_operations
 from fastmlp.formulas.activations import ACTIVATIONS
 from fastmlp.formulas.losses import LOSSES
 
@@ -99,6 +100,7 @@ def use_the_double(monkeypatch, reason):
         return registry.Availability(False, f"{reason}; nor on the double: {emulator.missing()}")
     monkeypatch.setattr(cupy_backend, "probe", lambda: registry.Availability(True, "the double of CuPy"))
     monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
+    monkeypatch.setattr(cupy_operations, "load_cublas", lambda: cupy_double.cublas_library)
     return cupy_backend.probe()
 
 

@@ -75,32 +75,25 @@ dropout(T* __restrict__ a_no, T* __restrict__ slope_no, long long n, long long o
   }
 }
 
-// d *= slope, told by the activation where slope is null; and the sums of the columns of the new d, which are the bias
-// gradient.  Threads (32, 8), a block for 32 columns of a slab of rows: slab s writes db + s * slab_stride, and whoever
-// reads them adds the slabs in order.  db may be null.
+// d *= slope, told by the activation where slope is null; flat arrays of n numbers.
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
-activation_gradient(int activation, const T* __restrict__ a_no, const T* __restrict__ slope_no, T* __restrict__ d_no,
-                    T* __restrict__ db_so, long long slab_stride, long long n, long long o) {
+activation_gradient(int activation, const T* __restrict__ a, const T* __restrict__ slope, T* __restrict__ d, long long n) {
+  for (long long i = blockIdx.x * 256ll + threadIdx.x; i < n; i += gridDim.x * 256ll)
+    d[i] *= slope != nullptr ? slope[i] : slope_from_output(activation, a[i]);
+}
+
+// The sums of the columns of d: the bias gradient.  Threads (32, 8), a block for 32 columns of a slab of rows: slab s
+// writes db + s * slab_stride, and whoever reads them adds the slabs in order.
+template <typename T>
+__global__ void __launch_bounds__(256, 1)
+column_sums(const T* __restrict__ d_no, T* __restrict__ db_so, long long slab_stride, long long n, long long o) {
   __shared__ T parts[ROWS][WARP];
   long long column = (long long)blockIdx.x * WARP + threadIdx.x;
   long long first = n * blockIdx.y / gridDim.y, last = n * (blockIdx.y + 1) / gridDim.y;
   T sum = 0;
-  if (column < o) {
-    for (long long row = first + threadIdx.y; row < last; row += ROWS) {
-      long long at = row * o + column;
-      T d = d_no[at];
-      if (slope_no != nullptr) {
-        d *= slope_no[at];
-        d_no[at] = d;
-      } else if (activation != IDENTITY) {
-        d *= slope_from_output(activation, a_no[at]);
-        d_no[at] = d;
-      }
-      sum += d;
-    }
-  }
-  if (db_so == nullptr) return;
+  if (column < o)
+    for (long long row = first + threadIdx.y; row < last; row += ROWS) sum += d_no[row * o + column];
   parts[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y == 0 && column < o) {

@@ -5,6 +5,13 @@ import pytest
 
 from fastmlp.backends import registry
 from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import operations as cupy_operations
+
+
+@pytest.fixture(autouse=True)
+def cublas_is_its_double(monkeypatch):
+    """Let what is made on the double multiply on it, where a library of a GPU is installed too."""
+    monkeypatch.setattr(cupy_operations, "load_cublas", lambda: cp.cublas_library)
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ CuPy.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
 import types
 import weakref
+from collections import Counter
 
 import emulator
 import numpy as np
@@ -27,10 +29,12 @@ from cupy_streams import (
     PinnedMemory,
     PinnedMemoryPointer,
     Stream,
+    Use,
     _device_synchronize,
     _elapsed_time,
     _memory_at,
     _refuse_in_capture,
+    _stream_at,
     capacity,
     counts,
     get_current_stream,
@@ -49,6 +53,7 @@ __all__ = [
     "ascontiguousarray",
     "capacity",
     "counts",
+    "cublas_library",
     "cuda",
     "empty",
     "faults",
@@ -140,7 +145,7 @@ class _Function:
             if isinstance(value, np.ndarray):
                 raise TypeError(f"{name}, argument {i}: a NumPy array")
             if isinstance(value, ndarray):
-                (reads if wanted.startswith("const") else writes).append(value._memory)
+                (reads if wanted.startswith("const") else writes).append(Use.of(value))
                 view = value._view
                 emulator.packed(view, wanted, f"{name}, argument {i}")
                 # where the array is, not the array: a graph keeps nothing alive
@@ -193,6 +198,30 @@ def _gemm_ex(handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ld
     """C = alpha op(A) op(B) + beta C, all matrices stored by columns with their leading dimensions."""
     if get_current_stream().is_capturing():  # CuPy's own ban, in its cublas.setStream
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    _gemm(
+        get_current_stream(),
+        [],
+        transa,
+        transb,
+        m,
+        n,
+        k,
+        alpha,
+        a,
+        atype,
+        lda,
+        b,
+        btype,
+        ldb,
+        beta,
+        c,
+        ctype,
+        ldc,
+        compute,
+    )
+
+
+def _gemm(stream, works_in, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc, compute):
     dtype = _TYPES[atype]
     if not atype == btype == ctype or compute not in _COMPUTE[dtype]:
         raise CudaError(f"cublasGemmEx: types {atype}, {btype}, {ctype} with compute type {compute}")
@@ -206,7 +235,7 @@ def _gemm_ex(handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ld
             raise CudaError("cublasGemmEx: a matrix reaches beyond its array")
         flat = memory.bytes[offset : offset + size].view(dtype)
         strides = (flat.itemsize, ld * flat.itemsize)
-        return memory, np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
+        return Use(memory, offset, offset + size), np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
 
     owner_a, ma = matrix(a, *((k, m) if transa else (m, k)), lda)
     owner_b, mb = matrix(b, *((n, k) if transb else (k, n)), ldb)
@@ -221,7 +250,53 @@ def _gemm_ex(handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ld
         mc[...] = factors[0] * product + (factors[1] * mc if factors[1] else 0)
 
     products.append(compute)
-    get_current_stream()._do([owner_a, owner_b], [owner_c], run, "product")
+    stream._do([owner_a, owner_b], [owner_c, *works_in], run, "product")
+
+
+class CublasLibrary:
+    """cuBLAS itself, as ctypes calls it: handles with a stream and memory to work in.
+
+    While their stream is captured that memory must have been given, for cuBLAS would allocate some; two streams that
+    nothing orders must not have the same.
+    """
+
+    NOT_INITIALIZED, ALLOC_FAILED = 1, 3  # cublasStatus_t
+
+    def __init__(self):
+        self._handles, self.calls = {}, Counter()
+
+    def cublasCreate_v2(self, reference):  # noqa: N802 - cuBLAS's names
+        _refuse_in_capture("making a handle of cuBLAS")
+        reference._obj.value = len(self._handles) + 1
+        self._handles[reference._obj.value] = [_stream_at(0), None]
+        self.calls["create"] += 1
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream):  # noqa: N802
+        self._handles[handle.value] = [_stream_at(stream.value or 0), None]
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle, pointer, size):  # noqa: N802
+        memory = _memory_at(pointer.value)
+        start = pointer.value - memory.start
+        if pointer.value % 256 or start + size.value > memory.bytes.size:
+            return 7  # CUBLAS_STATUS_INVALID_VALUE
+        self._handles[handle.value][1] = Use(memory, start, start + size.value)
+        return 0
+
+    def cublasGemmEx(self, handle, *args):  # noqa: N802
+        if handle.value not in self._handles:
+            return self.NOT_INITIALIZED
+        stream, works_in = self._handles[handle.value]
+        if works_in is None and stream.is_capturing():
+            return self.ALLOC_FAILED
+        *args, _algorithm = (a.value if isinstance(a, ctypes.c_void_p) else a for a in args)
+        self.calls["captured" if stream.is_capturing() else "eager"] += 1
+        _gemm(stream, [] if works_in is None else [works_in], *args)
+        return 0
+
+
+cublas_library = CublasLibrary()
 
 
 cuda = types.SimpleNamespace(

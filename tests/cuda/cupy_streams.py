@@ -93,13 +93,41 @@ class _Memory:
         self.bytes = raw[start : start + size]
         self.start = self.bytes.ctypes.data
         self.device, self.stream = _current_device(), get_current_stream()  # for which CuPy's pool will free it
-        self.written = None  # (stream, count)
-        self.read = {}  # stream: count
+        self.uses = []  # (start, stop, whether written, stream, count): those that not all later ones come after
         _memories[self.start] = self
 
     def __del__(self):
         for stream in _capturing:
             stream._spoiled = stream._spoiled or "memory of another was freed, as by the garbage collector,"
+
+    def used(self, start, stop, writes, stream, count, clock):
+        """Take note that bytes are read or written, and refuse it where nothing orders it after what it must follow."""
+        kept = []
+        for use in self.uses:
+            begin, end, written, other, number = use
+            if begin < stop and start < end and (writes or written) and clock[other] < number:
+                raise CudaError("an array is used on two streams that nothing orders: wait for an event first")
+            # whatever comes after this one comes after all that it has had to come after
+            if not (start <= begin and end <= stop and (writes or (other == stream and not written))):
+                kept.append(use)
+        self.uses = [*kept, (start, stop, writes, stream, count)]
+
+
+class Use:
+    """Some bytes of an allocation, which it does not keep alive: what an operation reads or writes."""
+
+    def __init__(self, memory, start=0, stop=None):
+        self._memory = weakref.ref(memory)
+        self.start, self.stop = start, max(memory.bytes.size, 1) if stop is None else max(stop, start + 1)
+
+    def __call__(self):
+        return self._memory()
+
+    @classmethod
+    def of(cls, array):
+        """Return the bytes of an array that lie side by side."""
+        start = array._view.ctypes.data - array._memory.start
+        return cls(array._memory, start, start + array._view.nbytes)
 
 
 def _alive():
@@ -140,6 +168,7 @@ def _elapsed_time(start_event, end_event):
 class Stream:
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self._clock, self._non_blocking, self._graph, self._spoiled = _Clock(), non_blocking, None, None
+        self._branch = 0  # of the graph that it is captured into
         self.ptr, self._time, self._device = 0 if null else id(self), 0.0, None if null else _current_device()
         _streams[self.ptr] = self
 
@@ -160,28 +189,21 @@ class Stream:
         """Put an operation on the stream: check what orders it, then do it (or keep it, while captured)."""
         _refuse_when_poisoned()
         here = _current_device() if self._device is None else self._device
-        if any(memory.device != here for memory in (*reads, *writes)):
+        reads, writes = ([u if isinstance(u, Use) else Use(u) for u in part] for part in (reads, writes))
+        if any(use().device != here for use in (*reads, *writes)):
             raise CudaError(f"an array of another device is used on device {here}, which CuPy would let pass unchecked")
         if self._graph is not None:
-            self._graph._operations.append((tuple(map(weakref.ref, reads)), tuple(map(weakref.ref, writes)), action))
+            self._graph._operations.append((tuple(reads), tuple(writes), action))
+            self._graph._parts.append((self._branch, "operation", len(self._graph._operations) - 1))
             return
         self._time += milliseconds.get(kind, 0.0)
         if any(s._graph is not None for s in _capturing) and self.ptr == 0:
             _refuse_in_capture("work on the legacy default stream")
         self._clock.join(_host)
         self._clock[id(self)] += 1
-        now = self._clock[id(self)]
-        for memory, writes_it in (*((m, False) for m in reads), *((m, True) for m in writes)):
-            earlier = [] if memory.written is None else [memory.written]
-            if writes_it:
-                earlier += memory.read.items()
-            for stream, count in earlier:
-                if self._clock[stream] < count:
-                    raise CudaError("an array is used on two streams that nothing orders: wait for an event first")
-        for memory in reads:
-            memory.read[id(self)] = now
-        for memory in writes:
-            memory.written = (id(self), now)
+        for uses, writes_it in ((reads, False), (writes, True)):
+            for use in uses:
+                use().used(use.start, use.stop, writes_it, id(self), self._clock[id(self)], self._clock)
         with np.errstate(all="ignore"):  # a GPU warns of nothing
             action()
 
@@ -196,11 +218,24 @@ class Stream:
         event._clock = _Clock(self._clock)
         event._clock.join(_host)
         event._captured, event._time = self._graph, self._time
+        if self._graph is not None:
+            self._graph._parts.append((self._branch, "record", event))
         return event
 
     def wait_event(self, event):
-        if getattr(event, "_captured", None) is not self._graph:
-            _refuse_in_capture("waiting for an event of another capture, or of none")
+        graph = getattr(event, "_captured", None)
+        if graph is not None and graph._captured_by is not None:
+            if self._graph is None:  # a stream that waits for an event of a capture is captured with it: a fork
+                if self.ptr == 0 or not self._non_blocking:
+                    _refuse_in_capture("a fork to the default stream, or to one that it waits for")
+                graph._forks.append(self)
+                self._graph, self._branch = graph, len(graph._forks)
+            elif self._graph is not graph:
+                _refuse_in_capture("waiting for an event of another capture")
+            self._graph._parts.append((self._branch, "wait", event))
+            return
+        if self._graph is not None:
+            _refuse_in_capture("waiting for an event that was recorded before the capture")
         self._clock.join(event._clock)
         self._time = max(self._time, event._time)
 
@@ -214,34 +249,65 @@ class Stream:
             raise CudaError("double: capture on a non-blocking stream, or work on the default stream is drawn in")
         if self._graph is not None:
             raise CudaError("the stream is being captured already")
-        self._graph, self._spoiled = Graph(), None
+        self._graph, self._spoiled, self._branch = Graph(), None, 0
+        self._graph._captured_by = self
         _capturing.append(self)
 
     def end_capture(self):
         if self._graph is None:
             raise CudaError("the stream is not being captured")
-        graph, self._graph = self._graph, None
+        if self not in _capturing:
+            raise CudaError("cudaErrorStreamCaptureUnmatched: the capture was begun on another stream")
+        graph, self._graph, self._spoiled, spoiled = self._graph, None, None, self._spoiled
         _capturing.remove(self)
-        if self._spoiled:
-            raise CudaError(f"cudaErrorStreamCaptureInvalidated: {self._spoiled}")
+        graph._captured_by = None
+        for fork in graph._forks:
+            fork._graph = None
+        if spoiled:
+            raise CudaError(f"cudaErrorStreamCaptureInvalidated: {spoiled}")
+        if not graph._joined():
+            raise CudaError("cudaErrorStreamCaptureUnjoined: work of a fork that the captured stream does not wait for")
         return graph
 
 
 class Graph:
-    """Operations to be replayed; of the arrays it knows nothing but where they were."""
+    """Operations to be replayed, in branches; of the arrays it knows nothing but where they were."""
 
     def __init__(self):
         self._operations = []
+        self._parts = []  # (branch, what, its number or event), in the order in which they were captured
+        self._forks, self._captured_by = [], None
+
+    def _joined(self):
+        """Return whether the stream that was captured comes after all that its forks did."""
+        after, events = {}, {}  # of each branch the parts that it comes after
+        for number, (branch, what, item) in enumerate(self._parts):
+            mine = after.setdefault(branch, set())
+            if what == "operation":
+                mine.add(number)
+            elif what == "record":
+                events[id(item)] = set(mine)
+            else:
+                mine |= events.get(id(item), set())
+        everything = {number for number, part in enumerate(self._parts) if part[1] == "operation"}
+        return after.get(0, set()) == everything
 
     def launch(self, stream=None):
         stream = stream or get_current_stream()
         if stream.is_capturing():
             raise CudaError("double: a graph launched while a stream is captured")
-        for reads, writes, action in self._operations:
-            memories = [[r() for r in part] for part in (reads, writes)]
-            if any(m is None for part in memories for m in part):
-                raise CudaError("a graph uses an array that has been freed")
-            stream._do(*memories, action, "replay")
+        # each branch is a stream of its own again, so that the account of what orders what holds within the graph too
+        streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
+        for branch, what, item in self._parts:
+            if what == "record":
+                events[id(item)] = streams[branch].record()
+            elif what == "wait":
+                streams[branch].wait_event(events[id(item)])
+            else:
+                reads, writes, action = self._operations[item]
+                if any(use() is None for use in (*reads, *writes)):
+                    raise CudaError("a graph uses an array that has been freed")
+                streams[branch]._do(reads, writes, action, "replay")
 
     def upload(self, stream=None):
         pass

@@ -192,7 +192,12 @@ def test_every_kernel_runs_uncaptured_and_is_waited_for_before_it_is_captured(mo
         last = max(i for i, e in enumerate(ahead) if e[0] != "wait")
         assert ("wait", step._stream) in ahead[last:]
         before = at
-    assert {e[2] for e in events if e != "capture" and e[0] != "wait"} == {step._stream}
+    assert {e[2] for e in events if e != "capture" and e[0] != "wait" and not e[1]} == {step._stream}
+    assert {e[2] for e in events if e != "capture" and e[0] != "wait" and e[1]} == {
+        step._stream,
+        step._side.side,
+        step._ahead.side,
+    }
 
 
 def test_the_step_before_a_capture_changes_nothing(monkeypatch):

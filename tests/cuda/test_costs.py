@@ -14,11 +14,13 @@ from emulator import Traffic, needs_emulator
 from scenarios import Scenario
 
 from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import products as cupy_products
+from fastmlp.backends.cuda.choice import make_step
 from fastmlp.backends.cuda.products import OwnProducts
 from fastmlp.backends.cuda.step import TrainingStep
 from fastmlp.formulas.optimizers import SGD, Adam
 
-pytestmark = needs_emulator
+pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
 THREE_LAYERS = Scenario("three layers", (784, 32, 16, 10), {"activation": "relu"}, Adam(), rows=32, batch=32, epochs=1)
 
@@ -26,6 +28,7 @@ THREE_LAYERS = Scenario("three layers", (784, 32, 16, 10), {"activation": "relu"
 @pytest.fixture(autouse=True)
 def on_the_double(monkeypatch):
     monkeypatch.setattr(cupy_backend, "import_cupy", lambda: cupy_double)
+    monkeypatch.setattr(cupy_products, "WORTH", dict.fromkeys(cupy_products.WORTH, np.inf))  # no cuBLAS in graphs
 
 
 def counted(scenario, way, dtype="float32"):
@@ -72,6 +75,27 @@ def test_a_captured_step_of_three_layers_is_twelve_launches():
 )
 def test_what_clipping_max_norm_and_average_add(changes, more):
     assert sorted(names(replace(THREE_LAYERS, **changes))) == sorted(names(THREE_LAYERS) + more)
+
+
+@pytest.mark.parametrize(("steps", "nodes"), [(1, 9), (16, 1 + 16 * 8)])
+def test_what_follows_each_other_in_a_graph(steps, nodes, monkeypatch):
+    """On the double's clock every node takes as long, and what runs beside something longer takes no time.
+
+    Of 12 nodes of a step the loss's totals and all weight gradients but the last run beside the chain of the others;
+    in a long graph each batch is gathered while the step before it is taken.
+    """
+    own = cupy_backend.CupyBackend(way="captured")
+    scenario = replace(THREE_LAYERS, rows=32 * steps)
+    plan, state = scenario.plan("float32"), scenario.state(own, "float32")
+    step = make_step(own, plan, state, scenario.device_data(own, "float32"), captured=True)
+    step.run(own.asarray(scenario.order(0)), scenario.table(0, 0, "float32"), 0, 0)
+    with step._own_stream():
+        step.memory["cursor"][...] = 0
+        graph = step._graph(steps, 32)
+        monkeypatch.setitem(cupy_double.milliseconds, "replay", 1.0)
+        before = step._stream.record()._time
+        graph.launch(step._stream)
+        assert step._stream.record()._time - before == nodes + 1  # the last advances the cursor
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------

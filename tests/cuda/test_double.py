@@ -52,7 +52,7 @@ def public(namespace):
 
 
 AGAIN = {"CudaError", "Device", "Stream", "Event", "Graph", "PinnedMemory", "PinnedMemoryPointer", "CompileException"}
-AGAIN |= {"NVRTCError", "CUBLASError", "get_current_stream", "cuda.cublas"}
+AGAIN |= {"NVRTCError", "CUBLASError", "get_current_stream", "cuda.cublas", "CublasLibrary", "cublas_library", "Use"}
 """Tests' own, or under cuda. again; and cuBLAS needs its library to be imported."""
 
 

@@ -16,7 +16,7 @@ from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.memory import arena_bytes, check_fit, data_bytes
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
-from fastmlp.backends.cuda.products import BlasProducts, OwnProducts, StepProducts
+from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session
@@ -173,7 +173,8 @@ class CupyBackend(CupyOperations):
         way = "eager" if self._tf32 else self._ways.get(plan, self._way)
         if way == "auto" and surely_eager(plan):
             way = "eager"
-        own, blas = OwnProducts(self, self.multiprocessors), BlasProducts(self, self.multiprocessors)
+        own = CapturedProducts(self, self.multiprocessors, plan)
+        blas = BlasProducts(self, self.multiprocessors)
         ways: dict[str, list[StepProducts]] = {"captured": [own], "eager": [blas], "auto": [own, blas]}
         return ways[way]
 

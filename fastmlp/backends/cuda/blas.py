@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable
+from copy import copy
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -12,12 +18,16 @@ from fastmlp.errors import KernelError
 if TYPE_CHECKING:
     from fastmlp._typing import Array
 
+_log = logging.getLogger("fastmlp")
+
 # cublas_api.h: cublasOperation_t, cublasComputeType_t, cublasGemmAlgo_t
 _NOT_TRANSPOSED, _TRANSPOSED = 0, 1
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
 _DEFAULT_ALGORITHM = -1
 CUBLAS = "cuBLAS"
 """What stands for the name of its kernels."""
+GRAPH_CUBLAS = "cuBLAS in a graph"
+"""The same, where it is called by a handle of our own."""
 TF32_EPS = 2.0**-10
 """The distance from 1 to the next larger number of 11 significant bits."""
 
@@ -25,6 +35,25 @@ TF32_EPS = 2.0**-10
 def rounds_to_tf32() -> bool:
     """Return whether NVIDIA's switch of the process lets cuBLAS round float32 factors, whatever a call asks for."""
     return os.environ.get("NVIDIA_TF32_OVERRIDE", "").strip() == "1"
+
+
+class Call(NamedTuple):
+    """A launch with its arguments: of a kernel, or of cuBLAS.
+
+    Attributes
+    ----------
+    kernel : str
+    start : callable
+        Takes the arguments, and launches.
+    args : tuple
+    places : tuple of int
+        Which of the arguments are the number of the step.
+    """
+
+    kernel: str
+    start: Callable[[tuple[Any, ...]], object]
+    args: tuple[Any, ...]
+    places: tuple[int, ...] = ()
 
 
 class CuBlas:
@@ -42,8 +71,17 @@ class CuBlas:
         Let float32 products round their factors to 11 bits and run on tensor cores.
     """
 
+    name: ClassVar[str] = CUBLAS
+
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
         self._cupy, self._tf32 = cupy, tf32
+        self._call: Callable[[Callable[[], None]], None] = _at_once
+
+    def listing(self, calls: list[Call]) -> Self:
+        """Return the same products, which append themselves to a list instead of being carried out."""
+        twin = copy(self)
+        twin._call = lambda product: calls.append(Call(self.name, lambda _: product(), ()))
+        return twin
 
     def forward(self, x: Array, w: Array, out: Array) -> None:
         """``out = x @ w``: (N, I), (I, O), (N, O)."""
@@ -77,17 +115,121 @@ class CuBlas:
         kind = cuda.runtime.CUDA_R_32F if single else cuda.runtime.CUDA_R_64F
         compute = (_COMPUTE_32F_FAST_TF32 if self._tf32 else _COMPUTE_32F) if single else _COMPUTE_64F
         one, zero = np.ones(1, dtype), np.zeros(1, dtype)
+        args = (
+            *(op_a, op_b, *sizes, one.ctypes.data, a[0].data.ptr, kind, a[1], b[0].data.ptr, kind, b[1]),
+            *(zero.ctypes.data, c[0].data.ptr, kind, c[1], compute, _DEFAULT_ALGORITHM),
+        )
+
+        def work(_factors: Any = (one, zero)) -> None:  # which it keeps alive
+            try:
+                self._gemm_ex(args)
+            except cuda.cublas.CUBLASError as e:
+                columns, rows, inner = sizes
+                raise KernelError(
+                    f"the product {product}, ({rows}, {inner}) by ({inner}, {columns}) in {dtype}, fails in cuBLAS on "
+                    f"this GPU ({e}); where it has no memory left for its own work, "
+                    "cupy.get_default_memory_pool().free_all_blocks() gives it some",
+                    kernel=self.name,
+                ) from e
+
+        self._call(work)
+
+    def _gemm_ex(self, args: tuple[Any, ...]) -> None:
+        cuda = self._cupy.cuda
+        cuda.cublas.gemmEx(cuda.device.get_cublas_handle(), *args)
+
+
+class GraphBlas(CuBlas):
+    """The same products, by handles of our own, which may be called while a stream is captured.
+
+    CuPy forbids its own there, since it sets the stream of its handle at each call.  cuBLAS itself asks for two things
+    (its documentation, "CUDA Graphs Support"): the stream is set beforehand, and the memory that it works in is given,
+    for it may allocate none then.
+
+    Parameters
+    ----------
+    cupy : module
+        CuPy, or what stands for it in tests.
+    library : object
+        cuBLAS, as `load_cublas` returns it.
+    """
+
+    name: ClassVar[str] = GRAPH_CUBLAS
+
+    def __init__(self, cupy: Any, library: Any) -> None:
+        super().__init__(cupy)
+        self._library = library
+
+    def bind(self, places: list[tuple[Any, Array]]) -> None:
+        """Let this thread's products run on these streams, each with its own memory to work in, from now on.
+
+        Parameters
+        ----------
+        places : list of (cupy.cuda.Stream, array of bytes)
+            The memory must live as long as any graph that is captured meanwhile.
+
+        Raises
+        ------
+        KernelError
+            cuBLAS refuses it.
+        """
         try:
-            cuda.cublas.gemmEx(
-                *(cuda.device.get_cublas_handle(), op_a, op_b, *sizes, one.ctypes.data),
-                *(a[0].data.ptr, kind, a[1], b[0].data.ptr, kind, b[1], zero.ctypes.data),
-                *(c[0].data.ptr, kind, c[1], compute, _DEFAULT_ALGORITHM),
-            )
-        except cuda.cublas.CUBLASError as e:
-            columns, rows, inner = sizes
-            raise KernelError(
-                f"the product {product}, ({rows}, {inner}) by ({inner}, {columns}) in {dtype}, fails in cuBLAS on this "
-                f"GPU ({e}); where it has no memory left for its own work, "
-                "cupy.get_default_memory_pool().free_all_blocks() gives it some",
-                kernel=CUBLAS,
-            ) from e
+            self._bind(places)
+        except self._cupy.cuda.cublas.CUBLASError as e:
+            raise KernelError(f"cuBLAS cannot be made ready for captured steps ({e})", kernel=self.name) from e
+
+    def _bind(self, places: list[tuple[Any, Array]]) -> None:
+        made = _handles.made.setdefault(self._cupy.cuda.Device().id, [])
+        _handles.by_stream = {}
+        while len(made) < len(places):
+            handle = ctypes.c_void_p()
+            self._check(self._library.cublasCreate_v2(ctypes.byref(handle)))
+            made.append(handle)
+        for handle, (stream, memory) in zip(made, places, strict=False):
+            # a new stream takes away the memory of the one before
+            self._check(self._library.cublasSetStream_v2(handle, ctypes.c_void_p(stream.ptr)))
+            where, size = ctypes.c_void_p(memory.data.ptr), ctypes.c_size_t(memory.nbytes)
+            self._check(self._library.cublasSetWorkspace_v2(handle, where, size))
+            _handles.by_stream[stream.ptr] = handle
+
+    def _gemm_ex(self, args: tuple[Any, ...]) -> None:
+        op_a, op_b, m, n, k, one, a, kind_a, lda, b, kind_b, ldb, zero, c, kind_c, ldc, compute, algorithm = args
+        pointer = ctypes.c_void_p
+        handle = _handles.by_stream[self._cupy.cuda.get_current_stream().ptr]
+        status = self._library.cublasGemmEx(
+            *(handle, op_a, op_b, m, n, k, pointer(one), pointer(a), kind_a, lda, pointer(b), kind_b, ldb),
+            *(pointer(zero), pointer(c), kind_c, ldc, compute, algorithm),
+        )
+        self._check(status)
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise self._cupy.cuda.cublas.CUBLASError(status)
+
+
+class _Handles(threading.local):
+    """Of one thread, since cuBLAS lets no two use one at a time: those of each device, and on which stream they are."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, list[ctypes.c_void_p]] = {}
+        self.by_stream: dict[int, ctypes.c_void_p] = {}
+
+
+_handles = _Handles()
+"""Of all backends: what they call runs on streams that were bound just before."""
+
+
+@cache
+def load_cublas() -> Any:
+    """Return the library that CuPy's products run in, for what CuPy does not pass on; None where there is none."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    except Exception as e:  # of many kinds, as with all that looks for libraries: captured steps do without it
+        _log.info("cupy: captured steps multiply by fastmlp's own kernels alone, since cuBLAS is not found (%s)", e)
+        return None
+
+
+def _at_once(product: Callable[[], None]) -> None:
+    product()

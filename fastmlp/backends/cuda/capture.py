@@ -5,10 +5,38 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _one_at_a_time = threading.Lock()
+
+
+class Branch:
+    """What may run beside a stream while that is captured; elsewhere all follows each other on the one stream.
+
+    Parameters
+    ----------
+    stream, side : cupy.cuda.Stream
+        The one that is captured, and another, which is captured with it from a fork to the next join.
+    """
+
+    def __init__(self, stream: Any, side: Any) -> None:
+        self._stream, self.side = stream, side
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Let what is launched here come after what has been launched so far, and beside what follows."""
+        if not self._stream.is_capturing():
+            yield
+            return
+        self.side.wait_event(self._stream.record())
+        with self.side:
+            yield
+
+    def join(self) -> None:
+        """Let what follows come after all that ran beside."""
+        if self.side.is_capturing():
+            self._stream.wait_event(self.side.record())
 
 
 def captured(stream: Any, queue: Callable[[], object], errors: tuple[type[Exception], ...]) -> Any:

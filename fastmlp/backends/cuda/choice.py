@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cuda.blas import CUBLAS, TF32_EPS, rounds_to_tf32
-from fastmlp.backends.cuda.products import BlasProducts, OwnProducts
+from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.cuda.step import GRAPH_STEPS, TrainingStep
 from fastmlp.errors import KernelError
 from fastmlp.formulas.optimizers import StepScalars
@@ -31,18 +31,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastmlp")
 
-CROSSING = {"float32": 1e10, "float64": 4e9}
-"""Floating point operations of a step: up to here launches cost more than cuBLAS gains, measured on an NVIDIA H200.
+CROSSING = 4e10
+"""Floating point operations of a step, from which the host launches as fast as the device works: measured on an H200.
 
-There, eager steps took 0.45 ms of the host's time whatever their size.  In float32 captured ones took as long at 1.1e10
-operations; in float64, where own kernels reach a seventh of cuBLAS's speed, 0.1 ms at 4e8 and 1.3 ms at 1.1e10.
+Captured steps took 0.15 of the time of eager ones at 1e7 operations, 0.85 at 1.1e10 and 1.03 at 4.6e10 (float32).
 """
-SURELY_EAGER = 10.0
-"""From so many times the crossing on, steps run eagerly without proof or measurement, which take seconds there.
-
-At four times the crossing captured steps took 1.3 times as long already (float32); on a slower GPU, beside a host as
-fast, the crossing comes earlier.
-"""
+EAGER_FROM = 1e11
+"""From so many operations on, steps run eagerly without proof or measurement, which take seconds there for nothing."""
 SAMPLES, SAMPLE_MILLISECONDS = 5, 10.0
 """How often each way is timed, in turns, and for how long at least; the medians are compared."""
 CLOSE = 1.05
@@ -58,8 +53,8 @@ def step_operations(plan: Plan) -> float:
 
 
 def surely_eager(plan: Plan) -> bool:
-    """Return whether a step takes so many operations that captured steps cannot be the faster."""
-    return step_operations(plan) >= SURELY_EAGER * CROSSING[plan.precision.products.name]
+    """Return whether a step takes so many operations that capturing it would gain nothing."""
+    return step_operations(plan) >= EAGER_FROM
 
 
 def make_step(
@@ -71,11 +66,11 @@ def make_step(
     captured: bool,
     own: bool | None = None,
 ) -> TrainingStep:
-    """Return steps that run captured, or eagerly: with cuBLAS or, where `own` says so, with own products."""
-    products = OwnProducts if captured or own else BlasProducts
-    return TrainingStep(
-        operations, products(operations, operations.multiprocessors), plan, state, data, captured=captured
-    )
+    """Return steps that run captured, or eagerly: with cuBLAS or, where `own` says so, as captured."""
+    products: StepProducts = BlasProducts(operations, operations.multiprocessors)
+    if captured or own:
+        products = CapturedProducts(operations, operations.multiprocessors, plan)
+    return TrainingStep(operations, products, plan, state, data, captured=captured)
 
 
 # --- proof ----------------------------------------------------------------------------------------------------------
@@ -98,7 +93,8 @@ def prove(operations: CupyOperations, plan: Plan, state: TrainState, data: Devic
     """Take a step with own kernels one by one, captured, and with cuBLAS; return what is wrong, or nothing.
 
     The graph must give the bits of its kernels launched one by one, and these what cuBLAS and the kernels around it
-    give, as far as rounding allows: that of TF32, where NVIDIA's switch of the process lets cuBLAS round to it.
+    give, as far as rounding allows: that of TF32, where NVIDIA's switch of the process lets cuBLAS round to it.  Then
+    steps of every kind that a run has, in long graphs, in short ones and of a short batch, must leave the same bits.
 
     Raises
     ------
@@ -127,6 +123,29 @@ def prove(operations: CupyOperations, plan: Plan, state: TrainState, data: Devic
         off = _difference(b, c, plan, rounding)
         if off > 1:
             return f"the kernel {b.kernel} computes {b.what} off by {off:.3g} times what rounding allows"
+    return _whole_epoch(operations, plan, state, data)
+
+
+def _whole_epoch(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
+    """Take a long graph of steps, a short one and a short batch, where the data has them, as a run will; as `prove`."""
+    whole, short = min(len(data.x) // plan.batch, GRAPH_STEPS + 1), len(data.x) % plan.batch
+    order, table = _one_step(operations, plan, data, whole + (short > 0))
+
+    def results(captured: bool) -> list[Result]:  # whose memory is free before another step takes as much
+        copied = state.copied(operations.copy)
+        step = make_step(operations, plan, copied, data, captured=captured, own=True)
+        _, _, report = step.run(order[: whole * plan.batch + short], table, 0, state.step)
+        return [Result("the sums of batches", "finish_batch", report, 0.0), *_left(copied, operations)]
+
+    try:
+        graphs, single = results(True), results(False)
+    except operations.failures as e:
+        if operations.poisoned():
+            raise
+        return str(e.__cause__ if isinstance(e.__cause__, KernelError) else e)
+    for a, b in zip(graphs, single, strict=True):
+        if a.array.tobytes() != b.array.tobytes():
+            return f"{len(table)} steps in graphs compute {a.what} otherwise than their kernels one by one"
     return ""
 
 
@@ -149,9 +168,9 @@ def _step_results(
 def _one_step(
     operations: CupyOperations, plan: Plan, data: DeviceData, count: int = 1
 ) -> tuple[Any, NDArray[np.float64]]:
-    """Return an order of rows and a table with which every stage of a step has something to do."""
-    scalars = StepScalars(1e-3, 1.0, 1.0, 0.5, 1 / plan.batch)
-    return operations.asarray(np.arange(len(data.x))), np.tile(np.array(scalars, np.float64), (count, 1))
+    """Return an order of rows and a table with which every stage of a step has something to do, each step another."""
+    scalars = np.array(StepScalars(1e-3, 1.0, 1.0, 0.5, 1 / plan.batch), np.float64)
+    return operations.asarray(np.arange(len(data.x))), np.linspace(1, 2, count)[:, None] * scalars
 
 
 def largest(array: NDArray[Any]) -> float:
@@ -194,10 +213,15 @@ def _results(step: TrainingStep, plan: Plan, state: TrainState, operations: Cupy
             yield Result(
                 f"the gradients of the {what} of layer {layer}", "product_weight_gradient", summed, below * largest(dz)
             )
+    yield from _left(state, operations)
+
+
+def _left(state: TrainState, operations: CupyOperations) -> Iterator[Result]:
+    """Yield what steps leave behind."""
     named = [("parameters", state.params), *((f"moments {i}", m) for i, m in enumerate(state.moments))]
     for what, array in [*named, *([("average", state.average)] if state.average is not None else [])]:
         # of a gradient that is nearly nothing, Adam makes a whole step
-        yield Result(f"the {what}", "update_parameters", host(array), math.inf)
+        yield Result(f"the {what}", "update_parameters", operations.to_numpy(array), math.inf)
 
 
 def _by_cublas(
@@ -268,8 +292,7 @@ def measure(
 def faster_way(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
     """Measure both ways on copies of the state and return the faster; what is expected, where they are alike."""
     flops = step_operations(plan)
-    fewer = flops < CROSSING[plan.precision.products.name]
-    expected, other = ("captured", "eager") if fewer else ("eager", "captured")
+    expected, other = ("captured", "eager") if flops < CROSSING else ("eager", "captured")
     times = measure(operations, plan, state, data, ("captured", "eager"))
     if not any(map(math.isfinite, times.values())):  # beside each other; one may fit by itself
         for way in times:
@@ -309,7 +332,7 @@ def choose_way(operations: CupyOperations, plan: Plan, state: TrainState, data: 
     if wanted == "eager":
         return "eager"
     if wanted == "auto" and surely_eager(plan):
-        _log.info("cupy: steps of %.3g operations run eagerly: captured ones cannot be faster", step_operations(plan))
+        _log.info("cupy: steps of %.3g operations run eagerly: captured ones would gain nothing", step_operations(plan))
         return "eager"
     try:
         doubt = _doubt(operations, plan, state, data)

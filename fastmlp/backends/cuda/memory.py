@@ -14,10 +14,15 @@ from fastmlp.backends.cuda.products import StepProducts
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
-    from fastmlp.backends.data import HostData
+    from fastmlp.backends.cuda.operations import CupyOperations
+    from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.network.plan import Plan
 
 NORM_BLOCKS = 256
+BATCH = ("x", "y", "weights")
+"""What is gathered of a batch; captured steps have a second place for it, for that of the next step."""
+WORKSPACE = 8 * 2**20
+"""Bytes that cuBLAS works in on each stream of a captured step: as much as it takes by itself on a large device."""
 _CHUNK, _LARGE_CHUNK, _LARGE = 1024, 8192, 1 << 22
 _ALIGNMENT = 256
 _APART = 64
@@ -140,6 +145,9 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
         parts[f"z{layer}"] = parts[f"dz{layer}"] = ((batch, o), real)
         if plan.needs_slope[layer]:
             parts[f"slope{layer}"] = ((batch, o), real)
+    if products.capturable:
+        parts |= {f"next_{name}": parts[name] for name in BATCH}
+    parts |= {f"workspace{place}": ((WORKSPACE,), np.uint8) for place in range(products.workspaces(plan))}
     return Arena(parts)
 
 
@@ -168,6 +176,18 @@ def held_types(plan: Plan, x: Array, y: Array) -> tuple[np.dtype[Any], np.dtype[
     """Return the types in which inputs and targets lie on the device while a step gathers them."""
     held = x.dtype.name in ("uint8", "float32", "float64")
     return x.dtype if held else plan.precision.products, np.dtype(np.int64) if y.ndim == 1 else plan.precision.products
+
+
+def held(operations: CupyOperations, data: DeviceData, plan: Plan) -> tuple[Array, Array, Array | None]:
+    """Return inputs, targets and row weights in types that a step gathers: bytes stay bytes, labels int64."""
+    x, y, weights = data.x, data.y, data.weights
+    x_type, y_type = held_types(plan, x, y)
+    x = x if x.dtype == x_type else x.astype(x_type)
+    y = y if y.dtype == y_type else y.astype(y_type)
+    if weights is not None and weights.dtype != plan.precision.products:
+        weights = weights.astype(plan.precision.products)
+    dense = operations._dense
+    return dense(x), dense(y), None if weights is None else dense(weights)
 
 
 def arena_bytes(plan: Plan, products: StepProducts, data: HostData) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.base import Backend
 from fastmlp.backends.cuda import sources
-from fastmlp.backends.cuda.blas import CUBLAS, CuBlas
+from fastmlp.backends.cuda.blas import Call, CuBlas, GraphBlas, load_cublas
 from fastmlp.backends.cuda.kernels import (
     Kernels,
     column_grid,
@@ -57,6 +57,9 @@ class CupyOperations(Backend):
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
         self._cupy, self._tf32 = cupy, tf32
         self._blas, self._kernels = CuBlas(cupy, tf32=tf32), Kernels(cupy)
+        library = load_cublas()
+        self.graph_blas = None if library is None else GraphBlas(cupy, library)
+        """cuBLAS for captured steps, where it can be called there."""
         self.device = int(cupy.cuda.Device().id)
         """The number of the GPU that was current, where it runs."""
         self.waits = False
@@ -70,12 +73,41 @@ class CupyOperations(Backend):
         twin.waits = True
         return twin
 
-    def dry(self, launched: Callable[[str], object]) -> CupyOperations:
-        """Return operations that call a function with the name of each kernel, and launch none."""
+    def listing(self, calls: list[Call]) -> CupyOperations:
+        """Return operations that append each launch to a list, products by cuBLAS too, and carry out none."""
         twin = copy(self)
-        twin._launch = lambda file, name, dtype, grid, args: launched(_filled(name, dtype)[0])  # type: ignore
-        twin._blas = _NoBlas(launched)  # type: ignore[assignment]
+
+        def listed(file: str, name: str, dtype: Any, grid: tuple[Any, Any], args: Sequence[Any]) -> None:
+            kernel, real = _filled(name, dtype)
+            calls.append(Call(kernel, lambda given: self._kernels.get(file, kernel, real)(*grid, given), tuple(args)))
+
+        twin._launch = listed  # type: ignore[method-assign]
+        twin._blas = self._blas.listing(calls)
+        twin.graph_blas = None if self.graph_blas is None else self.graph_blas.listing(calls)
         return twin
+
+    def carry_out(self, calls: Sequence[Call], index: int) -> None:
+        """Launch a list of a step, as step `index` of its call.
+
+        Raises
+        ------
+        KernelError
+            As of `_launch`.
+        """
+        number, kernel = np.int32(index), ""
+        try:
+            for kernel, start, args, places in calls:  # noqa: B007 - the error tells which it was
+                if places:
+                    changed = list(args)
+                    for place in places:
+                        changed[place] = number
+                    start(tuple(changed))
+                else:
+                    start(args)
+                if self.waits:
+                    self.synchronize()
+        except self.cuda_errors as e:
+            raise KernelError(f"the kernel {kernel} does not run on this GPU ({e})", kernel=kernel) from e
 
     @property
     def multiprocessors(self) -> int:
@@ -185,12 +217,10 @@ class CupyOperations(Backend):
         self._launch("layers.cu", "bias_activation<{real}>", z.dtype, tile_grid(n, o), args)
 
     def activation_backward(self, activation: str, a: Array, slope: Array | None, d: Array, scratch: Array) -> None:
-        n, o = d.shape
         # with the slope at hand it does not matter whose it is
-        name = activation if slope is None else IDENTITY
-        code = sources.code_of("activation", name)
-        args = (code, a, slope, d, None, np.int64(0), np.int64(n), np.int64(o))
-        self._launch("layers.cu", "activation_gradient<{real}>", d.dtype, column_grid(o), args)
+        code = sources.code_of("activation", activation if slope is None else IDENTITY)
+        args = (code, a, slope, d, np.int64(d.size))
+        self._launch("layers.cu", "activation_gradient<{real}>", d.dtype, flat_grid(d.size), args)
 
     def dropout(
         self, a: Array, slope: Array | None, rate: float, key: int, step: int, layer: int, scratch: Array
@@ -210,9 +240,8 @@ class CupyOperations(Backend):
         if dw is not None:
             self._blas.weight_gradient(x, dz, dw)
         if db is not None:
-            code = sources.code_of("activation", IDENTITY)
-            args = (code, None, None, dz, db, np.int64(0), np.int64(n), np.int64(o))
-            self._launch("layers.cu", "activation_gradient<{real}>", dz.dtype, column_grid(o), args)
+            args = (dz, db, np.int64(0), np.int64(n), np.int64(o))
+            self._launch("layers.cu", "column_sums<{real}>", dz.dtype, column_grid(o), args)
         if dx is not None:
             self._blas.input_gradient(dz, w, dx)
 
@@ -352,13 +381,6 @@ class CupyOperations(Backend):
         for array in changed:
             if array is not None:
                 self.fill(array, copies[id(array)])
-
-
-class _NoBlas:
-    """Stands for `CuBlas` where nothing is launched."""
-
-    def __init__(self, launched: Callable[[str], object]) -> None:
-        self.forward = self.input_gradient = self.weight_gradient = lambda *_: launched(CUBLAS)
 
 
 def _filled(name: str, dtype: Any) -> tuple[str, str]:

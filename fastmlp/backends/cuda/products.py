@@ -7,43 +7,48 @@ product (bias, activation, slope, bias gradient) in the same launch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from fastmlp.backends.cuda import sources
 from fastmlp.backends.cuda.kernels import column_grid, gradient_slabs, is_wide, tile_grid
-from fastmlp.formulas.activations import IDENTITY, get_activation
+from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.backends.cuda.blas import CuBlas
     from fastmlp.backends.cuda.operations import CupyOperations
+    from fastmlp.network.plan import Plan
 
 SLABS = 8
 """Parts, at most, that the rows of a weight gradient are cut into; the optimizer adds them in order."""
 _ROWS_A_SLAB = 256
 _BLOCKS_A_MULTIPROCESSOR = 2
-# How much of its multiprocessor's arithmetic a block of each configuration uses, relative to the largest: a prior from
-# the numbers that a thread multiplies for each that it loads, not a measurement.
-_EFFICIENCY = {16: 0.55, 32: 0.8, 64: 1.0}
+# How much of its multiprocessor's arithmetic a block of each configuration uses, relative to that of 64: by the times
+# of products of 4096 x 1024 x 1024 on an NVIDIA H200 (`benchmarks/gpu_day.py`, stage "products").
+_EFFICIENCY = {16: 0.55, 32: 0.86, 64: 1.0}
 _LARGEST_GRID = 65535
 
 
-def choose_tile(m: int, n: int, k: int, multiprocessors: int) -> int:
+def choose_tile(m: int, n: int, k: int, multiprocessors: int, *, slabs: bool = False) -> int:
     """Return the side of the tiles in which a product (m, k) (k, n) is computed: 16, 32 or 64.
 
     A block computes one tile, and the blocks that a device holds at once run in waves; the tile is the one whose waves
     take the least time.  Small tiles fill the device with few rows and columns, large ones load each number less often.
+    Where the sum may be cut into slabs, as in weight gradients, there are as many blocks more.
     """
 
     def time(tile: int) -> float:
-        blocks = -(-m // tile) * -(-n // tile)
+        parts = weight_slabs(m, n, k, tile, multiprocessors) if slabs else 1
+        blocks = -(-m // tile) * -(-n // tile) * parts
         waves = -(-blocks // (multiprocessors * _BLOCKS_A_MULTIPROCESSOR))
-        return waves * tile * tile * k / _EFFICIENCY[tile]
+        return waves * tile * tile * -(-k // parts) / _EFFICIENCY[tile]
 
     fitting = [tile for tile in _EFFICIENCY if -(-n // tile) <= _LARGEST_GRID]
     if not fitting:
-        raise ValueError(f"a layer of {n} units is wider than CUDA's grids allow, {_LARGEST_GRID * 64}")
+        raise ValueError(f"a layer of {n} units is wider than CUDA's grids allow, {_LARGEST_GRID * max(_EFFICIENCY)}")
     return min(fitting, key=time)
 
 
@@ -67,10 +72,23 @@ class StepProducts(Protocol):
     """The products of a step, each with what follows it.
 
     `index` is the number of the step within its graph; `cursor` the device's own count, see `step.cuh`.
+
+    Attributes
+    ----------
+    capturable : bool
+        Whether they may be launched while a stream is captured.
     """
+
+    capturable: ClassVar[bool]
 
     def through(self, operations: CupyOperations) -> StepProducts:
         """Return the same products, launched through other operations."""
+
+    def workspaces(self, plan: Plan) -> int:
+        """Return how many of the streams of a step need memory for cuBLAS to work in."""
+
+    def bind(self, places: list[tuple[Any, Array]]) -> None:
+        """Let this thread's products run on these streams, each with its own memory, from now on."""
 
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         """Return in how many slabs the gradients of weights and of biases are left."""
@@ -98,8 +116,20 @@ class StepProducts(Protocol):
         """``dw = x' dz`` and the sums of dz over rows, flat arrays; slab s lies `stride` numbers after slab s - 1."""
 
 
-class OwnProducts:
-    """fastmlp's own kernels: one launch a product, whatever follows it; may be captured."""
+class _Products:
+    """What products have that need no memory of a step's."""
+
+    def workspaces(self, plan: Plan) -> int:
+        return 0
+
+    def bind(self, places: list[tuple[Any, Array]]) -> None:
+        assert not places
+
+
+class OwnProducts(_Products):
+    """fastmlp's own kernels: one launch a product, whatever follows it."""
+
+    capturable: ClassVar[bool] = True
 
     def __init__(self, operations: CupyOperations, multiprocessors: int) -> None:
         self._operations, self._multiprocessors = operations, multiprocessors
@@ -108,7 +138,7 @@ class OwnProducts:
         return OwnProducts(operations, self._multiprocessors)
 
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
-        tile = choose_tile(fan_in, fan_out, rows, self._multiprocessors)
+        tile = choose_tile(fan_in, fan_out, rows, self._multiprocessors, slabs=True)
         slabs = weight_slabs(fan_in, fan_out, rows, tile, self._multiprocessors)
         return slabs, slabs
 
@@ -132,7 +162,7 @@ class OwnProducts:
             *(np.uint32(masks.threshold), z.dtype.type(masks.scale), np.uint64(masks.key)),
             *(cursor, np.int32(index), np.int32(masks.layer)),
         )
-        self._launch("product_forward", z.dtype, (n, o, i), 1, args)
+        self._launch("product_forward", z.dtype, (n, o, i), None, args)
 
     def input_gradient(
         self, dz: Array, w: Array, dx: Array, activation: str, a: Array | None, slope: Array | None
@@ -140,7 +170,7 @@ class OwnProducts:
         (n, o), i = dz.shape, w.shape[0]
         sizes = np.int64(n), np.int64(i), np.int64(o), is_wide(o, (dz,)), is_wide(o, (w,))
         args = (dz, w, dx, *sizes, sources.code_of("activation", activation), a, slope)
-        self._launch("product_input_gradient", dx.dtype, (n, i, o), 1, args)
+        self._launch("product_input_gradient", dx.dtype, (n, i, o), None, args)
 
     def weight_gradient(self, x: Array, dz: Array, dw: Array, db: Array, stride: int, slabs: tuple[int, int]) -> None:
         (n, i), o = x.shape, dz.shape[1]
@@ -148,18 +178,22 @@ class OwnProducts:
         args = (x, dz, dw, db, np.int64(stride), *sizes)
         self._launch("product_weight_gradient", dw.dtype, (i, o, n), slabs[0], args)
 
-    def _launch(self, name: str, dtype: Any, sizes: tuple[int, int, int], slabs: int, args: tuple[Any, ...]) -> None:
-        tile = choose_tile(*sizes, self._multiprocessors)
-        grid = (-(-sizes[0] // tile), -(-sizes[1] // tile), slabs)
+    def _launch(
+        self, name: str, dtype: Any, sizes: tuple[int, int, int], slabs: int | None, args: tuple[Any, ...]
+    ) -> None:
+        tile = choose_tile(*sizes, self._multiprocessors, slabs=slabs is not None)
+        grid = (-(-sizes[0] // tile), -(-sizes[1] // tile), slabs or 1)
         self._operations._launch("products.cu", f"{name}<{{real}}, {tile}>", dtype, (grid, (256,)), args)
 
 
-class BlasProducts:
-    """cuBLAS, and a kernel after it."""
+class BlasProducts(_Products):
+    """cuBLAS, by CuPy's handle or another, and a kernel after it."""
 
-    def __init__(self, operations: CupyOperations, multiprocessors: int) -> None:
+    capturable: ClassVar[bool] = False
+
+    def __init__(self, operations: CupyOperations, multiprocessors: int, blas: CuBlas | None = None) -> None:
         self._operations, self._multiprocessors = operations, multiprocessors
-        self._blas = operations._blas
+        self._blas = blas or operations._blas
 
     def through(self, operations: CupyOperations) -> BlasProducts:
         return BlasProducts(operations, self._multiprocessors)
@@ -195,16 +229,78 @@ class BlasProducts:
     ) -> None:
         self._blas.input_gradient(dz, w, dx)
         if slope is not None or not get_activation(activation).is_identity:
-            self._slope(activation, a, slope, dx, None, 0, 1)
+            self._operations.activation_backward(activation, a, slope, dx, dx)
 
     def weight_gradient(self, x: Array, dz: Array, dw: Array, db: Array, stride: int, slabs: tuple[int, int]) -> None:
-        i, o = x.shape[1], dz.shape[1]
+        (n, i), o = x.shape, dz.shape[1]
         self._blas.weight_gradient(x, dz, dw[: i * o].reshape(i, o))
-        self._slope(IDENTITY, None, None, dz, db, stride, slabs[1])
+        args = dz, db, np.int64(stride), np.int64(n), np.int64(o)
+        self._operations._launch("layers.cu", "column_sums<{real}>", dz.dtype, column_grid(o, slabs[1]), args)
 
-    def _slope(
-        self, activation: str, a: Array | None, slope: Array | None, d: Array, db: Array | None, stride: int, slabs: int
+
+WORTH = {"float32": 1.3e6, "float64": 5e4}
+"""Multiply-adds of a product for each multiprocessor, from which cuBLAS gains more than a launch of its own costs.
+
+Measured on an NVIDIA H200 (`benchmarks/gpu_day.py`, stage "products"): all three products of a layer together take 43
+microseconds by own kernels and 48 by cuBLAS at 1.0e6 (512 x 512 x 512, float32), 72 and 67 at 1.6e6.  In float64, where
+cuBLAS has tensor cores there, the two are alike from 1e4 to 2e4, and cuBLAS takes 0.75 of the time at 1.3e5.
+"""
+
+
+class CapturedProducts:
+    """What captured steps multiply with: own kernels where a layer is small, cuBLAS by a handle of our own where not.
+
+    Which it is depends on sizes, type and device alone, so that a run has the same bits whenever it is made there.
+    """
+
+    capturable: ClassVar[bool] = True
+
+    def __init__(self, operations: CupyOperations, multiprocessors: int, plan: Plan) -> None:
+        self._multiprocessors, self._plan, self._graph_blas = multiprocessors, plan, operations.graph_blas
+        self._own = OwnProducts(operations, multiprocessors)
+        self._blas = BlasProducts(operations, multiprocessors, operations.graph_blas)
+
+    def through(self, operations: CupyOperations) -> CapturedProducts:
+        return CapturedProducts(operations, self._multiprocessors, self._plan)
+
+    def _of_batch(self, batch: int, fan_in: int, fan_out: int) -> OwnProducts | BlasProducts:
+        large = batch * fan_in * fan_out > WORTH[self._plan.precision.products.name] * self._multiprocessors
+        return self._blas if large and self._graph_blas is not None else self._own
+
+    def _of(self, fan_in: int, fan_out: int) -> OwnProducts | BlasProducts:
+        """Return what multiplies in a layer; in a short batch too, since gradients lie as the whole ones leave them."""
+        return self._of_batch(self._plan.batch, fan_in, fan_out)
+
+    def workspaces(self, plan: Plan) -> int:
+        by_blas = any(self._of_batch(plan.batch, i, o) is self._blas for i, o in pairwise(plan.spec.units))
+        return 2 if by_blas else 0  # the streams that a step's products run on
+
+    def bind(self, places: list[tuple[Any, Array]]) -> None:
+        if places:
+            assert self._graph_blas is not None
+            self._graph_blas.bind(places)
+
+    def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
+        return self._of_batch(rows, fan_in, fan_out).slabs(rows, fan_in, fan_out)
+
+    def forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array,
+        z: Array,
+        slope: Array | None,
+        activation: str,
+        masks: Masks | None,
+        cursor: Array,
+        index: int,
     ) -> None:
-        n, o = d.shape
-        args = (sources.code_of("activation", activation), a, slope, d, db, np.int64(stride), np.int64(n), np.int64(o))
-        self._operations._launch("layers.cu", "activation_gradient<{real}>", d.dtype, column_grid(o, slabs), args)
+        self._of(*w.shape).forward(x, w, b, z, slope, activation, masks, cursor, index)
+
+    def input_gradient(
+        self, dz: Array, w: Array, dx: Array, activation: str, a: Array | None, slope: Array | None
+    ) -> None:
+        self._of(*w.shape).input_gradient(dz, w, dx, activation, a, slope)
+
+    def weight_gradient(self, x: Array, dz: Array, dw: Array, db: Array, stride: int, slabs: tuple[int, int]) -> None:
+        self._of(x.shape[1], dz.shape[1]).weight_gradient(x, dz, dw, db, stride, slabs)

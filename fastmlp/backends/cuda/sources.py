@@ -39,6 +39,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "bias_activation_dropout<{real}>",
         "dropout<{real}>",
         "activation_gradient<{real}>",
+        "column_sums<{real}>",
     ),
     "losses.cu": ("loss_rows<{real}, {targets}, {warps}>", "totals<{real}>", "finish_batch<{real}>"),
     "products.cu": (

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cuda import sources
-from fastmlp.backends.cuda.capture import captured
+from fastmlp.backends.cuda.blas import GRAPH_CUBLAS, Call
+from fastmlp.backends.cuda.capture import Branch, captured
 from fastmlp.backends.cuda.kernels import column_grid, row_grid
-from fastmlp.backends.cuda.memory import NORM_BLOCKS, check_room, chunk_table, gradients_of, held_types, step_arena
+from fastmlp.backends.cuda.memory import BATCH, NORM_BLOCKS, check_room, chunk_table, gradients_of, held, step_arena
 from fastmlp.backends.cuda.operations import loss_grid, rule_numbers
 from fastmlp.backends.cuda.products import Masks, StepProducts
 from fastmlp.errors import KernelError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 GRAPH_STEPS = 16
 """Steps of a long graph."""
 GRAPH = "the graph of a step"
-_ONLY_CAPTURED = ("product_", "advance_cursor", GRAPH)
+_ONLY_CAPTURED = ("product_", "advance_cursor", GRAPH, GRAPH_CUBLAS)
 _ROW_ARRAYS = ("x", "y", "weights", "row_losses", "row_hits", "z", "dz", "slope")
 """What the arena holds a row of for each row of a batch; z, dz and slope with the number of their layer."""
 
@@ -47,7 +48,7 @@ class TrainingStep:
     ----------
     operations : CupyOperations
     products : StepProducts
-        Which products are used; only `OwnProducts` can be captured.
+        Which products are used; those that are captured must be `capturable`.
     plan : Plan
     state : TrainState
         Its buffers are trained in place.
@@ -75,10 +76,12 @@ class TrainingStep:
         self._key = state.key
         self._params, self._average = state.params, state.average
         self._moments = plan.optimizer.by_role(state.moments)
-        self._stream = self._cupy.cuda.Stream(non_blocking=True)
+        self._stream, side, ahead = (self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
+        self._side, self._ahead = Branch(self._stream, side), Branch(self._stream, ahead)
         self._graphs: dict[tuple[int, int], Any] = {}
+        self._listed: dict[int, list[Call]] = {}
         self._order_given: Array | None = None
-        self._x, self._y, self._weights = _held(operations, data, plan)
+        self._x, self._y, self._weights = held(operations, data, plan)
         self._rows = len(self._x)
         self.gradients = gradients_of(plan, products)
         self._chunks_on_host = chunk_table(plan, self.gradients)
@@ -87,6 +90,8 @@ class TrainingStep:
         self.nbytes = arena.nbytes
         """Bytes of device memory beside the model's and the data's own."""
         self.memory = arena.allocate(self._cupy)
+        streams = enumerate((self._stream, side)[: products.workspaces(plan)])
+        self._workspaces = [(stream, self.memory[f"workspace{place}"]) for place, stream in streams]
         self._row_names = [n for n in self.memory if n.rstrip("0123456789") in _ROW_ARRAYS]
         operations.fill(self.memory["chunks"], self._chunks_on_host)
         operations.fill(self.memory["rule"], rule_numbers(self._optimizer, plan.spec.l2))
@@ -210,6 +215,7 @@ class TrainingStep:
         self._stream.wait_event(caller.record())
         try:
             with self._stream:
+                self._products.bind(self._workspaces)
                 yield caller
         except BaseException:
             # what is queued may still be at work on memory that the caller is about to free
@@ -230,7 +236,7 @@ class TrainingStep:
         whole = count - (1 if first + count == self.steps_per_epoch and short < batch else 0)
         if not self._captured:
             for index in range(count):
-                self._enqueue(index, batch if index < whole else short)
+                self._operations.carry_out(self._calls(batch if index < whole else short), index)
             return
         done = 0
         while done < count:
@@ -252,8 +258,14 @@ class TrainingStep:
 
     def _captured_steps(self, steps: int, rows: int) -> Any:
         def queue() -> None:
+            self._gather(0, rows, self._views(rows, 0))
             for index in range(steps):
-                self._enqueue(index, rows)
+                views = self._views(rows, index)
+                if index + 1 < steps:  # the next batch is on its way meanwhile, into the other place
+                    with self._ahead.beside():
+                        self._gather(index + 1, rows, self._views(rows, index + 1))
+                self._learn(index, rows, views)
+                self._ahead.join()
             self._advance(steps)
 
         return captured(self._stream, queue, self._operations.cuda_errors)
@@ -277,29 +289,51 @@ class TrainingStep:
 
     def kernels(self) -> list[str]:
         """Return the names of the kernels of a step, own products included; nothing is launched."""
-        names: list[str] = []
+        calls = self._calls(self._plan.batch)
+        return [call.kernel for call in calls] + (["advance_cursor"] if self._captured else [])
+
+    def _calls(self, rows: int) -> list[Call]:
+        """Return the launches of a step on so many rows, made once: of their arguments its number alone changes."""
+        found = self._listed.get(rows)
+        if found is None:
+            first, second = self._list(0, rows), self._list(1, rows)
+            found = self._listed[rows] = [
+                call._replace(places=_counting(call.args, other.args))
+                for call, other in zip(first, second, strict=True)
+            ]
+        return found
+
+    def _list(self, index: int, rows: int) -> list[Call]:
+        calls: list[Call] = []
         listing = copy(self)
-        listing._operations = self._operations.dry(names.append)
+        listing._operations = self._operations.listing(calls)
         listing._products = self._products.through(listing._operations)
-        listing._enqueue(0, self._plan.batch)
-        if self._captured:
-            listing._advance(1)
-        return names
+        listing._enqueue(index, rows)
+        return calls
 
     def _launch(self, file: str, name: str, grid: tuple[Any, Any], args: tuple[Any, ...]) -> None:
         self._operations._launch(file, name, self._plan.precision.products, grid, args)
 
     def _enqueue(self, index: int, n: int) -> None:
         """Queue step `index` of the graph, or of the call, on n rows."""
-        views, layers = self._views(n), self._plan.layout.views(self._params)
+        views = self._views(n)
         self._gather(index, n, views)
+        self._learn(index, n, views)
+
+    def _learn(self, index: int, n: int, views: dict[str, Array]) -> None:
+        """Queue what follows the gathering of the batch."""
+        layers = self._plan.layout.views(self._params)
         self._forward(index, views, layers)
         self._loss(index, n, views)
         self._backward(views, layers)
+        self._side.join()
         self._apply_gradients(index, layers)
 
-    def _views(self, n: int) -> dict[str, Array]:
-        return {name: self.memory[name][:n] for name in self._row_names}
+    def _views(self, n: int, index: int = 0) -> dict[str, Array]:
+        """Return what has a row for each row of a batch; that of every second step of a graph has another place."""
+        views = {name: self.memory[name][:n] for name in self._row_names}
+        second = index % 2 and self._products.capturable
+        return views if not second else views | {name: self.memory[f"next_{name}"][:n] for name in BATCH}
 
     def _masks(self, layer: int) -> Masks | None:
         rate = self._plan.spec.dropout[layer] if layer < self._plan.spec.layers else 0.0
@@ -342,7 +376,8 @@ class TrainingStep:
         )
         self._launch("losses.cu", f"loss_rows<{real}, {held}, {warps}>", grid, args)
         totals = (*rows, weights, *where, memory["report"], memory["frozen"], np.int64(n))
-        self._launch("losses.cu", "finish_batch<{real}>", ((1,), (256,)), totals)
+        with self._side.beside():
+            self._launch("losses.cu", "finish_batch<{real}>", ((1,), (256,)), totals)
 
     def _backward(self, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
         spec = self._plan.spec
@@ -351,11 +386,12 @@ class TrainingStep:
         for layer in range(top, spec.lowest_trainable - 1, -1):
             dz = views[f"dz{layer}"]
             below = views[f"z{layer - 1}"] if layer else views["x"]
-            place = self.gradients[layer]
+            more, place = layer > spec.lowest_trainable, self.gradients[layer]
             if place is not None:
-                dw, db = grads[place.weights :], grads[place.biases :]
-                self._products.weight_gradient(below, dz, dw, db, place.stride, place.slabs)
-            if layer > spec.lowest_trainable:
+                dw, db = grads[place.weights : place.stop], grads[place.biases : place.stop]
+                with self._side.beside() if more else contextlib.nullcontext():
+                    self._products.weight_gradient(below, dz, dw, db, place.stride, place.slabs)
+            if more:
                 slope, activation = views.get(f"slope{layer - 1}"), spec.activations[layer - 1]
                 self._products.input_gradient(dz, layers[layer][0], views[f"dz{layer - 1}"], activation, below, slope)
 
@@ -399,17 +435,11 @@ class TrainingStep:
             self._launch("optimizers.cu", "average_parameters<{real}>", ((count,), (256,)), average)
 
 
+def _counting(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return which arguments of a launch are the number of the step: in two steps they alone differ."""
+    pairs = enumerate(zip(first, second, strict=True))
+    return tuple(place for place, (a, b) in pairs if isinstance(a, np.int32) and a != b)
+
+
 def _is(a: object, b: object) -> bool:
     return a is b
-
-
-def _held(operations: CupyOperations, data: DeviceData, plan: Plan) -> tuple[Array, Array, Array | None]:
-    """Return inputs, targets and row weights in types that a step gathers: bytes stay bytes, labels int64."""
-    x, y, weights = data.x, data.y, data.weights
-    x_type, y_type = held_types(plan, x, y)
-    x = x if x.dtype == x_type else x.astype(x_type)
-    y = y if y.dtype == y_type else y.astype(y_type)
-    if weights is not None and weights.dtype != plan.precision.products:
-        weights = weights.astype(plan.precision.products)
-    dense = operations._dense
-    return dense(x), dense(y), None if weights is None else dense(weights)
