@@ -209,16 +209,16 @@ def measure(task: str, workload: Workload, contender: str, optimizer: str, repea
     return min(seconds) / count
 
 
-def in_process(script: str, **arguments: Any) -> float | None:
-    """Return what `measure` of a script measures in a fresh process; None where it fails, with the reason on stderr."""
+def in_process(script: str, **arguments: Any) -> Any:
+    """Return what a script prints last, as JSON, in a fresh process; None where it fails, with the reason on stderr."""
     pinned = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
     environment = {k: v for k, v in os.environ.items() if k not in pinned}
-    command = [sys.executable, "-P", script, "--child", json.dumps(arguments)]
+    command = [sys.executable, script, "--child", json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
         return None
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> None:

@@ -55,15 +55,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def write_section(title: str, body: str) -> None:
-    """Put a section into RESULTS.md, under this kind of machine, in the place of the one of the same title."""
+def write_section(title: str, body: str, kind: str | None = None, versions: str | None = None) -> None:
+    """Put a section into RESULTS.md, in the place of the one of the same title.
+
+    Parameters
+    ----------
+    title, body : str
+    kind : str, optional
+        The kind of machine that it is put under; by default this one.
+    versions : str, optional
+        What the figures depend on besides, where they were taken on another machine.
+    """
     command = " ".join(["python", *(shlex.quote(a) for a in ["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])])
     today = datetime.date.today().isoformat()
-    section = f"### {title}\n\n`{command}` on {today}: {machine()}.\n\n{body}\n"
+    section = f"### {title}\n\n`{command}` on {today}: {versions or machine()}.\n\n{body}\n"
     old = PATH.read_text() if PATH.exists() else HEAD
     head, *machines = re.split(r"^(?=## )", old, flags=re.M)
     kinds = {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in machines}
-    here = f"## {processor()}"
+    here = f"## {kind or processor()}"
     parts = re.split(r"^(?=### )", kinds.get(here, ""), flags=re.M)[1:]
     kept = [part for part in parts if not part.startswith(f"### {title}\n")]
     kinds[here] = "\n" + "\n".join(part.rstrip("\n") + "\n" for part in sorted([*kept, section]))

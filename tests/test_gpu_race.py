@@ -48,5 +48,33 @@ def test_pytorchs_steps_train_and_take_every_row_once_an_epoch(gpu_race, torch):
         first = first or np.mean(losses)
     assert sorted(taken) == list(range(96))
     assert np.mean(losses) < 0.9 * first
-    epoch = gpu_race.with_torch(workload, x, y, "cpu")
-    assert np.isfinite(epoch())
+    train = gpu_race.with_torch(workload, x, y, "cpu")
+    assert np.isfinite(train(2))
+
+
+def test_a_step_of_pytorch_gives_back_all_that_a_graph_of_it_reads(gpu_race, torch):
+    """A graph keeps nothing alive: labels that were freed gave PyTorch's kernels classes out of range."""
+    workload = gpu_race.Workload((6, 8, 3), 16)
+    step, made = gpu_race.torch_step(workload, np.zeros((96, 6), "f4"), np.zeros(96, np.int64), "cpu")
+    read = [cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, torch.Tensor)]
+    kept = [value for value in (*made.values(), *made["held"]) if isinstance(value, torch.Tensor)]
+    assert len(read) >= 5
+    assert all(any(tensor is other for other in kept) for tensor in read)
+
+
+def test_a_child_that_measures_nothing_is_told_with_its_reason(gpu_race, capfd):
+    if fastmlp.available_backends()["cupy"].available:
+        pytest.skip("there is a GPU here")
+    found, silent = gpu_race.race(["viblo"], ["fastmlp-captured"], 1, 1)
+    assert found == {"viblo": {"fastmlp-captured": []}}
+    assert silent == "measured nothing: fastmlp-captured (viblo); the reason was printed above"
+    said = capfd.readouterr().err
+    assert "ModuleNotFoundError: No module named 'cupy'" in said or "cupy" in said
+    assert "No module named 'race'" not in said
+    assert "viblo" not in gpu_race.as_table(found)
+
+
+def test_a_child_measures_in_a_process_of_its_own(gpu_race, tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text("import json, sys; print('by the way'); print(json.dumps({'viblo': [len(sys.argv)]}))")
+    assert gpu_race.in_process(str(script), workloads=["viblo"]) == {"viblo": [3]}

@@ -1,0 +1,71 @@
+"""A day with a GPU, dry: every stage ends with its result, one that hangs is stopped, and what is there is kept."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulator import needs_emulator
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def gpu_day(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("gpu_day")
+
+
+def run(*options):
+    command = [sys.executable, str(BENCHMARKS / "gpu_day.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    "stages",
+    [
+        "environment,ceilings,race,limits,memcheck,racecheck,synccheck,counters",
+        pytest.param("selftest,selftest_warm,proof,suite,steps,products,kernels", marks=pytest.mark.whole_ladder),
+    ],
+)
+def test_a_dry_day_ends_with_a_result_of_every_stage(stages, tmp_path):
+    done = run("--dry-run", "--stages", stages, "--out", tmp_path / "day")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = (tmp_path / "day" / "summary.md").read_text()
+    for stage in stages.split(","):
+        found = json.loads((tmp_path / "day" / f"{stage}.json").read_text())
+        assert found["text"], stage
+        assert found["text"] in summary
+        assert "failed" not in found
+
+
+def test_every_stage_is_a_function_and_stands_in_the_page_that_explains_it(gpu_day):
+    page = (BENCHMARKS / "GPU.md").read_text()
+    for name, stage in gpu_day.STAGES.items():
+        assert callable(getattr(importlib.import_module(gpu_day.MODULES[stage.part]), name))
+        assert f"`{name}`" in page
+    assert max(stage.seconds for stage in gpu_day.STAGES.values()) <= gpu_day.PART_SECONDS == 540
+
+
+def test_a_stage_that_hangs_is_stopped_and_one_that_fails_says_why(gpu_day, tmp_path, monkeypatch):
+    for code, seconds, said in (
+        ("import time; print('asleep', flush=True); time.sleep(60)", 2, "stopped after 2 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20, "code -9: it said nothing"),
+        ("raise SystemExit('no GPU here')", 20, "code 1: no GPU here"),
+    ):
+        script = tmp_path / "stage.py"
+        script.write_text(code)
+        monkeypatch.setattr(gpu_day, "__file__", str(script))
+        found = gpu_day.run_stage("proof", tmp_path, seconds, dry=True)
+        assert found["failed"] == said
+        assert json.loads((tmp_path / "proof.json").read_text()) == found
+        assert f"**failed**: {said}" in gpu_day.summary(tmp_path)
+
+
+def test_an_unknown_stage_is_refused_before_anything_runs(tmp_path):
+    done = run("--stages", "proof,prof", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "there is no stage prof; there are environment, ceilings" in done.stderr
