@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import threading
 from pathlib import Path
 
 try:
@@ -11,15 +12,23 @@ except ImportError:  # Windows has none: there each process makes its own
     fcntl = None
 
 
+_held = threading.local()  # the files that this thread is alone with
+
+
 @contextlib.contextmanager
 def alone(path):
-    """Let in one process at a time of those that name the same file."""
-    if fcntl is None:
+    """Let in one thread at a time of all processes that name the same file; who is in may come in again."""
+    held = vars(_held).setdefault("paths", set())
+    if fcntl is None or path in held:  # a second lock of one's own on a file would wait for the first for ever
         yield
         return
     with open(path, "a") as file:  # closing it lets the next one in, however this one ends
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        held.add(path)
+        try:
+            yield
+        finally:
+            held.discard(path)
 
 
 @contextlib.contextmanager
