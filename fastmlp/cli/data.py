@@ -323,12 +323,12 @@ def _table(settings: Settings) -> tuple[Table, str, str]:
     task: Task = "auto"
     if loss:
         task = "classification" if loss.takes_labels or _is_sigmoid(loss) else "regression"
+    wanted = "expected a target to learn; name it with --target"
+    _check_target_named(settings.data, settings.target, wanted)
     table = load_table(settings.data, target=settings.target, task=task, header=settings.header)
     if table.y is None:
-        raise DataError(
-            f"{settings.data}: expected a target to learn; name it with --target (the column of a CSV file, the "
-            "array of an .npz file, for .npy and IDX the file with the targets)"
-        )
+        where = "the array of an .npz file, for .npy and IDX the file with the targets"
+        raise DataError(f"{settings.data}: {wanted} ({where})")
     names, cure = table.class_names, ""
     if loss is None and names is None and table.y.ndim == 1 and table.y.dtype.kind == "i":
         if len(np.unique(table.y)) <= MAX_CLASSES:
@@ -390,6 +390,15 @@ def _held_out(settings: Settings, rows: int) -> int:
     return count
 
 
+def _check_target_named(data: str, target: str | None, wanted: str) -> None:
+    """Refuse a CSV file of whose columns none is named as the target: its classes would be read as features."""
+    if target is None and data.lower().endswith(".csv"):
+        with open_text(data) as file:
+            _, first = next(records(data, file), (0, []))
+        columns = ", ".join(first[:8])[:200]
+        raise DataError(f"{data}: {wanted}, a column by its name or number; the first row is {columns}")
+
+
 def load_rows(
     model: MLP, data: str, target: str | None, *, with_target: bool, header: bool | None = None
 ) -> tuple[NDArray[Any], Any]:
@@ -409,10 +418,11 @@ def load_rows(
     else:
         classes = model.class_names if loss.takes_labels or _is_sigmoid(loss) else None
         task: Task = "auto" if loss.takes_labels else "regression"
-        names = model.feature_names
+        names, wanted = model.feature_names, "expected a target to compare with; name it with --target"
+        _check_target_named(data, target, wanted)
         table = load_table(data, target=target, task=task, feature_names=names, class_names=classes, header=header)
-    if with_target and table.y is None:
-        raise DataError(f"{data}: expected a target to compare with; name it with --target")
+        if table.y is None:
+            raise DataError(f"{data}: {wanted}")
     if table.x.shape[1] != model.spec.units[0]:
         cure = "" if target is not None or data == "mnist" else "; if one of them is the target, name it with --target"
         raise DataError(
