@@ -52,10 +52,12 @@ def test_what_is_kept_of_other_kernels_is_not_even_read(tmp_path):
     kept._index_path = str(tmp_path / "index")
     of_a_module_that_is_gone = b"cfastmlp.kernels.cpu.records\nNetwork\n."
     other = f"{numba.__version__} of other kernels\n".encode() + of_a_module_that_is_gone
-    (tmp_path / "index").write_bytes(hashlib.sha256(other).digest() + other)
-    assert kept._load_index() == {}
-    kept._save_index({"a signature": "a file"})
-    assert kept._load_index() == {"a signature": "a file"}
+    Path(kept._path_of("a signature")).write_bytes(hashlib.sha256(other).digest() + other)
+    assert kept.load("a signature") is None
+    kept._cache_path = str(tmp_path)
+    kept.save("a signature", "code")
+    assert kept.load("a signature") == "code"
+    assert kept.load("another signature") is None
 
 
 @needs_jit
