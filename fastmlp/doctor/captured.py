@@ -32,11 +32,12 @@ def _launched_one_by_one() -> Iterator[None]:
 
 def compare_bits(backend: str) -> str:
     """Hold captured steps of the CuPy backend against the same kernels launched one by one, and against themselves."""
+    many: dict[str, Any] = {**_STAGES_OF_A_STEP, "batch": 9}  # long graphs of steps, short ones, and a short batch
     for dtype in ("float32", "float64"):
-        captured = trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
-        again = trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
+        captured = trained(get_backend(backend, way="captured"), dtype, **many)
+        again = trained(get_backend(backend, way="captured"), dtype, **many)
         with _launched_one_by_one():
-            single = trained(get_backend(backend, way="captured"), dtype, **_STAGES_OF_A_STEP)
+            single = trained(get_backend(backend, way="captured"), dtype, **many)
         for others, what in ((again, "two captured runs"), (single, "captured steps and the same kernels uncaptured")):
             if any(a.tobytes() != b.tobytes() for a, b in zip(captured, others, strict=True)):
                 raise SelfTestError(f"{what} in {dtype} differ in their bits")
