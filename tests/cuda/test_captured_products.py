@@ -1,5 +1,6 @@
 """cuBLAS within captured steps: by handles of fastmlp's own, with memory to work in, chosen by size alone."""
 
+import gc
 import logging
 import os
 import sys
@@ -139,6 +140,21 @@ def test_without_memory_to_work_in_the_capture_is_refused_and_training_goes_on_e
     expected.fit(x, y, epochs=1, batch_size=4, verbose=0)
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_the_memory_of_steps_is_free_when_a_run_has_ended_before_any_garbage_is_collected(way, monkeypatch):
+    from_cublas_on(monkeypatch, 0)
+    x, y = np.random.default_rng(0).normal(size=(42, 5)).astype("f4"), np.arange(42) % 3
+    model, used = fastmlp.MLP((5, 7, 3), backend=cupy_backend.CupyBackend(way=way), seed=0), []
+    gc.disable()
+    try:
+        for batch in (4, 4, 20):
+            model.fit(x, y, epochs=1, batch_size=batch, verbose=0)
+            used.append(model.backend.memory_info()["used"])
+    finally:
+        gc.enable()
+    assert used[0] == used[1] == used[2]
 
 
 def test_two_fits_one_within_the_other_have_memory_of_their_own(monkeypatch):

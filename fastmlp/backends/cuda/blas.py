@@ -76,11 +76,13 @@ class CuBlas:
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
         self._cupy, self._tf32 = cupy, tf32
         self._call: Callable[[Callable[[], None]], None] = _at_once
+        self._listed_for: Self | None = None
 
     def listing(self, calls: list[Call]) -> Self:
         """Return the same products, which append themselves to a list instead of being carried out."""
         twin = copy(self)
         twin._call = lambda product: calls.append(Call(self.name, lambda _: product(), ()))
+        twin._listed_for = self
         return twin
 
     def forward(self, x: Array, w: Array, out: Array) -> None:
@@ -120,16 +122,19 @@ class CuBlas:
             *(zero.ctypes.data, c[0].data.ptr, kind, c[1], compute, _DEFAULT_ALGORITHM),
         )
 
+        # a list that leads back to itself would keep the memory of its step until the garbage is collected
+        owner = self._listed_for or self
+
         def work(_factors: Any = (one, zero)) -> None:  # which it keeps alive
             try:
-                self._gemm_ex(args)
+                owner._gemm_ex(args)
             except cuda.cublas.CUBLASError as e:
                 columns, rows, inner = sizes
                 raise KernelError(
                     f"the product {product}, ({rows}, {inner}) by ({inner}, {columns}) in {dtype}, fails in cuBLAS on "
                     f"this GPU ({e}); where it has no memory left for its own work, "
                     "cupy.get_default_memory_pool().free_all_blocks() gives it some",
-                    kernel=self.name,
+                    kernel=owner.name,
                 ) from e
 
         self._call(work)
