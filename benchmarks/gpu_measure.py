@@ -103,18 +103,6 @@ def blobs(units: tuple[int, ...], rows: int) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def one_by_one() -> Iterator[None]:
-    """Let captured steps be launched kernel by kernel."""
-    from fastmlp.backends.cuda import choice, step
-
-    def uncaptured(*args: Any, **options: Any) -> Any:
-        return step.TrainingStep(*args, **{**options, "captured": False})
-
-    with mock.patch.object(choice, "TrainingStep", uncaptured):
-        yield
-
-
-@contextlib.contextmanager
 def own_alone() -> Iterator[None]:
     """Let captured steps do without cuBLAS."""
     with mock.patch.object(own_products, "WORTH", dict.fromkeys(own_products.WORTH, float("inf"))):

@@ -121,8 +121,12 @@ selftest_warm = selftest  # once more, with all kernels in CuPy's cache
 def noted() -> Iterator[list[str]]:
     """Collect what is logged and warned of meanwhile."""
     lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Keeping()
     log = logging.getLogger("fastmlp")
     log.addHandler(handler)
     level = log.level

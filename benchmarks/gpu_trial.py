@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import gpu_measure
 import numpy as np
 
 import fastmlp
 from fastmlp.backends.cuda.memory import Arena
+from fastmlp.doctor.captured import launched_one_by_one
 
 PLANTED = "planted"
 """What is asked for instead of networks: a write beyond an array, which a tool must see."""
@@ -41,10 +43,10 @@ def main(which: str) -> None:
         cupy.RawKernel(BEYOND, "beyond")((1,), (32,), (cupy.empty((32,), np.float32),))
         cupy.cuda.Device().synchronize()
         return
-    ways = [("captured", gpu_measure.one_by_one), ("eager", nullcontext)]
+    ways = [("captured", launched_one_by_one), ("eager", nullcontext)]
     if which == "small":
         cupy.cuda.set_allocator(None)  # no pool: each array is CUDA's own
-        Arena.allocate = apart  # type: ignore[method-assign]
+        mock.patch.object(Arena, "allocate", apart).start()
         ways.append(("captured", nullcontext))
     count = 0
     for units, batch, network in NETWORKS[which]:

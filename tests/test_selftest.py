@@ -120,7 +120,7 @@ def test_steps_that_are_launched_one_by_one_capture_no_graph(cupy, monkeypatch):
     trials.trained(where, "float32")  # proven by this: what follows trains and no more
     assert taken
     del taken[:]
-    with captured._launched_one_by_one():
+    with captured.launched_one_by_one():
         trials.trained(where, "float32")
     assert not taken
 

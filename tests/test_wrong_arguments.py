@@ -380,13 +380,17 @@ def fault_of(call, value, named):
     return "taken"
 
 
+def faults_of(named, call, taken, left_out):
+    """Return what is wrong with how the wrong values are answered, but for those that may be taken."""
+    found = {label: fault_of(call, value_of(label), named) for label in VALUES if label not in left_out}
+    taken_rightly = {label: "taken" for label in taken if found[label] == "taken"}
+    return [f"{label}: {fault}" for label, fault in found.items() if fault != taken_rightly.get(label)]
+
+
 @pytest.mark.parametrize(("named", "call", "taken", "left_out"), TABLE)
 def test_a_wrong_value_is_refused_by_name(named, call, taken, left_out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = {label: fault_of(call, value_of(label), named) for label in VALUES if label not in left_out}
-    taken_rightly = {label: "taken" for label in taken if found[label] == "taken"}
-    faults = [f"{label}: {fault}" for label, fault in found.items() if fault != taken_rightly.get(label)]
-    assert faults == []
+    assert faults_of(named, call, taken, left_out) == []
 
 
 @pytest.mark.parametrize("shuffle", ["no", 2, None, 0.0])

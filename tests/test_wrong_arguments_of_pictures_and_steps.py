@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from test_wrong_arguments import FLAGS, NUMBERS, TEXTS, VALUES, fault_of, labels, value_of
+from test_wrong_arguments import FLAGS, NUMBERS, TEXTS, faults_of, labels
 
 from fastmlp import MLP, plots, stepbystep
 
@@ -145,10 +145,7 @@ for function, given in STEPS:
 @pytest.mark.parametrize(("named", "call", "taken", "left_out"), TABLE)
 def test_a_wrong_value_is_refused_by_name(named, call, taken, left_out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = {label: fault_of(call, value_of(label), named) for label in VALUES if label not in left_out}
-    taken_rightly = {label: "taken" for label in taken if found[label] == "taken"}
-    faults = [f"{label}: {fault}" for label, fault in found.items() if fault != taken_rightly.get(label)]
-    assert faults == []
+    assert faults_of(named, call, taken, left_out) == []
 
 
 def test_every_public_name_has_its_rows():

@@ -19,7 +19,7 @@ LAUNCHES_OF_A_STEP = 12
 
 
 @contextlib.contextmanager
-def _launched_one_by_one() -> Iterator[None]:
+def launched_one_by_one() -> Iterator[None]:
     """Let captured steps be launched kernel by kernel instead."""
     from fastmlp.backends.cuda import choice, step
 
@@ -36,7 +36,7 @@ def compare_bits(backend: str) -> str:
     for dtype in ("float32", "float64"):
         captured = trained(get_backend(backend, way="captured"), dtype, **many)
         again = trained(get_backend(backend, way="captured"), dtype, **many)
-        with _launched_one_by_one():
+        with launched_one_by_one():
             single = trained(get_backend(backend, way="captured"), dtype, **many)
         for others, what in ((again, "two captured runs"), (single, "captured steps and the same kernels uncaptured")):
             if any(a.tobytes() != b.tobytes() for a, b in zip(captured, others, strict=True)):
