@@ -3,10 +3,12 @@
     python benchmarks/race.py                                      # five workloads, every contender that is installed
     python benchmarks/race.py --workloads tanh,batch1 --optimizer adam --rounds 5
     python benchmarks/race.py --task predict
+    python benchmarks/race.py --avx2                               # as on a laptop: no AVX-512, for every contender
 
 Each contender of each round is a process of its own, so a machine that slows down slows all of them.  A figure is the
 best of some epochs after one of warm-up, in microseconds per training step; for predictions, the best of some calls
-with 60,000 rows, in milliseconds.  With --write the table becomes a section of RESULTS.md.
+with 60,000 rows, in milliseconds.  An epoch of a large network is cut to some steps, since a step takes as long in
+all of them.  With --write the table becomes a section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -39,6 +41,14 @@ WORKLOADS = {
     "hundred": Workload((784, 100, 10), 200),
     "mid": Workload((784, 512, 256, 10), 128),
     "big": Workload((784, 1024, 1024, 10), 1024),
+    "w512": Workload((784, 512, 512, 10), 256),
+    "w768": Workload((784, 768, 768, 10), 512),
+    "w1000": Workload((784, 1000, 1000, 10), 1000),
+    "w2048": Workload((784, 2048, 10), 256),
+    "w4096": Workload((784, 4096, 10), 64),
+    "odd": Workload((784, 1023, 1025, 10), 257),
+    "narrow": Workload((784, 10, 10), 64),
+    "hidden16": Workload((16, 64, 64, 4), 512),
     "deep": Workload((784, *[48] * 8, 10), 64),
     "wide": Workload((784, 3000, 10), 256),
     "table": Workload((54, 128, 64, 7), 256),
@@ -50,8 +60,26 @@ WORKLOADS = {
 }
 FIRST = ("viblo", "keras", "hundred", "mid", "big")
 RATES = {"sgd": 0.01, "momentum": 0.01, "adam": 1e-3}
-MOST_STEPS = 2000
-"""Steps of an epoch at most: enough to time, also with a batch of 1."""
+MOST_STEPS, MOST_OPERATIONS = 2000, 1.5e11
+"""Steps, and operations, of an epoch at most: enough to time, also with a batch of 1, and about a second."""
+AVX2 = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+64bit,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fxsr,+lzcnt,+mmx,+movbe,+popcnt,"
+    "+sahf,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+}
+"""What tells each library to use AVX2 at most, as on most laptops; JAX's products escape it in part."""
+RESTRICTED: dict[str, str] = {}
+
+
+def steps_of_an_epoch(workload: Workload, rows: int) -> int:
+    """Return how many steps are timed at once."""
+    multiplied = sum(i * o for i, o in zip(workload.units[:-1], workload.units[1:], strict=True))
+    return min(rows // workload.batch, MOST_STEPS, max(8, int(MOST_OPERATIONS / (6 * workload.batch * multiplied))))
 
 
 def data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +224,7 @@ def measure(task: str, workload: Workload, contender: str, optimizer: str, repea
     """Return the seconds of a step, or of a prediction of all rows, in this process."""
     x, y = data(workload)
     if task == "train":
-        steps = min(len(x) // workload.batch, MOST_STEPS)
+        steps = steps_of_an_epoch(workload, len(x))
         x, y = x[: steps * workload.batch], y[: steps * workload.batch]
     train, predict = CONTENDERS[contender][1](workload, optimizer, x, y)
     work, count = (train, steps) if task == "train" else (predict, 1)
@@ -212,7 +240,7 @@ def measure(task: str, workload: Workload, contender: str, optimizer: str, repea
 def in_process(script: str, **arguments: Any) -> Any:
     """Return what a script prints last, as JSON, in a fresh process; None where it fails, with the reason on stderr."""
     pinned = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-    environment = {k: v for k, v in os.environ.items() if k not in pinned}
+    environment = {k: v for k, v in os.environ.items() if k not in pinned} | RESTRICTED
     command = [sys.executable, script, "--child", json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -230,9 +258,13 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=list(RATES), default="sgd")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="epochs, or predictions, of a process")
+    parser.add_argument("--avx2", action="store_true", help="tell every contender to use AVX2 at most")
     parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
     parser.add_argument("--child")
     options = parser.parse_args()
+    if options.avx2:
+        RESTRICTED.update(AVX2)
+        os.environ.update(AVX2)
     if options.child:
         arguments = json.loads(options.child)
         print(measure(arguments.pop("task"), WORKLOADS[arguments.pop("workload")], **arguments))

@@ -116,6 +116,25 @@ def check_in_a_process_of_its_own(tmp_path, environment, code, avx512=False):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("columns", [products.ROWS_OF_ZEROS - 1, products.ROWS_OF_ZEROS, 150])
+@pytest.mark.parametrize("filled", [0, 3, 20, 21, 40])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_single_row_of_zeros_leaves_out_the_rows_it_does_not_ask_for(columns, filled, dtype):
+    """From half of its 40 inputs on; gradients are summed in the update (SGD), or written down first (decay, Adam)."""
+    rng = np.random.default_rng(filled)
+    x = np.zeros((3, 40))
+    for row in x:
+        row[rng.permutation(40)[:filled]] = rng.normal(size=filled)
+    for optimizer in (fastmlp.SGD(0.1), fastmlp.SGD(0.1, weight_decay=0.5), fastmlp.Adam(0.1, epsilon=0.1)):
+        pair = []
+        for backend in (get_backend("numba", products="direct"), get_backend("numpy")):
+            model = fastmlp.MLP((40, columns, 3), activation="tanh", backend=backend, dtype=dtype, seed=0)
+            model.fit(x, [0, 1, 2], epochs=3, batch_size=1, optimizer=optimizer, verbose=0)
+            pair.append((*model.get_weights(), model.predict_proba(x[:1])))
+        for found, wanted in zip(*pair, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-5 if dtype == "float32" else 1e-13)
+
+
 @forms
 @pytest.mark.parametrize(
     "shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40), (300, 900, 100)]

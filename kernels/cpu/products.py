@@ -35,6 +35,9 @@ PANELS = 8
 the pages."""
 MANY_ROWS = 384
 """Rows of A, or of A', that pass by a packed block of B: as far as they go, they stay in the second-level cache."""
+ROWS_OF_ZEROS = 64
+"""Columns from which on the rows of B that a single row's zeros ask for are left out: shorter ones are read sooner than
+it is found out."""
 SHARED_PANELS = 6
 """Panels of B from which on a copy of A' is made for them."""
 
@@ -132,9 +135,36 @@ def multiply_transposed(
 
 
 @part
+def _is_sparse(row, columns):
+    """Whether so much of a row is 0, as of pixels and one-hot columns, that to pass over it pays."""
+    if columns < ROWS_OF_ZEROS:
+        return False
+    found = 0
+    for i in range(row.size):
+        found += row[i] != 0
+    return 2 * found <= row.size
+
+
+@part
+def _multiply_sparse_row(row, b, b_at, columns, out, out_at):
+    """``out = row @ b``, without the rows of B that a 0 asks for: they are neither read nor looked at."""
+    sums = run(out, out_at, columns)
+    for q in range(columns):
+        sums[q] = 0
+    for i in range(row.size):
+        if row[i] != 0:
+            factors = run(b, b_at + i * columns, columns)
+            for q in range(columns):
+                sums[q] += row[i] * factors[q]
+
+
+@part
 def _add_outer_product(u, v, alpha, beta, out, out_at):
     """``out = beta out + alpha u v.T``: the gradient of a single row, which no tile has to sum."""
+    is_sparse = beta == 1 and _is_sparse(u, v.size)
     for i in range(u.size):
+        if is_sparse and u[i] == 0:
+            continue
         row, factor = run(out, out_at + i * v.size, v.size), alpha * u[i]
         if beta == 0:
             for q in range(v.size):
@@ -155,6 +185,11 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
         if form == BLAS:
             gemm(False, False, rows, columns, k, real(1), a, at, lda, b, b_at, columns, real(0), out, out_at, columns)
             return
+        if rows == 1 and form == DIRECT:
+            row = run(a, at + index[index_at] * lda, k)
+            if _is_sparse(row, columns):
+                _multiply_sparse_row(row, b, b_at, columns, out, out_at)
+                return
         deep, many, group = max(1, k), max(1, rows), columns
         if form == PACKED:
             deep, many, group = _equal_parts(k, DEEPEST_ROWS), MANY_ROWS, PANELS * width
