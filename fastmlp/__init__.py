@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fastmlp.errors import NonFiniteLossError as NonFiniteLossError
     from fastmlp.errors import ReproducibilityWarning as ReproducibilityWarning
     from fastmlp.errors import TrainingInterrupted as TrainingInterrupted
+    from fastmlp.estimators.classifier import MLPClassifier as MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor as MLPRegressor
     from fastmlp.formulas.activations import activation_names as activation_names
     from fastmlp.formulas.initializers import GlorotNormal as GlorotNormal
     from fastmlp.formulas.initializers import GlorotUniform as GlorotUniform
@@ -84,6 +86,8 @@ _PUBLIC = {
     "errors": "BackendUnavailable DataError FileFormatError KernelError NonFiniteLossError ReproducibilityWarning "
     "TrainingInterrupted",
     "engine.history": "History",
+    "estimators.classifier": "MLPClassifier",
+    "estimators.regressor": "MLPRegressor",
     "formulas.initializers": "GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Normal Zeros",
     "formulas.losses": "CategoricalHinge Huber MeanAbsoluteError MeanSquaredError MeanSquaredLogarithmicError Poisson "
     "SigmoidCrossEntropy SoftmaxCrossEntropy loss_names",

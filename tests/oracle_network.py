@@ -69,6 +69,7 @@ class Network:
     def loss_and_gradients(self, x, y, row_weights, training=False):
         """Return (loss without L2 summed with weights, hits summed with weights, gradients with L2 of all layers)."""
         loss, total = self.spec.loss, math.fsum(row_weights)
+        l2 = self.spec.l2 / total if self.spec.l2_over_rows else self.spec.l2
         activations, slopes = self.forward(x, training)
         pairs = [oracle.LOSSES[loss.name](loss, z, t) for z, t in zip(activations[-1], y, strict=True)]
         hits = [oracle.hit(loss.name, z, t) for z, t in zip(activations[-1], y, strict=True)]
@@ -80,7 +81,7 @@ class Network:
             below = activations[layer]
             rows, outputs = range(len(x)), range(len(w[0]))
             dw = [
-                [math.fsum(below[n][i] * dz[n][j] for n in rows) + self.spec.l2 * w[i][j] for j in outputs]
+                [math.fsum(below[n][i] * dz[n][j] for n in rows) + l2 * w[i][j] for j in outputs]
                 for i in range(len(w))
             ]
             db = [math.fsum(dz[n][j] for n in rows) for j in outputs]
@@ -90,8 +91,9 @@ class Network:
         weighted_hits = math.fsum(wt * h for wt, h in zip(row_weights, hits, strict=True))
         return weighted_loss, weighted_hits, gradients
 
-    def l2_penalty(self):
-        return 0.5 * self.spec.l2 * math.fsum(v * v for w, _ in self.weights for row in w for v in row)
+    def l2_penalty(self, total):
+        l2 = self.spec.l2 / total if self.spec.l2_over_rows else self.spec.l2
+        return 0.5 * l2 * math.fsum(v * v for w, _ in self.weights for row in w for v in row)
 
     def train_step(self, x, y, row_weights, rate, t):
         """Train on one batch, `t` counting the optimizer's steps from 1; return the sums that `train_steps` adds."""

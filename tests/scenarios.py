@@ -34,6 +34,7 @@ class Scenario:
     weighted: bool = False  # some rows weigh 0, the whole second batch too
     bytes: bool = False  # inputs are uint8
     soft: bool = False
+    l2_over_rows: bool = False
     smooth: bool = True  # no kinks: rounding stays rounding over many steps
     rows: int = 19
     batch: int = 8
@@ -44,7 +45,7 @@ class Scenario:
 
     @property
     def spec(self):
-        return replace(make_spec(self.units, **self.network), frozen=self.frozen)
+        return replace(make_spec(self.units, **self.network), frozen=self.frozen, l2_over_rows=self.l2_over_rows)
 
     @property
     def steps(self):
@@ -106,7 +107,8 @@ class Scenario:
         order = self.order(epoch).tolist()
         sums = [math.fsum(w[i] for i in order[k : k + self.batch]) for k in range(0, self.rows, self.batch)]
         inverse = np.array([1 / s if s else 0.0 for s in sums])
-        return self.optimizer.table(self.rates(epoch), optimizer_step, inverse)
+        shares = inverse if self.l2_over_rows else 1.0
+        return self.optimizer.table(self.rates(epoch), optimizer_step, inverse, shares)
 
 
 def train(scenario, backend, dtype, train_steps=None, calls=None):
@@ -183,6 +185,7 @@ SCENARIOS = (
         SGD(momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.02),
         frozen=(True, False),
         weighted=True,
+        l2_over_rows=True,
     ),
     Scenario(
         "rectifiers",
@@ -195,9 +198,10 @@ SCENARIOS = (
     Scenario(
         "dropped rectifiers",
         (6, 7, 7, 3),
-        {"activation": "relu", "loss": "mean_squared_error", "dropout": 0.5},
+        {"activation": "relu", "loss": "mean_squared_error", "dropout": 0.5, "l2": 0.5},
         SGD(),
         smooth=False,
+        l2_over_rows=True,
     ),
     Scenario("one layer", (3, 4), {"loss": "categorical_hinge", "dropout": 0.25}, SGD(ema=0.9), smooth=False),
     Scenario(

@@ -164,7 +164,7 @@ def test_gradients_and_predictions_agree_with_slow_loops(backend, scenario, dtyp
     expected = np.concatenate([np.ravel(part) for pair in gradients for part in pair])
     found = run("loss_and_gradients", Backend, backend, scenario, dtype)
     k = max(scenario.rows, *scenario.units)
-    assert_close(found[0], loss / sum(w) + network.l2_penalty(), dtype=dtype, k=k, c=16)
+    assert_close(found[0], loss / sum(w) + network.l2_penalty(sum(w)), dtype=dtype, k=k, c=16)
     assert_close(found[1], expected, dtype=dtype, k=k, scale=max(1, np.abs(expected).max()), c=16)
     (outputs,) = run("predict", Backend, backend, scenario, dtype)
     assert_close(outputs, network.forward(x)[0][-1], k=k, scale=1, c=16)

@@ -66,9 +66,11 @@ def test_every_optimizer_goes_down_a_bowl(optimizer):
 def test_table_holds_rates_corrections_averaging_and_weights():
     table = Adam(beta1=0.5, beta2=0.9, ema=0.5).table(np.array([3.0, 4.0]), 6, np.array([0.25, 0.0]))
     for row, t, rate, inverse in zip(table, (7, 8), (3, 4), (0.25, 0), strict=True):
-        expected = [rate, 1 / (1 - 0.5**t), (1 - 0.9**t) ** -0.5, min(0.5, (1 + t) / (10 + t)), inverse]
+        expected = [rate, 1 / (1 - 0.5**t), (1 - 0.9**t) ** -0.5, min(0.5, (1 + t) / (10 + t)), inverse, 1.0]
         assert_close(row, expected, scale=np.abs(expected))
-    assert SGD().table(np.array([3.0]), 6, np.array([0.5])).tolist() == [[3.0, 1.0, 1.0, 0.0, 0.5]]
+    assert SGD().table(np.array([3.0]), 6, np.array([0.5])).tolist() == [[3.0, 1.0, 1.0, 0.0, 0.5, 1.0]]
+    shared = SGD().table(np.array([3.0, 2.0]), 0, np.array([0.5, 0.25]), np.array([0.1, 0.2]))
+    assert shared[:, 5].tolist() == [0.1, 0.2]
 
 
 def test_averaging_forgets_early_weights_soon():

@@ -140,9 +140,10 @@ class Backend(Operations):
             1 over the sum of the row weights.
         """
         plan = session.plan
-        loss, _, _ = self._gradients(session, params, data, slice(0, len(data.x)), inverse_total)
+        share = float(plan.spec.l2_share(inverse_total))
+        loss, _, _ = self._gradients(session, params, data, slice(0, len(data.x)), inverse_total, l2_share=share)
         norms = sum(self.squared_norm(params[s.slice]) for s in plan.segments if s.is_weight) if plan.spec.l2 else 0.0
-        return loss * inverse_total + 0.5 * plan.spec.l2 * norms
+        return loss * inverse_total + 0.5 * plan.spec.l2 * share * norms
 
     def prepare(self, session: Session, check: Callable[[], None]) -> None:
         """Do what the first step of a session would wait for, such as compiling.
@@ -175,7 +176,7 @@ class Backend(Operations):
         data : DeviceData
         order : (n,) intp
             The rows of the whole epoch, on this backend.
-        table : (count, 5) float64
+        table : (count, 6) float64
             One row a step, see `StepScalars`.
         first : int
             The number of the first step within the epoch.
@@ -336,13 +337,13 @@ class Backend(Operations):
             dx = views.dz[layer - 1] if layer > lowest else None
             self.dense_backward(below, dz, layers[layer][0], dw, db, dx)
 
-    def _add_l2(self, session: Session, params: Array) -> None:
+    def _add_l2(self, session: Session, params: Array, share: float) -> None:
         if session.plan.spec.l2:
             scratch = session.buffer("l2", session.grads.shape, session.plan.precision.weights)
             for s in session.plan.segments:
                 if s.is_weight:
                     part = s.slice
-                    self.add_scaled(session.grads[part], params[part], session.plan.spec.l2, scratch[part])
+                    self.add_scaled(session.grads[part], params[part], session.plan.spec.l2 * share, scratch[part])
 
     def _gradients(
         self,
@@ -352,6 +353,7 @@ class Backend(Operations):
         rows: Array | slice,
         inverse_total: float,
         *,
+        l2_share: float = 1.0,
         key: int = 0,
         step: int = 0,
     ) -> tuple[float, float, float]:
@@ -362,7 +364,7 @@ class Backend(Operations):
         self._forward(session, views, layers, key=key, step=step)
         sums = self._losses(session, views, data, rows, inverse_total)
         self._backward(session, views, layers)
-        self._add_l2(session, params)
+        self._add_l2(session, params, l2_share)
         return sums
 
     def _train_step(
@@ -382,7 +384,8 @@ class Backend(Operations):
             # all gradients are multiples of those of the outputs: a few numbers to scale instead of all parameters'
             inverse_total *= scalars.rate
             scalars = scalars._replace(rate=1.0)
-        sums = self._gradients(session, state.params, data, rows, inverse_total, key=state.key, step=state.step)
+        now = {"l2_share": scalars.l2_share, "key": state.key, "step": state.step}
+        sums = self._gradients(session, state.params, data, rows, inverse_total, **now)
         if not math.isfinite(sums[0]):
             return False
         if plan.optimizer is not None:

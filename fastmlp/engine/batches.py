@@ -99,6 +99,10 @@ def inverse_totals(
     return np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
 
 
+DrawOrder = Callable[[], NDArray[np.intp]]
+"""Returns the order of the rows of the next epoch."""
+
+
 class Order(NamedTuple):
     """The order of the rows in the epoch that begins with a step, on the host and on the backend."""
 
@@ -122,6 +126,8 @@ class Orders:
         Brings an order to the backend, `Backend.asarray`.
     training : (rows,) intp, optional
         Which rows of the data train; None: all.
+    draw : callable, optional
+        Where the orders come from instead: called once before each epoch, it returns numbers of rows that train.
     """
 
     def __init__(
@@ -131,9 +137,10 @@ class Orders:
         shuffle: bool,
         asarray: Callable[[Any], Array],
         training: NDArray[np.intp] | None = None,
+        draw: DrawOrder | None = None,
     ) -> None:
         self._key, self._rows, self._shuffle, self._asarray = key, rows, shuffle, asarray
-        self._training = training
+        self._training, self._draw = training, draw
         self._made: list[Order] = []
 
     def of_epoch(self, begins: int) -> Order:
@@ -141,7 +148,10 @@ class Orders:
         for made in self._made:
             if made.begins == begins or not self._shuffle:
                 return made
-        host = epoch_order(self._key, begins, self._rows) if self._shuffle else np.arange(self._rows)
+        if self._shuffle:
+            host = self._draw() if self._draw else epoch_order(self._key, begins, self._rows)
+        else:
+            host = np.arange(self._rows)
         host = host if self._training is None else self._training[host]
         del self._made[:-1]  # before the next one takes memory
         order = Order(begins, host, self._asarray(host))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.engine.batches import Order, Orders, inverse_totals, steps_per_epoch
+from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals, steps_per_epoch
 from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
@@ -103,6 +103,7 @@ class Training:
         metrics: Mapping[str, Measure],
         callbacks: Sequence[Callback],
         model: Any,
+        draw: DrawOrder | None = None,
         history: History | None = None,
     ) -> None:
         self.learner, self.model, self.optimizer = learner, model, optimizer
@@ -113,7 +114,7 @@ class Training:
         self.callbacks = sorted(callbacks, key=lambda c: c.runs_last)
         self._steps_per_epoch = steps_per_epoch(progress.rows, progress.batch_size)
         order = learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray, data.training
-        self._orders = Orders(*order)
+        self._orders, self._draws = Orders(*order, draw), draw is not None
         self._order: Order | None = None
         self._totals = np.array(progress.totals)
         self._interrupted = False
@@ -301,7 +302,8 @@ class Training:
         count = max(count, 1)
         rates = self._rates(state.optimizer_step, count)
         inverse = inverse_totals(self._data.weights, order.host, progress.batch_size, progress.position, count)
-        table = self.optimizer.table(rates, state.optimizer_step, inverse)
+        shares = self.learner.spec.l2_share(inverse)
+        table = self.optimizer.table(rates, state.optimizer_step, inverse, shares)
         start = time.perf_counter()
         report = self.learner.backend.train_steps(
             session, state, data, order.device, table, progress.position, self._totals
@@ -383,6 +385,8 @@ class Training:
 
     def check_checkpoint(self) -> None:
         """Raise ValueError where the run holds something that no file can: a schedule or an optimizer of one's own."""
+        if self._draws:
+            raise ValueError("a checkpoint cannot hold random_state, from which the orders of the rows are drawn")
         json.dumps(optimizer_to_json(self.optimizer))
 
     def save_checkpoint(self, path: str | PathLike[str]) -> None:

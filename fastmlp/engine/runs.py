@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastmlp.arguments import check_number
-from fastmlp.engine.batches import split_rows, steps_per_epoch
+from fastmlp.engine.batches import DrawOrder, split_rows, steps_per_epoch
 from fastmlp.engine.checks import refuse_nonfinite
 from fastmlp.engine.history import History
 from fastmlp.engine.inputs import InputRules, InputScale
@@ -92,11 +92,15 @@ class Wanted(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What looks at a run: metrics by name, callbacks, and what these are shown as ``run.model``."""
+    """What looks at a run: metrics by name, callbacks, and what these are shown as ``run.model``.
+
+    And where the orders of the rows come from, where that is not the seed: such a run has no checkpoints to go on from.
+    """
 
     metrics: Mapping[str, Measure]
     callbacks: Sequence[Callback]
     model: Any
+    draw: DrawOrder | None = None
 
 
 def begin(learner: Learner, data: HostData, validation: HostData | None, wanted: Wanted, extras: Extras) -> History:
@@ -162,7 +166,7 @@ def go_on(
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
     with learner.exclusive():
         extras = extras._replace(metrics=rehearsed(extras.metrics, data, validation))
-        run = Training(learner, data, validation, progress, optimizer, *extras, History(header["history"]))
+        run = Training(learner, data, validation, progress, optimizer, *extras, history=History(header["history"]))
         run.restore_callbacks(paused)
         run.check_memory()
         learner.paused = None

@@ -26,7 +26,7 @@ O = TypeVar("O", bound="Optimizer")  # noqa: E741 - an optimizer
 
 
 class StepScalars(NamedTuple):
-    """The numbers of one training step; a table of them, (count, 5) float64 in this order, goes to a backend.
+    """The numbers of one training step; a table of them, (count, 6) float64 in this order, goes to a backend.
 
     Attributes
     ----------
@@ -38,6 +38,8 @@ class StepScalars(NamedTuple):
         Decay of the moving average of the weights at this step.
     inverse_total : float
         1 over the sum of the row weights of the batch; 0 where that sum is 0, and then the step changes nothing.
+    l2_share : float
+        What the network's L2 penalty is multiplied by at this step, see `NetworkSpec.l2_share`.
     """
 
     rate: float
@@ -45,6 +47,7 @@ class StepScalars(NamedTuple):
     correction2: float = 1.0
     average_decay: float = 0.0
     inverse_total: float = 1.0
+    l2_share: float = 1.0
 
 
 class UpdateConstants(NamedTuple):
@@ -155,7 +158,13 @@ class Optimizer:
         """Return `correction1` and `correction2` for the steps `t`, counted from 1."""
         return np.ones_like(t), np.ones_like(t)
 
-    def table(self, rates: NDArray[np.float64], first: int, inverse_totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    def table(
+        self,
+        rates: NDArray[np.float64],
+        first: int,
+        inverse_totals: NDArray[np.float64],
+        l2_shares: float | NDArray[np.float64] = 1.0,
+    ) -> NDArray[np.float64]:
         """Return the numbers of the steps from `first` on, see `StepScalars`.
 
         Parameters
@@ -166,15 +175,17 @@ class Optimizer:
             Steps done since the moments began.
         inverse_totals : (count,) float64
             1 over the sum of each batch's row weights.
+        l2_shares : float or (count,) float64
+            What the L2 penalty is multiplied by.
 
         Returns
         -------
-        (count, 5) float64
+        (count, 6) float64
         """
         t = np.arange(first + 1, first + 1 + len(rates), dtype=np.float64)
         decay = np.minimum(self.ema, (1 + t) / (10 + t)) if self.ema is not None else 0.0
         table = np.empty((len(rates), len(StepScalars._fields)))
-        for column, values in enumerate((rates, *self.corrections(t), decay, inverse_totals)):
+        for column, values in enumerate((rates, *self.corrections(t), decay, inverse_totals, l2_shares)):
             table[:, column] = values
         return table
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastmlp.arguments import check_count, check_flag, check_number, check_sequence
 from fastmlp.formulas.activations import ACTIVATIONS, IDENTITY, get_activation
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer
 from fastmlp.formulas.losses import LOSSES, Loss
 from fastmlp.formulas.records import choose, settle
+
+T = TypeVar("T")
 
 MOST_PARAMETERS = 2**40
 """Four terabytes in float32."""
@@ -41,6 +43,8 @@ class NetworkSpec:
         None: He for rectifiers, LeCun for selu, Glorot for the others.
     frozen : tuple of bool
         One a layer: its weights and biases do not train.
+    l2_over_rows : bool
+        Divide the L2 penalty by the weight of the rows of each batch, as scikit-learn's ``alpha`` is.
 
     Raises
     ------
@@ -56,6 +60,7 @@ class NetworkSpec:
     max_norm: float | None = None
     initializer: Initializer | None = None
     frozen: tuple[bool, ...] = ()
+    l2_over_rows: bool = False
 
     def __post_init__(self) -> None:
         top, of_layers = self.max_norm, "a sequence of one a layer"
@@ -71,6 +76,7 @@ class NetworkSpec:
             max_norm=None if top is None else check_number("max_norm", top, 0.0, above=True, also="or None"),
             initializer=None if self.initializer is None else INITIALIZERS.record(self.initializer),
             frozen=tuple(check_flag(f"frozen[{i}]", flag) for i, flag in enumerate(flags)),
+            l2_over_rows=check_flag("l2_over_rows", self.l2_over_rows),
         )
         if self.parameters > MOST_PARAMETERS:
             raise ValueError(f"units {self.units} ask for more than 2**40 parameters, which no memory holds")
@@ -108,6 +114,10 @@ class NetworkSpec:
         """Whether every function is fastmlp's own, so that compiled backends know it."""
         return self.loss.compiled and all(get_activation(a).compiled for a in self.activations)
 
+    def l2_share(self, inverse_totals: T) -> T | float:
+        """Return what `l2` is multiplied by in batches, given 1 over the weights of their rows."""
+        return inverse_totals if self.l2_over_rows else 1.0
+
     def deterministic(self) -> NetworkSpec:
         """Return the network as it predicts: without dropout, and without what concerns training alone."""
         return replace(
@@ -129,6 +139,7 @@ class NetworkSpec:
             "max_norm": self.max_norm,
             "initializer": None if self.initializer is None else INITIALIZERS.to_json(self.initializer),
             "frozen": list(self.frozen),
+            **({"l2_over_rows": True} if self.l2_over_rows else {}),
         }
 
     @classmethod
@@ -144,7 +155,7 @@ class NetworkSpec:
             max_norm=values["max_norm"],
             initializer=None if initializer is None else INITIALIZERS.from_json(initializer),
         )
-        return replace(spec, frozen=values["frozen"])
+        return replace(spec, frozen=values["frozen"], l2_over_rows=values.get("l2_over_rows", False))
 
 
 def make_spec(

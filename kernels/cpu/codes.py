@@ -48,8 +48,8 @@ PRODUCTS = ("forward", "backward", "gradient")
 FORWARD, BACKWARD, GRADIENT = range(len(PRODUCTS))
 """The products of a layer: ``x w``, ``d w.T``, ``x.T d``."""
 
-STEP_SCALARS = ("rate", "correction1", "correction2", "average_decay", "inverse_total")
-RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL = range(len(STEP_SCALARS))
+STEP_SCALARS = ("rate", "correction1", "correction2", "average_decay", "inverse_total", "l2_share")
+RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL, L2_SHARE = range(len(STEP_SCALARS))
 """The columns of the table of steps, `fastmlp.formulas.optimizers.StepScalars`."""
 
 

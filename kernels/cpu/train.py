@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from .codes import AVERAGE_DECAY, BACKWARD, CORRECTION1, CORRECTION2, DIRECT, GRADIENT, INVERSE_TOTAL, RATE, SGD
+from .codes import AVERAGE_DECAY, BACKWARD, CORRECTION1, CORRECTION2, DIRECT, GRADIENT, INVERSE_TOTAL, L2_SHARE, RATE, SGD
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, multiply_features, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
@@ -68,7 +68,7 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
 
 
 @part
-def _gradients_of_slice(net, buffers, batch, memory, p, parts, scratch):
+def _gradients_of_slice(net, buffers, batch, memory, p, parts, l2, scratch):
     """Leave this part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
     grads = buffers.grads
     dtype = grads.dtype.type
@@ -81,7 +81,7 @@ def _gradients_of_slice(net, buffers, batch, memory, p, parts, scratch):
         first, stop = i_ * p // parts, i_ * (p + 1) // parts
         start, end = w + first * o, w + stop * o
         layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[p])
-        total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), net.l2)
+        total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), l2)
         first, stop = o * p // parts, o * (p + 1) // parts
         sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
         for q in range(first, stop):
@@ -111,7 +111,7 @@ def _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, sc
     average_decay = dtype(scalars[AVERAGE_DECAY])
     there = clip > zero
     clip = clip if there else one
-    l2 = zero if there else net.l2
+    l2 = zero if there else net.l2 * dtype(scalars[L2_SHARE])
     kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))
     averages = rule.has_average and net.max_norm == zero
     fused = rule.optimizer == SGD and rule.mean_decay == zero and not there
@@ -185,8 +185,9 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
     zero = dtype(0)
     clip = zero
     if rule.clip_norm > zero:
+        l2 = net.l2 * dtype(scalars[L2_SHARE])
         for p in range(t, parts, threads):
-            memory.norms[p] = _gradients_of_slice(net, buffers, batch, memory, p, parts, memory.scratch[p, 0])
+            memory.norms[p] = _gradients_of_slice(net, buffers, batch, memory, p, parts, l2, memory.scratch[p, 0])
         passed += 1
         barrier(memory.arrivals, threads, passed)
         total = 0.0
@@ -239,7 +240,7 @@ def train_thread(
         The rows of the epoch.
     batch, first : int
         Rows a step, and the number of the first step in the epoch.
-    table : (count, 5) float64
+    table : (count, 6) float64
         See `fastmlp.formulas.optimizers.StepScalars`.
     key, step : uint64
         The random key, and how many steps the network has done.

@@ -57,11 +57,13 @@ __device__ __forceinline__ T gradient_at(const T* __restrict__ grads, const long
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
 gradient_norm(const long long* __restrict__ chunks, long long count, const T* __restrict__ grads,
-              const T* __restrict__ params, const double* __restrict__ rule, double* __restrict__ partials) {
+              const T* __restrict__ params, const double* __restrict__ rule, double* __restrict__ partials,
+              const double* __restrict__ table, const long long* __restrict__ cursor, int index) {
+  T l2_now = T(rule[L2]) * T(step_scalars(table, cursor, index)[L2_SHARE]);
   double sum = 0;
   for (long long c = blockIdx.x; c < count; c += gridDim.x) {
     const long long* chunk = chunks + c * CHUNK_NUMBERS;
-    T l2 = chunk[IS_WEIGHT] ? T(rule[L2]) : T(0);
+    T l2 = chunk[IS_WEIGHT] ? l2_now : T(0);
     for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
       T g = gradient_at(grads, chunk, i);
       if (l2 != 0) g += l2 * params[i];
@@ -92,7 +94,8 @@ update_parameters(int optimizer, const long long* __restrict__ chunks, T* __rest
     if (norm > rule[CLIP_NORM]) clip = T(rule[CLIP_NORM] / norm);
   }
   bool is_weight = chunk[IS_WEIGHT];
-  T l2 = is_weight ? T(rule[L2]) : T(0), kept = is_weight ? T(1 - scalars[RATE] * rule[WEIGHT_DECAY]) : T(1);
+  T l2 = is_weight ? T(rule[L2]) * T(scalars[L2_SHARE]) : T(0);
+  T kept = is_weight ? T(1 - scalars[RATE] * rule[WEIGHT_DECAY]) : T(1);
   for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
     T p = params[i], g = gradient_at(grads, chunk, i);
     if (l2 != 0) g += l2 * p;

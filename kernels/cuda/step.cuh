@@ -12,7 +12,7 @@
 //   index      number of the step within the graph, or within the call where nothing is captured
 #pragma once
 
-enum StepScalar : int { RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL, STEP_SCALARS };
+enum StepScalar : int { RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL, L2_SHARE, STEP_SCALARS };
 
 __device__ __forceinline__ long long step_row(const long long* cursor, int index) { return cursor[0] + index; }
 

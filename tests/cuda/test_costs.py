@@ -115,7 +115,7 @@ def derived(scenario, real):
     target = INDEX if scenario.data()[1].ndim == 1 else units[-1] * real
     chunks = sum(-(-i * o // 1024) + -(-o // 1024) for i, o in layers)
     void = PLACE + FLAG  # whether the step changes nothing
-    rule_numbers, scalars = 7 * DOUBLE, 5 * DOUBLE
+    rule_numbers, scalars = 7 * DOUBLE, 6 * DOUBLE
     row = n * (units[0] * real + target)
     yield "gather_batch", row + n * INDEX + 3 * INDEX, row
     for (i, o), slope in zip(layers, slopes, strict=True):

@@ -412,7 +412,7 @@ class TrainingStep:
         parts = 0
         if self._optimizer.clip_norm is not None:
             parts = min(count, NORM_BLOCKS)
-            norm = (memory["chunks"], np.int64(count), grads, self._params, rule, memory["partials"])
+            norm = (memory["chunks"], np.int64(count), grads, self._params, rule, memory["partials"], *where)
             self._launch("optimizers.cu", "gradient_norm<{real}>", ((parts,), (256,)), norm)
         # where max-norm changes parameters after the update, the average is taken after both
         late = spec.max_norm is not None

@@ -1,0 +1,524 @@
+"""What `MLPClassifier` and `MLPRegressor` share: scikit-learn's parameters and words, over a `Learner`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from fastmlp.arguments import check_count, check_dtype
+from fastmlp.backends.base import Backend
+from fastmlp.backends.choosing import get_backend, resolve_backend
+from fastmlp.engine import runs
+from fastmlp.engine.callbacks import TimeLimit, check_callbacks
+from fastmlp.engine.learner import Learner
+from fastmlp.errors import NonFiniteLossError
+from fastmlp.estimators.exact import Drawn, ExactAdam, ExactSGD, Rows, StepLosses
+from fastmlp.estimators.lbfgs import minimize
+from fastmlp.estimators.objective import Objective, fastmlp_activation
+from fastmlp.estimators.training import Curves, Follows, Rules, ScikitLearnRun
+from fastmlp.formulas.optimizers import SGD, Adam, Optimizer
+from fastmlp.formulas.schedules import Schedule
+from fastmlp.model import MLP
+from fastmlp.network.layout import layout_of
+from fastmlp.network.spec import make_spec
+from fastmlp.network.state import TrainState, initial_parameters
+
+if TYPE_CHECKING:
+    from fastmlp.backends.data import HostData
+    from fastmlp.engine.history import History
+    from fastmlp.engine.loop import Training
+
+SOON = 1 << 16
+"""Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
+DENSE_ROWS = 4096
+"""Rows of a sparse matrix that are made dense at once to be answered."""
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+    "activation": [str, "array-like"],
+    "solver": [StrOptions({"lbfgs", "sgd", "adam"}), Optimizer],
+    "alpha": [Interval(Real, 0, None, closed="left")],
+    "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
+    "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+    "power_t": [Interval(Real, 0, None, closed="left")],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "shuffle": ["boolean"],
+    "random_state": ["random_state"],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "verbose": ["verbose"],
+    "warm_start": ["boolean"],
+    "momentum": [Interval(Real, 0, 1, closed="left")],
+    "nesterovs_momentum": ["boolean"],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+    "beta_1": [Interval(Real, 0, 1, closed="left")],
+    "beta_2": [Interval(Real, 0, 1, closed="left")],
+    "epsilon": [Interval(Real, 0, None, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {math.inf})],
+    "max_fun": [Interval(Integral, 1, None, closed="left")],
+    "exact": ["boolean"],
+    "backend": [str, Backend],
+    "n_jobs": [Integral, None],
+    "epochs": [Interval(Integral, 1, None, closed="left"), None],
+    "schedule": [Schedule, None],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "max_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "ema": [Interval(Real, 0, 1, closed="neither"), None],
+    "time_limit": [Interval(Real, 0, None, closed="neither"), None],
+    "scoring": [str, callable, None],
+    "callbacks": ["array-like"],
+}
+"""What each parameter may be; scikit-learn's of its own, in its form."""
+
+
+class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
+    """An estimator over a `Learner`.
+
+    Subclasses say what they minimise, how targets become the network's and outputs become answers.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
+
+    # what subclasses and their parameters are
+    activation: Any
+    alpha: float
+    backend: str | Backend
+    batch_size: int | str
+    beta_1: float
+    beta_2: float
+    callbacks: Any
+    clip_norm: float | None
+    dropout: Any
+    dtype: Any
+    early_stopping: bool
+    ema: float | None
+    epochs: int | None
+    epsilon: float
+    exact: bool
+    hidden_layer_sizes: Any
+    initializer: Any
+    learning_rate: str
+    learning_rate_init: float
+    max_fun: int
+    max_iter: int
+    max_norm: float | None
+    momentum: float
+    n_iter_no_change: float
+    n_jobs: int | None
+    nesterovs_momentum: bool
+    power_t: float
+    random_state: Any
+    schedule: Schedule | None
+    scoring: Any
+    shuffle: bool
+    solver: Any
+    time_limit: float | None
+    tol: float
+    validation_fraction: float
+    verbose: Any
+    warm_start: bool
+    weight_decay: float
+    n_outputs_: int
+    n_features_in_: int
+
+    # --- what subclasses say ---
+
+    def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        """Return checked X and y in the user's terms, and learn classes."""
+        raise NotImplementedError
+
+    def _targets(self, y: Any) -> NDArray[Any]:
+        """Return y as the network's loss takes it, and set `n_outputs_`."""
+        raise NotImplementedError
+
+    def _objective(self) -> Objective:
+        raise NotImplementedError
+
+    def _weighted(self, y: Any, sample_weight: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Return the weights of the rows to train on."""
+        return sample_weight
+
+    def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
+        """Return the score that early stopping goes by."""
+        raise NotImplementedError
+
+    # --- fitting ---
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> BaseMLP:
+        """Train from the beginning, or with `warm_start` from where the last call ended.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n, features)
+        y : array-like of shape (n,) or (n, outputs)
+        sample_weight : array-like of shape (n,), optional
+        X_val, y_val, sample_weight_val : optional
+            Evaluated after each epoch; early stopping goes by them instead of a part of X.
+
+        Returns
+        -------
+        self
+        """
+        self._validate_params()
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val go together: give both, or neither")
+        validation = None if X_val is None else (X_val, y_val, sample_weight_val)
+        if validation is not None and self.solver == "lbfgs":
+            raise ValueError("X_val: solver='lbfgs' has no epochs after which to validate; use 'adam' or 'sgd'")
+        return self._fit(X, y, sample_weight, validation, incremental=False)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, *, incremental: bool) -> BaseMLP:
+        before = dict(self.__dict__)
+        try:
+            return self._trained(X, y, sample_weight, validation, incremental)
+        except NonFiniteLossError as e:
+            self.__dict__ = before
+            raise ValueError(
+                "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+                f"preprocessed. {e}"
+            ) from e
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _trained(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> BaseMLP:
+        begins = not hasattr(self, "_learner") or (not self.warm_start and not incremental)
+        X, y = self._take(X, y, incremental, begins)
+        targets = self._targets(y)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        weights = self._weighted(y, weights)
+        self._random_state = check_random_state(self.random_state)
+        units = (X.shape[1], *self._hidden_units(), self.n_outputs_)
+        if begins:
+            self._begin(units)
+        elif units != self._learner.spec.units:
+            raise ValueError(
+                f"hidden_layer_sizes: the network that training goes on with has the units {self._learner.spec.units}, "
+                f"these parameters and data ask for {units}; use warm_start=False to begin anew"
+            )
+        data = self._data(X, targets, weights)
+        if self.solver == "lbfgs":
+            self._fit_lbfgs(data)
+        else:
+            self._fit_stochastic((X, y), data, validation, incremental)
+        return self
+
+    def _hidden_units(self) -> list[int]:
+        sizes = self.hidden_layer_sizes
+        found = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+        if any(size <= 0 for size in found):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {found}.")
+        return [check_count("hidden_layer_sizes", size) for size in found]
+
+    def _begin(self, units: tuple[int, ...]) -> None:
+        """Make a new network, with weights drawn as scikit-learn draws them."""
+        objective = self._objective()
+        activation = fastmlp_activation(self.activation)
+        spec = make_spec(
+            units, activation, objective.loss, self.dropout, self.alpha / objective.gradient, self.max_norm,
+            self.initializer,
+        )
+        spec = replace(spec, l2_over_rows=True)
+        dtype, layout = self._dtype(), None
+        layout = layout_of(spec.units, dtype.itemsize)
+        if self.initializer is None:
+            params = np.zeros(layout.size, dtype)
+            factor = 2.0 if self.activation == "logistic" else 6.0
+            for w, b in layout.views(params):
+                bound = np.sqrt(factor / sum(w.shape))
+                w[...] = self._random_state.uniform(-bound, bound, w.shape)
+                b[...] = self._random_state.uniform(-bound, bound, b.shape)
+        key = copy.deepcopy(self._random_state).randint(0, 2**62, dtype=np.int64)  # what is drawn next stays the same
+        if self.initializer is not None:
+            params = initial_parameters(spec, layout, dtype, int(key))
+        backend = self._backend()
+        with backend.working():
+            state = TrainState(layout, backend.copy(params), int(key))
+        self._learner = Learner(spec, dtype, backend, state)
+        self._learner.class_names = self._class_names()
+        self.n_layers_, self.out_activation_ = len(units), objective.out_activation
+        self._curves = Curves(rate=float(self.learning_rate_init), losses=[])
+        self.n_iter_ = self.t_ = 0
+
+    def _class_names(self) -> tuple[str, ...] | None:
+        return None
+
+    def _dtype(self) -> np.dtype[Any]:
+        if self.exact and self.dtype not in (None, "float64", np.float64, np.dtype("float64")):
+            raise ValueError(f"exact=True computes in float64, got dtype={self.dtype!r}; leave dtype out")
+        if self.dtype is not None:
+            return check_dtype(self.dtype)
+        return np.dtype("float64" if self.exact or self.solver == "lbfgs" else "float32")
+
+    def _backend(self) -> Backend:
+        if self.exact:
+            backend = resolve_backend("numpy" if self.backend == "auto" else self.backend)
+            if backend.name != "numpy":
+                raise ValueError(f"exact=True needs the backend 'numpy', got {backend.name!r}; leave backend out")
+            return backend
+        if self.n_jobs is not None and self.n_jobs > 0:
+            if not isinstance(self.backend, str):
+                raise ValueError("n_jobs: the backend that is given has its threads already; give its name, or no n_jobs")
+            backend = resolve_backend(self.backend)
+            return get_backend("numba", threads=int(self.n_jobs)) if backend.name == "numba" else backend
+        return resolve_backend(self.backend)
+
+    def _data(self, X: Any, targets: NDArray[Any], weights: Any, suffix: str = "", training: bool = True) -> HostData:
+        """Return data for the network, its inputs in the network's type."""
+        learner = self._learner
+        dense = X.toarray() if hasattr(X, "toarray") else X
+        data = learner.data(dense, targets, weights, suffix=suffix, training=training)
+        return replace(data, x=np.ascontiguousarray(data.x, learner.dtype), names=None)
+
+    # --- L-BFGS ---
+
+    def _fit_lbfgs(self, data: HostData) -> None:
+        if any(self._learner.spec.dropout):
+            raise ValueError("dropout: solver='lbfgs' needs the same loss at each call; use 'adam' or 'sgd'")
+        objective = self._objective()
+        value = objective.value if self.exact else objective.gradient
+        weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
+        constant = float((weights * objective.offsets(data.y)).sum() / weights.sum())
+        asked = {"maxiter": self.max_iter, "maxfun": self.max_fun, "gtol": self.tol}
+        found = minimize(self._learner, data, self.alpha, value, objective.gradient, constant, asked, bool(self.verbose))
+        self.n_iter_, self.loss_ = min(found.iterations, self.max_iter), found.loss
+        if found.problem:
+            warnings.warn(found.problem, ConvergenceWarning, stacklevel=4)
+
+    # --- gradient descent ---
+
+    def _optimizer_of(self, curves: Curves, gradient: float) -> Optimizer:
+        """Return the record of the solver; what fastmlp's smaller gradients ask for is in its numbers."""
+        if isinstance(self.solver, Optimizer):
+            return self.solver
+        rate: Any = replace_rate(self.schedule, gradient) if self.schedule else Follows(curves=curves, factor=gradient)
+        stages = {
+            "weight_decay": self.weight_decay / gradient,
+            "clip_norm": None if self.clip_norm is None else self.clip_norm / gradient,
+            "ema": self.ema,
+        }
+        if self.solver == "sgd":
+            kind = ExactSGD if self.exact else SGD
+            nesterov = bool(self.nesterovs_momentum and self.momentum)
+            return kind(rate, momentum=self.momentum, nesterov=nesterov, **stages)
+        adam = ExactAdam if self.exact else Adam
+        # Adam's steps do not depend on the scale of gradients, but for epsilon
+        rate = self.schedule or Follows(curves=curves)
+        stages["weight_decay"] = self.weight_decay
+        return adam(rate, self.beta_1, self.beta_2, self.epsilon / gradient, **stages)
+
+    def _fit_stochastic(self, given: tuple[Any, Any], data: HostData, validation: Any, incremental: bool) -> None:
+        if self.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        learner, curves, objective = self._learner, self._curves, self._objective()
+        if not incremental or not hasattr(self, "_optimizer"):
+            curves.rate = float(self.learning_rate_init)
+            self._optimizer = self._optimizer_of(curves, objective.gradient)
+            learner.state.optimizer = None  # its moments begin anew
+        train, held_out, judged = self._held_out(given, data, validation)
+        if judged is not None:
+            curves.scores = curves.scores or []
+            curves.validation_losses = curves.validation_losses or []
+        rows = train.training_rows
+        size = self._batch_size(rows)
+        draw = Drawn(rows, self._random_state) if self.exact else None
+        losses = self._losses(train, size, draw, objective)
+        run = ScikitLearnRun(curves, self._rules(incremental), rows, losses, self._scorer(judged))
+        callbacks = [*check_callbacks(self.callbacks, 0), run]
+        callbacks += [losses] if isinstance(losses, StepLosses) else []
+        callbacks += [] if self.time_limit is None else [TimeLimit(self.time_limit)]
+        epochs = 1 if incremental else self.epochs or self.max_iter
+        wanted = runs.Wanted(epochs, size, self._optimizer, self.shuffle, 0.0)
+        self.history_: History = runs.begin(learner, train, held_out, wanted, runs.Extras({}, callbacks, self, draw))
+        self._tell(incremental, epochs)
+
+    def _rules(self, incremental: bool) -> Rules:
+        endless = self.epochs is not None and not self.early_stopping
+        return Rules(
+            learning_rate=self.learning_rate if self.solver == "sgd" else "constant",
+            initial_rate=float(self.learning_rate_init),
+            power=self.power_t,
+            tolerance=self.tol,
+            patience=math.inf if endless else self.n_iter_no_change,
+            keep_best=self.early_stopping,
+            verbose=bool(self.verbose),
+        )
+
+    def _batch_size(self, rows: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, rows)
+        if int(self.batch_size) > rows:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
+            )
+        return min(int(self.batch_size), rows)
+
+    def _held_out(self, given: tuple[Any, Any], data: HostData, validation: Any) -> tuple[HostData, Any, Any]:
+        """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not."""
+        if validation is not None:
+            X, y = self._take(*validation[:2], incremental=True, reset=False)
+            weights = None if validation[2] is None else _check_sample_weight(validation[2], X)
+            return data, self._data(X, self._targets(y), weights, " of X_val", False), (X, y, weights)
+        if not self.early_stopping:
+            return data, None, None
+        X, y = given
+        stratify = self._strata(y)
+        parts = train_test_split(
+            np.arange(len(data)),
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=stratify,
+        )
+        train, held_out = parts
+        if len(held_out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        backend = self._learner.backend
+        with backend.working():
+            there = data.taken(held_out, backend.to_numpy, backend.asarray)
+        weights = None if data.weights is None else data.weights[held_out]
+        return replace(data, training=train), there, (X[held_out], y[held_out], weights)
+
+    def _strata(self, y: Any) -> Any:
+        return None
+
+    def _scorer(self, judged: Any) -> Callable[[], float] | None:
+        if judged is None:
+            return None
+        X, y, weights = judged
+        if self.scoring is None:
+            return lambda: self._score(X, y, weights)
+        scorer = get_scorer(self.scoring)
+        more = {} if weights is None else {"sample_weight": weights}
+        return lambda: float(scorer(self, X, y, **more))
+
+    def _losses(self, data: HostData, size: int, draw: Drawn | None, objective: Objective) -> Any:
+        """Return what tells the loss of an epoch as scikit-learn has it: to the bit in exact mode.
+
+        Else the penalty is that of the weights at the end of the epoch, and rows count by their weights.
+        """
+        chosen = slice(None) if data.training is None else data.training
+        offsets = objective.offsets(data.y[chosen])
+        weights = np.ones(len(offsets)) if data.weights is None else data.weights[chosen].astype(np.float64)
+        if self.exact:
+            every = np.arange(len(offsets))
+            order = (lambda: draw.order) if draw is not None and self.shuffle else (lambda: every)
+            return StepLosses(Rows(weights, offsets, size), order, objective.value, self._penalty)
+        constant, mean = (weights * offsets).sum() / weights.sum(), weights.mean() * size
+        return lambda run, loss: objective.value * loss + constant + self._penalty(run) / mean
+
+    def _penalty(self, run: Training) -> float:
+        """Return ``alpha / 2 ||W||^2``, of the weights that train."""
+        if not self.alpha:
+            return 0.0
+        state = run.learner.state
+        values = run.learner.to_numpy(state.params)[: state.layout.weights_size].astype(np.float64, copy=False)
+        return 0.5 * self.alpha * float(values @ values)
+
+    def _tell(self, incremental: bool, epochs: int) -> None:
+        """Set the attributes that end with an underscore, and warn where training came to its last epoch."""
+        curves = self._curves
+        self.loss_curve_ = list(curves.losses or [])
+        self.n_iter_, self.t_ = curves.epochs, curves.samples
+        self.loss_ = self.loss_curve_[-1] if self.loss_curve_ else math.nan
+        self.validation_scores_ = None if curves.scores is None else list(curves.scores)
+        self.validation_loss_curve_ = None if curves.validation_losses is None else list(curves.validation_losses)
+        self.best_loss_ = None if self.early_stopping else curves.best_loss
+        self.best_validation_score_ = None if curves.scores is None else max(curves.scores, default=math.nan)
+        ended = curves.epochs == epochs and not curves.stopped
+        if ended and not incremental and self.epochs is None:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({epochs}) reached and the optimization hasn't converged "
+                "yet.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+
+    # --- answering ---
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_learner")
+
+    def _outputs(self, X: Any, turn: Callable[[Any], Any]) -> Any:
+        """Return what a function makes of the outputs (n, K) for a user's X."""
+        check_is_fitted(self)
+        rows = self._rows(X)
+        if not hasattr(rows, "toarray"):
+            return self._learner.answer(turn, rows)
+        parts = range(0, max(rows.shape[0], 1), DENSE_ROWS)
+        return np.concatenate([self._learner.answer(turn, rows[i : i + DENSE_ROWS].toarray()) for i in parts])
+
+    def _rows(self, X: Any) -> Any:
+        """Return checked inputs; scikit-learn's check takes longer than a small network for a few rows."""
+        plain = type(X) is np.ndarray and X.dtype in (np.float32, np.float64) and X.ndim == 2 and 0 < X.size <= SOON
+        if plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
+            if math.isfinite(np.add.reduce(X, axis=None)):
+                return X
+        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+
+    # --- what it holds ---
+
+    @property
+    def model_(self) -> MLP:
+        """The network as an `MLP`, to be saved, summarised, moved; the estimator's own, not a copy."""
+        check_is_fitted(self)
+        return MLP.from_learner(self._learner)
+
+    @property
+    def coefs_(self) -> list[NDArray[Any]]:
+        """Copies of the weights of each layer, (fan_in, fan_out)."""
+        return self._weights()[0::2]
+
+    @property
+    def intercepts_(self) -> list[NDArray[Any]]:
+        """Copies of the biases of each layer, (fan_out,)."""
+        return self._weights()[1::2]
+
+    def _weights(self) -> list[NDArray[Any]]:
+        if not hasattr(self, "_learner"):
+            raise AttributeError(f"{type(self).__name__} has no weights before fit")
+        return self._learner.weights()
+
+    def _check_solver(self) -> bool:
+        if self.solver == "lbfgs":
+            raise AttributeError(
+                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
+            )
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def replace_rate(schedule: Schedule, factor: float) -> Schedule:
+    """Return a schedule whose rates are multiplied by a factor."""
+    if factor == 1.0:
+        return schedule
+    rate = getattr(schedule, "learning_rate", None)
+    if rate is None:
+        raise ValueError(f"schedule: {schedule!r} has no learning_rate to scale for this loss; use solver='adam'")
+    more = {"final_rate": schedule.final_rate * factor} if hasattr(schedule, "final_rate") else {}
+    return replace(schedule, learning_rate=rate * factor, **more)
