@@ -81,8 +81,7 @@ class Network:
             below = activations[layer]
             rows, outputs = range(len(x)), range(len(w[0]))
             dw = [
-                [math.fsum(below[n][i] * dz[n][j] for n in rows) + l2 * w[i][j] for j in outputs]
-                for i in range(len(w))
+                [math.fsum(below[n][i] * dz[n][j] for n in rows) + l2 * w[i][j] for j in outputs] for i in range(len(w))
             ]
             db = [math.fsum(dz[n][j] for n in rows) for j in outputs]
             d = [[math.fsum(dz[n][j] * w[i][j] for j in outputs) for i in range(len(w))] for n in rows]

@@ -444,4 +444,5 @@ def test_every_public_name_has_its_row():
         n for n in public if isinstance(getattr(fastmlp, n), type) and issubclass(getattr(fastmlp, n), Exception)
     }
     nothing_to_give = {"activation_names", "available_backends", "loss_names", *NO_FIELDS}
-    assert public - without - nothing_to_give <= told
+    elsewhere = {"MLPClassifier", "MLPRegressor"}  # tests/estimators/test_wrong_parameters.py
+    assert public - without - nothing_to_give - elsewhere <= told

@@ -141,7 +141,7 @@ class Backend(Operations):
         """
         plan = session.plan
         share = float(plan.spec.l2_share(inverse_total))
-        loss, _, _ = self._gradients(session, params, data, slice(0, len(data.x)), inverse_total, l2_share=share)
+        loss, _, _ = self._gradients(session, params, data, slice(0, len(data.x)), inverse_total, share)
         norms = sum(self.squared_norm(params[s.slice]) for s in plan.segments if s.is_weight) if plan.spec.l2 else 0.0
         return loss * inverse_total + 0.5 * plan.spec.l2 * share * norms
 
@@ -352,8 +352,8 @@ class Backend(Operations):
         data: DeviceData,
         rows: Array | slice,
         inverse_total: float,
+        l2_share: float,
         *,
-        l2_share: float = 1.0,
         key: int = 0,
         step: int = 0,
     ) -> tuple[float, float, float]:
@@ -384,8 +384,8 @@ class Backend(Operations):
             # all gradients are multiples of those of the outputs: a few numbers to scale instead of all parameters'
             inverse_total *= scalars.rate
             scalars = scalars._replace(rate=1.0)
-        now = {"l2_share": scalars.l2_share, "key": state.key, "step": state.step}
-        sums = self._gradients(session, state.params, data, rows, inverse_total, **now)
+        of_step = session, state.params, data, rows, inverse_total, scalars.l2_share
+        sums = self._gradients(*of_step, key=state.key, step=state.step)
         if not math.isfinite(sums[0]):
             return False
         if plan.optimizer is not None:

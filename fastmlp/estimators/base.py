@@ -5,34 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from fastmlp.arguments import check_count, check_dtype
-from fastmlp.backends.base import Backend
-from fastmlp.backends.choosing import get_backend, resolve_backend
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.learner import Learner
 from fastmlp.errors import NonFiniteLossError
-from fastmlp.estimators.exact import Drawn, ExactAdam, ExactSGD, Rows, StepLosses
+from fastmlp.estimators.exact import Drawn, Rows, StepLosses
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
-from fastmlp.estimators.training import Curves, Follows, Rules, ScikitLearnRun
-from fastmlp.formulas.optimizers import SGD, Adam, Optimizer
-from fastmlp.formulas.schedules import Schedule
+from fastmlp.estimators.parameters import Parameters
+from fastmlp.estimators.training import Curves, ScikitLearnRun
 from fastmlp.model import MLP
 from fastmlp.network.layout import layout_of
 from fastmlp.network.spec import make_spec
@@ -48,93 +41,13 @@ SOON = 1 << 16
 DENSE_ROWS = 4096
 """Rows of a sparse matrix that are made dense at once to be answered."""
 
-CONSTRAINTS: dict[str, list[Any]] = {
-    "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-    "activation": [str, "array-like"],
-    "solver": [StrOptions({"lbfgs", "sgd", "adam"}), Optimizer],
-    "alpha": [Interval(Real, 0, None, closed="left")],
-    "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-    "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
-    "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
-    "power_t": [Interval(Real, 0, None, closed="left")],
-    "max_iter": [Interval(Integral, 1, None, closed="left")],
-    "shuffle": ["boolean"],
-    "random_state": ["random_state"],
-    "tol": [Interval(Real, 0, None, closed="left")],
-    "verbose": ["verbose"],
-    "warm_start": ["boolean"],
-    "momentum": [Interval(Real, 0, 1, closed="left")],
-    "nesterovs_momentum": ["boolean"],
-    "early_stopping": ["boolean"],
-    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-    "beta_1": [Interval(Real, 0, 1, closed="left")],
-    "beta_2": [Interval(Real, 0, 1, closed="left")],
-    "epsilon": [Interval(Real, 0, None, closed="neither")],
-    "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {math.inf})],
-    "max_fun": [Interval(Integral, 1, None, closed="left")],
-    "exact": ["boolean"],
-    "backend": [str, Backend],
-    "n_jobs": [Integral, None],
-    "epochs": [Interval(Integral, 1, None, closed="left"), None],
-    "schedule": [Schedule, None],
-    "weight_decay": [Interval(Real, 0, None, closed="left")],
-    "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
-    "max_norm": [Interval(Real, 0, None, closed="neither"), None],
-    "ema": [Interval(Real, 0, 1, closed="neither"), None],
-    "time_limit": [Interval(Real, 0, None, closed="neither"), None],
-    "scoring": [str, callable, None],
-    "callbacks": ["array-like"],
-}
-"""What each parameter may be; scikit-learn's of its own, in its form."""
 
-
-class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
+class BaseMLP(Parameters):
     """An estimator over a `Learner`.
 
     Subclasses say what they minimise, how targets become the network's and outputs become answers.
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
-
-    # what subclasses and their parameters are
-    activation: Any
-    alpha: float
-    backend: str | Backend
-    batch_size: int | str
-    beta_1: float
-    beta_2: float
-    callbacks: Any
-    clip_norm: float | None
-    dropout: Any
-    dtype: Any
-    early_stopping: bool
-    ema: float | None
-    epochs: int | None
-    epsilon: float
-    exact: bool
-    hidden_layer_sizes: Any
-    initializer: Any
-    learning_rate: str
-    learning_rate_init: float
-    max_fun: int
-    max_iter: int
-    max_norm: float | None
-    momentum: float
-    n_iter_no_change: float
-    n_jobs: int | None
-    nesterovs_momentum: bool
-    power_t: float
-    random_state: Any
-    schedule: Schedule | None
-    scoring: Any
-    shuffle: bool
-    solver: Any
-    time_limit: float | None
-    tol: float
-    validation_fraction: float
-    verbose: Any
-    warm_start: bool
-    weight_decay: float
     n_outputs_: int
     n_features_in_: int
 
@@ -162,7 +75,12 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
     # --- fitting ---
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None,
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
         sample_weight_val: Any = None,
     ) -> BaseMLP:
         """Train from the beginning, or with `warm_start` from where the last call ended.
@@ -179,13 +97,21 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
         -------
         self
         """
-        self._validate_params()
+        self._checked()
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both, or neither")
         validation = None if X_val is None else (X_val, y_val, sample_weight_val)
         if validation is not None and self.solver == "lbfgs":
             raise ValueError("X_val: solver='lbfgs' has no epochs after which to validate; use 'adam' or 'sgd'")
+        if self.scoring is not None and validation is None and not self.early_stopping:
+            raise ValueError("scoring needs rows to validate with: give X_val and y_val, or early_stopping=True")
         return self._fit(X, y, sample_weight, validation, incremental=False)
+
+    def _checked(self) -> None:
+        """Raise the errors that parameters deserve, of themselves and beside each other."""
+        self._check_numbers()
+        self._validate_params()
+        self._check_together()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, *, incremental: bool) -> BaseMLP:
         before = dict(self.__dict__)
@@ -223,23 +149,21 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
             self._fit_stochastic((X, y), data, validation, incremental)
         return self
 
-    def _hidden_units(self) -> list[int]:
-        sizes = self.hidden_layer_sizes
-        found = list(sizes) if isinstance(sizes, Iterable) else [sizes]
-        if any(size <= 0 for size in found):
-            raise ValueError(f"hidden_layer_sizes must be > 0, got {found}.")
-        return [check_count("hidden_layer_sizes", size) for size in found]
-
     def _begin(self, units: tuple[int, ...]) -> None:
         """Make a new network, with weights drawn as scikit-learn draws them."""
         objective = self._objective()
         activation = fastmlp_activation(self.activation)
         spec = make_spec(
-            units, activation, objective.loss, self.dropout, self.alpha / objective.gradient, self.max_norm,
+            units,
+            activation,
+            objective.loss,
+            self.dropout,
+            self.alpha / objective.gradient,
+            self.max_norm,
             self.initializer,
         )
         spec = replace(spec, l2_over_rows=True)
-        dtype, layout = self._dtype(), None
+        dtype = self._dtype()
         layout = layout_of(spec.units, dtype.itemsize)
         if self.initializer is None:
             params = np.zeros(layout.size, dtype)
@@ -263,26 +187,6 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
     def _class_names(self) -> tuple[str, ...] | None:
         return None
 
-    def _dtype(self) -> np.dtype[Any]:
-        if self.exact and self.dtype not in (None, "float64", np.float64, np.dtype("float64")):
-            raise ValueError(f"exact=True computes in float64, got dtype={self.dtype!r}; leave dtype out")
-        if self.dtype is not None:
-            return check_dtype(self.dtype)
-        return np.dtype("float64" if self.exact or self.solver == "lbfgs" else "float32")
-
-    def _backend(self) -> Backend:
-        if self.exact:
-            backend = resolve_backend("numpy" if self.backend == "auto" else self.backend)
-            if backend.name != "numpy":
-                raise ValueError(f"exact=True needs the backend 'numpy', got {backend.name!r}; leave backend out")
-            return backend
-        if self.n_jobs is not None and self.n_jobs > 0:
-            if not isinstance(self.backend, str):
-                raise ValueError("n_jobs: the backend that is given has its threads already; give its name, or no n_jobs")
-            backend = resolve_backend(self.backend)
-            return get_backend("numba", threads=int(self.n_jobs)) if backend.name == "numba" else backend
-        return resolve_backend(self.backend)
-
     def _data(self, X: Any, targets: NDArray[Any], weights: Any, suffix: str = "", training: bool = True) -> HostData:
         """Return data for the network, its inputs in the network's type."""
         learner = self._learner
@@ -293,39 +197,19 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
     # --- L-BFGS ---
 
     def _fit_lbfgs(self, data: HostData) -> None:
-        if any(self._learner.spec.dropout):
-            raise ValueError("dropout: solver='lbfgs' needs the same loss at each call; use 'adam' or 'sgd'")
         objective = self._objective()
         value = objective.value if self.exact else objective.gradient
         weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
         constant = float((weights * objective.offsets(data.y)).sum() / weights.sum())
         asked = {"maxiter": self.max_iter, "maxfun": self.max_fun, "gtol": self.tol}
-        found = minimize(self._learner, data, self.alpha, value, objective.gradient, constant, asked, bool(self.verbose))
+        found = minimize(
+            self._learner, data, self.alpha, value, objective.gradient, constant, asked, bool(self.verbose)
+        )
         self.n_iter_, self.loss_ = min(found.iterations, self.max_iter), found.loss
         if found.problem:
             warnings.warn(found.problem, ConvergenceWarning, stacklevel=4)
 
     # --- gradient descent ---
-
-    def _optimizer_of(self, curves: Curves, gradient: float) -> Optimizer:
-        """Return the record of the solver; what fastmlp's smaller gradients ask for is in its numbers."""
-        if isinstance(self.solver, Optimizer):
-            return self.solver
-        rate: Any = replace_rate(self.schedule, gradient) if self.schedule else Follows(curves=curves, factor=gradient)
-        stages = {
-            "weight_decay": self.weight_decay / gradient,
-            "clip_norm": None if self.clip_norm is None else self.clip_norm / gradient,
-            "ema": self.ema,
-        }
-        if self.solver == "sgd":
-            kind = ExactSGD if self.exact else SGD
-            nesterov = bool(self.nesterovs_momentum and self.momentum)
-            return kind(rate, momentum=self.momentum, nesterov=nesterov, **stages)
-        adam = ExactAdam if self.exact else Adam
-        # Adam's steps do not depend on the scale of gradients, but for epsilon
-        rate = self.schedule or Follows(curves=curves)
-        stages["weight_decay"] = self.weight_decay
-        return adam(rate, self.beta_1, self.beta_2, self.epsilon / gradient, **stages)
 
     def _fit_stochastic(self, given: tuple[Any, Any], data: HostData, validation: Any, incremental: bool) -> None:
         if self.early_stopping and incremental:
@@ -349,34 +233,24 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
         callbacks += [] if self.time_limit is None else [TimeLimit(self.time_limit)]
         epochs = 1 if incremental else self.epochs or self.max_iter
         wanted = runs.Wanted(epochs, size, self._optimizer, self.shuffle, 0.0)
-        self.history_: History = runs.begin(learner, train, held_out, wanted, runs.Extras({}, callbacks, self, draw))
-        self._tell(incremental, epochs)
-
-    def _rules(self, incremental: bool) -> Rules:
-        endless = self.epochs is not None and not self.early_stopping
-        return Rules(
-            learning_rate=self.learning_rate if self.solver == "sgd" else "constant",
-            initial_rate=float(self.learning_rate_init),
-            power=self.power_t,
-            tolerance=self.tol,
-            patience=math.inf if endless else self.n_iter_no_change,
-            keep_best=self.early_stopping,
-            verbose=bool(self.verbose),
-        )
-
-    def _batch_size(self, rows: int) -> int:
-        if self.batch_size == "auto":
-            return min(200, rows)
-        if int(self.batch_size) > rows:
+        extras = runs.Extras({}, callbacks, self, draw)
+        try:
+            runs.begin(learner, train, held_out, wanted, extras)
+        except NonFiniteLossError as e:
+            if not run.recovered(learner):
+                raise
             warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
+                f"training diverged, and the weights of the epoch with the best validation score are kept: {e}",
+                ConvergenceWarning,
+                stacklevel=5,
             )
-        return min(int(self.batch_size), rows)
+        self.history_: History = run.history
+        self._tell(incremental, epochs)
 
     def _held_out(self, given: tuple[Any, Any], data: HostData, validation: Any) -> tuple[HostData, Any, Any]:
         """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not."""
         if validation is not None:
-            X, y = self._take(*validation[:2], incremental=True, reset=False)
+            X, y = self._take(validation[0], validation[1], True, False)
             weights = None if validation[2] is None else _check_sample_weight(validation[2], X)
             return data, self._data(X, self._targets(y), weights, " of X_val", False), (X, y, weights)
         if not self.early_stopping:
@@ -445,7 +319,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
         self.validation_scores_ = None if curves.scores is None else list(curves.scores)
         self.validation_loss_curve_ = None if curves.validation_losses is None else list(curves.validation_losses)
         self.best_loss_ = None if self.early_stopping else curves.best_loss
-        self.best_validation_score_ = None if curves.scores is None else max(curves.scores, default=math.nan)
+        self.best_validation_score_ = None if curves.scores is None else curves.best_score
         ended = curves.epochs == epochs and not curves.stopped
         if ended and not incremental and self.epochs is None:
             warnings.warn(
@@ -511,14 +385,3 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type 
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-def replace_rate(schedule: Schedule, factor: float) -> Schedule:
-    """Return a schedule whose rates are multiplied by a factor."""
-    if factor == 1.0:
-        return schedule
-    rate = getattr(schedule, "learning_rate", None)
-    if rate is None:
-        raise ValueError(f"schedule: {schedule!r} has no learning_rate to scale for this loss; use solver='adam'")
-    more = {"final_rate": schedule.final_rate * factor} if hasattr(schedule, "final_rate") else {}
-    return replace(schedule, learning_rate=rate * factor, **more)

@@ -16,8 +16,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from fastmlp.estimators.base import CONSTRAINTS, BaseMLP
+from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
+from fastmlp.estimators.parameters import CONSTRAINTS
 from fastmlp.formulas.losses import Loss
 
 
@@ -255,7 +256,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
             return np.asarray(found, np.float32)
         labels = np.searchsorted(self.classes_, y)
         self.n_outputs_ = 1 if len(self.classes_) <= 2 and self._is_log_loss else max(len(self.classes_), 2)
-        return labels.astype(np.float32) if self.n_outputs_ == 1 else labels
+        return np.asarray(labels, np.float32 if self.n_outputs_ == 1 else np.intp)
 
     @property
     def _is_log_loss(self) -> bool:
@@ -271,7 +272,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     def _weighted(self, y: Any, sample_weight: NDArray[Any] | None) -> NDArray[Any] | None:
         if self.class_weight is None:
             return sample_weight
-        factors = compute_sample_weight(self.class_weight, y)
+        factors: NDArray[Any] = compute_sample_weight(self.class_weight, y)
         return factors if sample_weight is None else factors * sample_weight
 
     def _strata(self, y: Any) -> Any:
@@ -285,7 +286,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
-    @available_if(lambda self: self._check_solver())
+    @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
         """Go through the data once, on from where the estimator stands.
 
@@ -301,7 +302,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         -------
         self
         """
-        self._validate_params()
+        self._checked()
         if not hasattr(self, "classes_"):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit.")
@@ -329,7 +330,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
             found: NDArray[Any] = self._label_binarizer.inverse_transform((outputs > 0).astype(np.float64))
             return found
         labels = (outputs[:, 0] > 0).astype(np.intp) if self.n_outputs_ == 1 else outputs.argmax(axis=1)
-        return self.classes_[np.minimum(labels, len(self.classes_) - 1)]  # there may be a single class
+        chosen: NDArray[Any] = self.classes_[np.minimum(labels, len(self.classes_) - 1)]  # there may be a single class
+        return chosen
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Return probabilities, (n, n_classes) in the order of `classes_`; ValueError where the loss has none.
@@ -348,7 +350,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         """Return the logarithms of the probabilities, parameters as for `predict_proba`."""
         found = self.predict_proba(X)
         with np.errstate(divide="ignore"):
-            return np.log(found, out=found)
+            np.log(found, out=found)
+        return found
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return the logits: (n,) for two classes, else (n, n_classes); parameters as for `predict_proba`."""

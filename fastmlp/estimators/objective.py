@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_sequence
 from fastmlp.formulas.losses import LOSSES, Loss, Poisson, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 if TYPE_CHECKING:
@@ -91,4 +92,5 @@ def fastmlp_activation(activation: str | Sequence[str]) -> str | tuple[str, ...]
     """Return fastmlp's name, or names, of an activation, or of several."""
     if isinstance(activation, str):
         return ACTIVATIONS.get(activation, activation)
-    return tuple(ACTIVATIONS.get(name, name) for name in activation)
+    names = check_sequence("activation", activation, "a name, or a sequence of one a hidden layer")
+    return tuple(ACTIVATIONS.get(name, name) if isinstance(name, str) else name for name in names)

@@ -11,8 +11,9 @@ from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from fastmlp.estimators.base import CONSTRAINTS, BaseMLP
+from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
+from fastmlp.estimators.parameters import CONSTRAINTS
 from fastmlp.formulas.losses import Loss
 
 
@@ -196,7 +197,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=True, dtype=(np.float64, np.float32),
+            self,
+            X,
+            y,
+            accept_sparse=["csr", "csc"],
+            multi_output=True,
+            y_numeric=True,
+            dtype=(np.float64, np.float32),
             reset=reset,
         )
         if y.ndim == 2 and y.shape[1] == 1:
@@ -214,7 +221,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         found = self.predict(X)
         return float(r2_score(y, found, sample_weight=sample_weight)) if np.isfinite(found).all() else float("nan")
 
-    @available_if(lambda self: self._check_solver())
+    @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
         """Go through the data once, on from where the estimator stands.
 
@@ -228,7 +235,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         -------
         self
         """
-        self._validate_params()
+        self._checked()
         self._fit(X, y, sample_weight, None, incremental=True)
         return self
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.engine.history import History
 from fastmlp.engine.loop import Callback
 from fastmlp.formulas.schedules import Schedule
 
 if TYPE_CHECKING:
+    from fastmlp.engine.learner import Learner
     from fastmlp.engine.loop import Training
 
 SMALLEST_RATE = 1e-6
@@ -117,9 +119,11 @@ class ScikitLearnRun(Callback):
         self.curves, self._rules, self._rows = curves, rules, rows
         self._epoch_loss, self._score = epoch_loss, score
         self._best: dict[str, Any] = {}
+        self.history = History()
 
     def on_train_begin(self, run: Training) -> None:
         self.curves.epochs, self.curves.stopped = 0, False
+        self.history = run.history
 
     def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
         curves, rules = self.curves, self._rules
@@ -154,6 +158,8 @@ class ScikitLearnRun(Callback):
                 curves.best_score = score
                 self._best = run.learner.snapshot()
             return
+        if curves.scores:
+            curves.best_score = max(curves.best_score, curves.scores[-1])
         curves.waited = curves.waited + 1 if loss > curves.best_loss - rules.tolerance else 0
         curves.best_loss = min(curves.best_loss, loss)
 
@@ -177,4 +183,13 @@ class ScikitLearnRun(Callback):
     def on_train_end(self, run: Training) -> None:
         if self._best and not run.failed:
             run.learner.restore(self._best)
-        self._best = {}
+
+    def recovered(self, learner: Learner) -> bool:
+        """Give a learner whose training diverged the weights of the best epoch, where one was kept; return whether."""
+        if not self._best:
+            return False
+        learner.restore(self._best)
+        assert self.curves.scores is not None
+        self.curves.scores.append(math.nan)
+        self.curves.stopped = True
+        return True

@@ -19,7 +19,18 @@ import math
 
 import numpy as np
 
-from .codes import AVERAGE_DECAY, BACKWARD, CORRECTION1, CORRECTION2, DIRECT, GRADIENT, INVERSE_TOTAL, L2_SHARE, RATE, SGD
+from .codes import (
+    AVERAGE_DECAY,
+    BACKWARD,
+    CORRECTION1,
+    CORRECTION2,
+    DIRECT,
+    GRADIENT,
+    INVERSE_TOTAL,
+    L2_SHARE,
+    RATE,
+    SGD,
+)
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, multiply_features, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
