@@ -277,7 +277,7 @@ def _call_without_steps(session: NumbaSession) -> Callable[[], object]:
     return functools.partial(
         train_thread,
         *(0, 1, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
-        *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 5)), np.uint64(0), np.uint64(0)),
+        *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 6)), np.uint64(0), np.uint64(0)),
         *(np.zeros(3), np.zeros(1, np.int64)),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cuda.products import StepProducts
+from fastmlp.formulas.optimizers import StepScalars
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -137,7 +138,7 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
         "rule": ((7,), np.float64),
         "order": ((rows,), np.int64),
         "cursor": ((3,), np.int64),
-        "table": ((steps, 5), np.float64),
+        "table": ((steps, len(StepScalars._fields)), np.float64),
         "report": ((steps, 3), np.float64),
         "frozen": ((steps + 1,), np.int32),
     }

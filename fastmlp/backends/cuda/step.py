@@ -124,7 +124,7 @@ class TrainingStep:
         ----------
         order : (n,) int64
             The rows of the epoch, on the device.
-        table : (count, 5) float64
+        table : (count, 6) float64
         first : int
             The number of the first step within the epoch.
         step : int
