@@ -17,6 +17,7 @@ from fastmlp.engine.checkpoints import save_model
 from fastmlp.engine.checks import check_class_names, check_feature_names, check_snapshot, check_weights
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.metrics import check_metrics
+from fastmlp.formulas.names import explains_keywords
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.network.spec import NetworkSpec, make_spec
 from fastmlp.network.summary import describe, print_summary, summary_lines
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fastmlp.formulas.optimizers import Optimizer
 
 
+@explains_keywords(__init__="network", fit="fit", resume="fit", evaluate="ask", predict="ask", predict_proba="ask")
 class MLP:
     """A multi-layer perceptron: made, trained, asked and saved.
 
@@ -326,7 +328,7 @@ class MLP:
         """Return a function that predicts one example at a time, at the least cost a call.
 
         ``predictor(x)`` for x (I,) is ``model.predict(x[None])[0]``, ``predictor.outputs(x)`` the outputs, (K,).  It
-        holds a copy of the weights: training that goes on does not change what it predicts.
+        holds a copy of the weights.
         """
         return self._learner.predictor()
 
@@ -367,10 +369,7 @@ class MLP:
         self._learner.set_parameters(flat, flat)
 
     def freeze(self, *layers: int) -> None:
-        """Let these layers, counted from 0 at the input and from -1 at the output, keep their weights and biases.
-
-        ValueError where there is no such layer, or none is named.
-        """
+        """Let layers, from 0 (inputs) or -1 (outputs), keep their numbers; ValueError for no such one, or none."""
         if not layers:
             raise ValueError("freeze needs the numbers of layers, such as freeze(0); to let all train use unfreeze()")
         self._learner.freeze(layers, True)

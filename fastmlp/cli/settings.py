@@ -211,6 +211,7 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"--{name}: expected such as {example}, got {values[name]!r}") from None
     if values.get("dropout") == ():
         raise ValueError("--dropout: expected such as 0.2 or 0.1,0.2,0.2, got nothing")
+    values |= _names_here(values)
     if values["data"] == "mnist":
         known = ("target", "its labels are known"), ("header", "it is no CSV file")
         for name, why in (*known, ("standardize", "pixels are divided by 255")):
@@ -221,3 +222,19 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
         if "target" in values and not values["data"].lower().endswith((".csv", ".npz")):
             values["target"] = fspath(Path(values["target"]).resolve())
     return values
+
+
+def _names_here(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names that files have of what was asked for by name, which may be another library's."""
+    from fastmlp.formulas.activations import ACTIVATIONS
+    from fastmlp.formulas.losses import LOSSES
+    from fastmlp.formulas.optimizers import OPTIMIZERS
+    from fastmlp.formulas.records import as_named_here
+    from fastmlp.formulas.schedules import SCHEDULES
+
+    kinds = {"loss": LOSSES.name_of, "optimizer": OPTIMIZERS.name_of, "schedule": SCHEDULES.name_of}
+    found = {name: name_of(values[name]) for name, name_of in kinds.items() if name in values}
+    if "activation" in values:
+        names = values["activation"].split(",")
+        found["activation"] = ",".join(as_named_here("activation", name, ACTIVATIONS) for name in names)
+    return found

@@ -15,11 +15,13 @@ import numpy as np
 from fastmlp.arguments import check_count, check_flag, check_number, check_path, check_sequence
 from fastmlp.engine.loop import Callback
 from fastmlp.formulas.figures import lower_is_better
+from fastmlp.formulas.names import explains_keywords
 
 if TYPE_CHECKING:
     from fastmlp.engine.loop import Training
 
 
+@explains_keywords(__init__="callback")
 class EarlyStopping(Callback):
     """Stop when a figure has not improved for some epochs, and go back to the weights of its best epoch.
 
@@ -100,6 +102,7 @@ class EarlyStopping(Callback):
         self._weights = {k: v for k, v in state.items() if k not in ("best", "best_epoch", "waited")}
 
 
+@explains_keywords(__init__="callback")
 class Checkpoint(Callback):
     """Write the whole state of the run to a file, from which `fastmlp.load` and `MLP.resume` go on to the same bits.
 
@@ -151,6 +154,7 @@ class Checkpoint(Callback):
         self._save(run)
 
 
+@explains_keywords(__init__="callback")
 class CSVLog(Callback):
     """Write the figures of each epoch to a CSV file as soon as they are there; a resumed run goes on in it.
 
@@ -178,6 +182,7 @@ class CSVLog(Callback):
             writer.writerow([run.epoch, *figures.values()])
 
 
+@explains_keywords(__init__="callback")
 class TimeLimit(Callback):
     """Stop after the step at hand when the run, counted over all its parts, has taken so long.
 
@@ -213,6 +218,7 @@ class TimeLimit(Callback):
         self._before = float(state["used"])
 
 
+@explains_keywords(__init__="callback")
 class ProgressBar(Callback):
     """Show the epoch, the time left and the figures in the terminal; fit adds one by itself where ``verbose`` is not 0.
 

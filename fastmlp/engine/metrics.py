@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastmlp.arguments import check_sequence
 from fastmlp.formulas.figures import Figure, figure_of, scorers_of, sklearn_figure
+from fastmlp.formulas.names import answer
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
@@ -162,9 +163,10 @@ def _figure(metric: Any) -> Figure:
     if isinstance(metric, str):
         known = sklearn_figure(metric)
         if known is None:
+            use = said if (said := answer("figure", metric)) else "name one, such as 'balanced_accuracy_score'"
             raise ValueError(
-                f"metrics: sklearn.metrics has no scorer and no function of targets and predictions {metric!r}; name "
-                "one, such as 'balanced_accuracy_score', or pass a callable f(y, predicted)"
+                f"metrics: sklearn.metrics has no scorer and no function of targets and predictions {metric!r}; "
+                f"{use}, or pass a callable f(y, predicted)"
             )
         return known
     if not callable(metric):

@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from fastmlp.arguments import check_choice
+from fastmlp.formulas.names import answer
 
 _HIGHER_IS_BETTER = {"loss": False, "accuracy": True}
 _TARGETS = ("y_true", "labels_true", "y1")
@@ -78,9 +79,10 @@ def lower_is_better(who: str, monitor: str, mode: str) -> bool:
     if higher is None and (figure := sklearn_figure(name)) is not None:
         higher = figure.higher_is_better
     if higher is None:
+        use = f"{said}, or " if (said := answer("figure", name)) else ""
         raise ValueError(
             f"{who}(monitor={monitor!r}): whether more or less of this figure is better is not known, as it is of the "
-            "loss, the accuracy and the metrics of scikit-learn; add mode='max' or mode='min'"
+            f"loss, the accuracy and the metrics of scikit-learn; {use}add mode='max' or mode='min'"
         )
     return not higher
 

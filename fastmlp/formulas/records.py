@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
+from fastmlp.formulas.names import explains_keywords, hint, own_name
+
 T = TypeVar("T")
 
 
-def choose(argument: str, name: object, options: Mapping[str, T]) -> T:
+def choose(argument: str, name: object, options: Mapping[str, T], kind: str = "") -> T:
     """Return ``options[name]``.
+
+    Parameters
+    ----------
+    argument : str
+        For messages.
+    name : object
+    options : mapping
+    kind : str
+        Of `fastmlp.formulas.names`, for messages, where it is not the argument.
 
     Raises
     ------
     ValueError
-        There is no such option: the message names the argument, the nearest option and all of them.
+        There is no such option: the message names the argument, the option to use or the nearest, and all of them.
     TypeError
         `name` is not a string.
     """
@@ -25,9 +35,31 @@ def choose(argument: str, name: object, options: Mapping[str, T]) -> T:
     known = ", ".join(options)
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be one of the names {known}; got {name!r}")
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{argument} {name!r} is not known; {hint}There are: {known}")
+    raise ValueError(f"{argument} {name!r} is not known; {hint(kind or argument, name, options)}There are: {known}")
+
+
+def as_named_here(kind: str, name: object, options: Mapping[str, T], argument: str = "") -> str:
+    """Return the name that one of the options has here, for a name that users of other libraries may have typed.
+
+    Parameters
+    ----------
+    kind : str
+        Of `fastmlp.formulas.names`.
+    name : object
+    options : mapping
+    argument : str
+        For messages, where it is not the kind.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As of `choose`.
+    """
+    found = own_name(kind, name, options) if isinstance(name, str) else None
+    if found is None:
+        choose(argument or kind, name, options, kind)
+        raise AssertionError(f"{name!r} is an option")
+    return found
 
 
 def check_new_name(argument: str, name: object, options: Mapping[str, object]) -> None:
@@ -62,21 +94,26 @@ class RecordTypes(Generic[T]):
         self.types: dict[str, type[T]] = {}
         self._defaults: dict[type[T], T] = {}
         for t in types:
-            self.types[t.name] = t  # type: ignore[attr-defined]  # every base declares `name: ClassVar[str]`
+            # every base declares `name: ClassVar[str]`
+            self.types[t.name] = explains_keywords(__init__=kind)(t)  # type: ignore[attr-defined]
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all, in the order in which they were added."""
         return tuple(self.types)
 
     def type_of(self, name: str) -> type[T]:
-        """Return the class called `name`; ValueError lists those there are."""
+        """Return the class called `name`, as files have it; ValueError lists those there are."""
         return choose(self.kind, name, self.types)
+
+    def name_of(self, name: object) -> str:
+        """Return the name that files have, for one that a user may have typed; ValueError lists those there are."""
+        return as_named_here(self.kind, name, self.types)
 
     def record(self, value: str | T) -> T:
         """Return a record as given, or by its name with its defaults."""
         if isinstance(value, self.base):
             return value
-        kind = self.type_of(value)  # type: ignore[arg-type]
+        kind = self.types[self.name_of(value)]
         # records are frozen, so one with the defaults serves all
         if kind not in self._defaults:
             self._defaults[kind] = kind()

@@ -10,7 +10,8 @@ from fastmlp.arguments import check_count, check_flag, check_number, check_seque
 from fastmlp.formulas.activations import ACTIVATIONS, IDENTITY, get_activation
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer
 from fastmlp.formulas.losses import LOSSES, Loss
-from fastmlp.formulas.records import choose, settle
+from fastmlp.formulas.names import of_outputs
+from fastmlp.formulas.records import as_named_here, settle
 
 T = TypeVar("T")
 
@@ -69,7 +70,10 @@ class NetworkSpec:
         settle(
             self,
             units=_units(self.units),
-            activations=tuple(check_sequence("activations", self.activations, of_layers)),
+            activations=tuple(
+                as_named_here("activation", name, ACTIVATIONS, f"activations[{i}]")
+                for i, name in enumerate(check_sequence("activations", self.activations, of_layers))
+            ),
             loss=LOSSES.record(self.loss),
             dropout=tuple(check_number(f"dropout[{i}]", rate, 0.0, 1.0) for i, rate in enumerate(rates)),
             l2=check_number("l2", self.l2, 0.0),
@@ -85,8 +89,6 @@ class NetworkSpec:
         for field in ("activations", "dropout", "frozen"):
             if len(getattr(self, field)) != self.layers:
                 raise ValueError(f"{field} needs one entry a layer, {self.layers}; got {getattr(self, field)!r}")
-        for i, name in enumerate(self.activations):
-            choose(f"activations[{i}]", name, ACTIVATIONS)
         if self.loss.from_logits and not get_activation(self.activations[-1]).is_identity:
             raise ValueError(
                 f"activation: the loss {self.loss.name!r} takes the outputs as they are (its link function is part of "
@@ -179,7 +181,7 @@ def make_spec(
     return NetworkSpec(
         units=sizes,
         activations=_activations(activation, layers),
-        loss=LOSSES.record(loss),
+        loss=LOSSES.record(of_outputs(loss, sizes[-1])),
         dropout=_dropout(dropout, layers),
         l2=l2,
         max_norm=max_norm,
@@ -197,8 +199,7 @@ def _units(units: Sequence[int]) -> tuple[int, ...]:
 
 def _activations(activation: str | Sequence[str], layers: int) -> tuple[str, ...]:
     if isinstance(activation, str):
-        names: tuple[str, ...] = (activation,) * (layers - 1) + (IDENTITY,)
-        get_activation(activation)
+        names: tuple[str, ...] = (as_named_here("activation", activation, ACTIVATIONS),) * (layers - 1) + (IDENTITY,)
     else:
         names = tuple(check_sequence("activation", activation, "a name, or a sequence of one a layer"))
         if len(names) == layers - 1:
@@ -208,8 +209,7 @@ def _activations(activation: str | Sequence[str], layers: int) -> tuple[str, ...
                 f"activation needs one name for all hidden layers, one for each hidden layer ({layers - 1}) or one "
                 f"for each layer ({layers}, the last being the outputs'); got {len(names)}: {names!r}"
             )
-    for name in names:
-        get_activation(name)
+        names = tuple(as_named_here("activation", name, ACTIVATIONS) for name in names)
     return names
 
 

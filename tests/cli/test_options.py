@@ -43,6 +43,17 @@ def test_the_loss_suits_the_target(cli, tmp_path, target, options, said, outputs
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 201
 
 
+def test_names_of_other_libraries_are_kept_by_our_own(cli, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) % 3)
+    named = ["--loss", "sparse_categorical_crossentropy", "--activation", "logistic", "--optimizer", "RMSprop"]
+    for options in (["--out", "run", "--hidden", "4", "--epochs", "1"], ["--resume", "--out", "run"]):
+        (tmp_path / "run" / "model.safetensors").unlink(missing_ok=True)
+        assert cli("train", "a.npz", *named, *options)[0] == 0
+    config = (tmp_path / "run" / "config.toml").read_text("utf-8")
+    for name in ('loss = "softmax_cross_entropy"', 'activation = "sigmoid"', 'optimizer = "rmsprop"'):
+        assert name in config
+
+
 OPTIONS = {
     "hidden": "7", "activation": "tanh", "loss": "categorical_hinge", "epochs": "3", "batch_size": "16",
     "optimizer": "sgd", "lr": "0.01", "schedule": "constant", "dropout": "0.4", "l2": "0.1",
