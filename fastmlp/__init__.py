@@ -13,6 +13,7 @@ from fastmlp._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fastmlp import approximation as approximation
+    from fastmlp import convert as convert
     from fastmlp import datasets as datasets
     from fastmlp import features as features
     from fastmlp import plots as plots
@@ -98,7 +99,7 @@ _PUBLIC = {
     "network.spec": "NetworkSpec",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-_MODULES = ("approximation", "datasets", "features", "plots", "stepbystep")
+_MODULES = ("approximation", "convert", "datasets", "features", "plots", "stepbystep")
 
 __all__ = sorted(["__version__", *_HOME, *_MODULES])
 

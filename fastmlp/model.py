@@ -151,6 +151,11 @@ class MLP:
     def feature_names(self, names: Sequence[str] | None) -> None:
         self._learner.rules = self._learner.rules._replace(names=check_feature_names(self.spec, names))
 
+    @property
+    def input_divisor(self) -> int:
+        """What inputs of any type are divided by: 255 where the first training was on uint8 pixels, else 1."""
+        return self._learner.rules.divisor
+
     def __repr__(self) -> str:
         return f"MLP({describe(self.spec, self.dtype, self.backend.name, self.seed)})"
 
@@ -418,12 +423,7 @@ class MLP:
         """Return how many bytes `fit` would take where the model runs, beside what is there already.
 
         Nothing is allocated.  What prediction and validation take comes on top, and is small: they work in chunks.  The
-        first fit on a GPU uses copies of the parameters too, where there is room.
-
-        Parameters
-        ----------
-        x, y, batch_size, optimizer, sample_weight
-            As for `fit`.
+        first fit on a GPU uses copies of the parameters too, where there is room.  Parameters as for `fit`.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""The command line: ``fastmlp train``, ``evaluate``, ``predict``, ``summary``, ``info``, ``selftest`` and ``warmup``.
+"""The command line: ``fastmlp train``, ``evaluate``, ``predict``, ``summary``, ``export`` and others.
 
 Exit codes: 0; 1 for data, files or a machine that cannot be used (one line on stderr); 2 for options that make no
 sense; 130 after Ctrl-C.  Any other error is a bug and keeps its traceback.
@@ -307,8 +307,7 @@ def predict(
 
     if not out.lower().endswith((".csv", ".npy", ".npz")):
         raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
-    if not Path(out).resolve().parent.is_dir():
-        raise FileNotFoundError(f"{out}: expected a folder to write it into, found none; make it first")
+    _refuse_missing_folder(out)
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
     x, _ = load_rows(network, data, target, with_target=False, header=header)
@@ -317,6 +316,11 @@ def predict(
         predicted = network.predict(x)
     write_predictions(out, network, predicted, chances)
     print(f"{len(x):,} predictions in {out}")
+
+
+def _refuse_missing_folder(out: str) -> None:
+    if not Path(out).resolve().parent.is_dir():
+        raise FileNotFoundError(f"{out}: expected a folder to write it into, found none; make it first")
 
 
 def _refuse_target(data: str, target: str | None, csv_only: bool = False) -> None:
@@ -331,6 +335,31 @@ def summary(model: _Model) -> None:
     network.summary()
     if network.class_names is not None:
         print(f"classes {', '.join(network.class_names)}")
+
+
+@app.command()
+def export(
+    model: _Model,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="File to write: .onnx; it must not be there.")],
+) -> None:
+    """Write a model as an ONNX file, the scaling of its inputs inside; needs fastmlp[onnx]."""
+    if not out.lower().endswith(".onnx"):
+        raise typer.BadParameter(f"OUT: the name of the file ends in .onnx; got {out!r}")
+    if Path(out).exists():
+        raise FileExistsError(f"{out} is there already; choose another name, or remove it first")
+    _refuse_missing_folder(out)
+    network = _load(model, "numpy")
+    from fastmlp.convert import to_onnx
+
+    try:
+        with _options():
+            proto = to_onnx(network, out)
+    except ImportError as e:
+        _say_error("error", e)
+        raise typer.Exit(1) from None
+    outputs = ", ".join(output.name for output in proto.graph.output)
+    kind = "double" if network.dtype == "float64" else "float"
+    print(f"{out}: X (n, {network.spec.units[0]}) {kind}; {outputs}")
 
 
 @app.command()

@@ -73,6 +73,11 @@ class InputRules(NamedTuple):
     names: tuple[str, ...] | None
     scale: InputScale | None
 
+    @property
+    def divisor(self) -> int:
+        """What inputs are divided by; 1 where that is not settled yet."""
+        return 1 if self.scale is None else self.scale.divisor
+
     def describe(self) -> str:
         """Return the line that tells of the scale."""
         if self.scale is None:
