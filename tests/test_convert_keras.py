@@ -156,6 +156,12 @@ def test_the_loss_is_what_the_model_tells(keras):
         np.testing.assert_allclose(answers(model, X), outputs_of(keras, theirs, X), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="not compiled and its last activation is 'identity', so that nothing tells"):
         from_keras(dense(keras), backend="numpy")
+    for loss in (keras.losses.Huber(2.0), keras.losses.CategoricalCrossentropy(label_smoothing=0.1)):
+        theirs = dense(keras)
+        theirs.compile(loss=loss)
+        with pytest.raises(ValueError, match=r"was compiled with '.*' and options; pass loss="):
+            from_keras(theirs, backend="numpy")
+        assert from_keras(theirs, "huber", backend="numpy").spec.loss.name == "huber"
     theirs = dense(keras)
     theirs.compile(loss="log_cosh")
     with pytest.raises(ValueError, match=r"was compiled with 'log_cosh'; pass loss=... \(loss 'log_cosh' is not known"):

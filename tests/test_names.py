@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,20 @@ def test_the_tables_name_nothing_that_is_not_there():
         for answer in answers.values():
             named = re.findall(r"use '(\w+)'", answer)
             assert kind not in HERE or set(named) <= set(HERE[kind])
+
+
+def rows_of_the_readme():
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    for kind, theirs, own in re.findall(
+        r"^\| (loss|activation|initializer|optimizer) \| (.*) \| `(\w+)` \|$", text, re.M
+    ):
+        for name in re.findall(r"`(\w+)`", theirs):
+            yield kind, name, own
+
+
+def test_the_readme_lists_what_is_taken():
+    listed = set(rows_of_the_readme())
+    assert len(listed) > 20 and listed <= set(TAKEN)
 
 
 def test_files_and_pickles_have_our_own_names_alone(tmp_path):

@@ -183,9 +183,16 @@ def _told(model: Any, stack: Stack) -> str:
     if compiled is not None:
         name = compiled if isinstance(compiled, str) else getattr(compiled, "name", getattr(compiled, "__name__", None))
         try:
-            return LOSSES.name_of(name)
+            own = LOSSES.name_of(name)
         except (TypeError, ValueError) as e:
             raise ValueError(f"from_keras: the model was compiled with {name!r}; pass loss=... ({e})") from None
+        options = compiled.get_config() if hasattr(compiled, "get_config") else {}
+        # Keras does not tell where its Huber's parabola becomes a line
+        if options.get("label_smoothing") or (options and own == "huber"):
+            raise ValueError(
+                f"from_keras: the model was compiled with {name!r} and options; pass loss=..., such as Huber(2)"
+            )
+        return own
     told = {link: loss for loss, link in LINKS.items() if link != "exponential"}
     if last not in told:
         raise ValueError(
