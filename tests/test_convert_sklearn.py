@@ -99,11 +99,11 @@ def network(outputs=3, **options):
     return fastmlp.MLP((4, 6, 5, outputs), backend="numpy", seed=0, **options)
 
 
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy", "mean_squared_error"])
-@pytest.mark.parametrize("outputs", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [*product(["sigmoid_cross_entropy", "mean_squared_error"], [1, 2, 3]), *product(["softmax_cross_entropy"], [2, 3])],
+)
 def test_a_network_as_an_estimator_predicts_the_same_and_goes_on_learning(loss, outputs):
-    if loss == "softmax_cross_entropy" and outputs == 1:
-        pytest.skip("one output a class, at least two")
     model = network(outputs, loss=loss)
     estimator = to_sklearn(model)
     hold_equal(estimator, model, X, rtol=1e-12)
