@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 
 import numpy as np
@@ -147,7 +148,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         counts["uploads"] += 1
         arr, stream = np.ascontiguousarray(arr), stream or get_current_stream()
         stream._do([], [self._memory], lambda: np.copyto(self._view, arr))
-        _readings.append(_Reading(arr, id(stream), stream._clock[id(stream)]))
+        _readings.append(_Reading(arr, stream._number, stream._clock[stream._number]))
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         _refuse_in_capture("a copy to the host")
@@ -174,7 +175,7 @@ def empty(shape, dtype=float, order="C"):
     _refuse_in_capture("an allocation, whose memory the graph would not keep,")
     dtype = np.dtype(dtype)
     shape = (shape,) if np.isscalar(shape) else tuple(shape)
-    memory = _Memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    memory = _Memory(math.prod(map(int, shape)) * dtype.itemsize)
     return ndarray(memory, memory.bytes.view(dtype).reshape(shape))
 
 
@@ -210,7 +211,7 @@ def _from_interface(described):
     flat = memory.bytes[offset : offset + (memory.bytes.size - offset) // dtype.itemsize * dtype.itemsize].view(dtype)
     if described.get("strides"):
         return ndarray(memory, np.lib.stride_tricks.as_strided(flat, described["shape"], described["strides"]))
-    return ndarray(memory, flat[: int(np.prod(described["shape"]))].reshape(described["shape"]))
+    return ndarray(memory, flat[: math.prod(described["shape"])].reshape(described["shape"]))
 
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import re
 import types
@@ -136,7 +137,7 @@ class _Function:
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         name = self._name
-        if np.prod(block) > self._bound:
+        if math.prod(block) > self._bound:
             raise CudaError(f"{name}: blocks of {block} threads, launch bounds {self._bound}")
         if len(args) != len(self._signature):
             raise TypeError(f"{name} takes {len(self._signature)} arguments, got {len(args)}")
@@ -160,7 +161,7 @@ class _Function:
             for item in kept:
                 if isinstance(item, tuple):
                     memory, offset, shape, dtype = item
-                    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                    size = math.prod(shape) * dtype.itemsize
                     item = memory().bytes[offset : offset + size].view(dtype).reshape(shape)
                 arrays.append(item)
             plain = name.split("<")[0]

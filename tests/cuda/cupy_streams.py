@@ -9,6 +9,7 @@ captured is an error that also spoils the capture.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections import Counter
@@ -44,15 +45,25 @@ def _refuse_when_poisoned():
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-class _Clock(Counter):
-    """For each stream the number of the last of its operations that is known to be done."""
+class _Clock(dict):
+    """For each stream, by its number, how many of its operations are known to be done.
+
+    A stream that is gone, and all of whose operations the host has waited for, is left out: whatever comes later comes
+    after them.  Each launch of a graph makes streams, and clocks that named them all would slow down one launch by one.
+    """
+
+    def knows(self, stream, count):
+        return self.get(stream, 0) >= count or stream in _done_with
 
     def join(self, other):
         for stream, count in other.items():
-            self[stream] = max(self[stream], count)
+            if not self.knows(stream, count):
+                self[stream] = count
 
 
 _host = _Clock()
+_gone = {}  # of streams that are no more the number of their last operation, until the host has waited for it
+_done_with = set()
 _readings = []
 
 
@@ -75,8 +86,14 @@ class _Reading:
 def _host_waits(clock):
     """Let the host know what a clock knows; what was to be read until then must be as it was."""
     _host.join(clock)
-    done = [r for r in _readings if _host[r.at[0]] >= r.at[1]]
+    done = [r for r in _readings if _host.knows(*r.at)]
     _readings[:] = [r for r in _readings if r not in done]
+    over = [stream for stream, count in _gone.copy().items() if _host.knows(stream, count)]
+    _done_with.update(over)
+    for stream in over:
+        del _gone[stream]
+        for known in (_host, *(s._clock for s in list(_streams.values()))):
+            known.pop(stream, None)
     for reading in done:
         reading.check()
 
@@ -105,7 +122,7 @@ class _Memory:
         kept = []
         for use in self.uses:
             begin, end, written, other, number = use
-            if begin < stop and start < end and (writes or written) and clock[other] < number:
+            if begin < stop and start < end and (writes or written) and not clock.knows(other, number):
                 raise CudaError("an array is used on two streams that nothing orders: wait for an event first")
             # whatever comes after this one comes after all that it has had to come after
             if not (start <= begin and end <= stop and (writes or (other == stream and not written))):
@@ -160,7 +177,7 @@ def _elapsed_time(start_event, end_event):
     for event in (start_event, end_event):
         if not event._timed or event._time is None:
             raise CudaError("cudaErrorInvalidResourceHandle: an event without a time, or never recorded")
-        if any(_host[stream] < count for stream, count in event._clock.items()):
+        if not all(_host.knows(stream, count) for stream, count in event._clock.items()):
             raise CudaError("cudaErrorNotReady: nobody has waited for the event")
     return end_event._time - start_event._time
 
@@ -168,9 +185,12 @@ def _elapsed_time(start_event, end_event):
 class Stream:
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self._clock, self._non_blocking, self._graph, self._spoiled = _Clock(), non_blocking, None, None
-        self._branch = 0  # of the graph that it is captured into
+        self._branch, self._number = 0, next(_numbers)  # of the graph that it is captured into; of itself, for clocks
         self.ptr, self._time, self._device = 0 if null else id(self), 0.0, None if null else _current_device()
         _streams[self.ptr] = self
+
+    def __del__(self):
+        _gone[self._number] = self._clock.get(self._number, 0)
 
     def __enter__(self):
         if self._device not in (None, _current_device()):
@@ -200,10 +220,10 @@ class Stream:
         if any(s._graph is not None for s in _capturing) and self.ptr == 0:
             _refuse_in_capture("work on the legacy default stream")
         self._clock.join(_host)
-        self._clock[id(self)] += 1
+        count = self._clock[self._number] = self._clock.get(self._number, 0) + 1
         for uses, writes_it in ((reads, False), (writes, True)):
             for use in uses:
-                use().used(use.start, use.stop, writes_it, id(self), self._clock[id(self)], self._clock)
+                use().used(use.start, use.stop, writes_it, self._number, count, self._clock)
         with np.errstate(all="ignore"):  # a GPU warns of nothing
             action()
 
@@ -317,6 +337,7 @@ _capturing = []
 _lock = threading.RLock()
 _threads = threading.local()  # the current device is each thread's own, and so is each device's current stream
 _streams = weakref.WeakValueDictionary()
+_numbers = itertools.count()
 DEVICES = 2
 
 
@@ -410,6 +431,7 @@ def _device_synchronize():
     counts["synchronisations"] += 1
     for stream in list(_streams.values()):
         _host_waits(stream._clock)
+    _host_waits(_gone.copy())
 
 
 class _MemoryPool:

@@ -138,6 +138,21 @@ def test_reading_on_two_streams_needs_no_event_but_writing_after_it_does(stream)
 
 
 @needs_emulator
+def test_a_stream_that_is_gone_is_forgotten_once_the_host_has_waited_and_no_sooner(fill, stream):
+    a, gone = cp.empty((64,), np.float32), cp.cuda.Stream(non_blocking=True)
+    with gone:
+        fill((1,), (64,), (a, np.float32(3)))
+    number = gone._number
+    del gone
+    with pytest.raises(cp.CudaError, match="two streams"), stream:
+        a[...] = 0
+    cp.cuda.runtime.deviceSynchronize()
+    with stream:
+        a[...] = 0
+    assert number not in cupy_streams._host and number not in stream._clock
+
+
+@needs_emulator
 def test_a_graph_replays_and_keeps_nothing_alive(fill, stream):
     a = cp.empty((64,), np.float32)
     with stream:

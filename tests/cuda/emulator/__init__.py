@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -81,6 +83,12 @@ def _compiled(name, source, flags, inputs=()):
     return result
 
 
+@functools.cache
+def _name(dtype):
+    """Return the name of a type, which NumPy puts together anew each time that it is asked."""
+    return dtype.name
+
+
 def packed(value, wanted, where):
     """Return the bytes of an argument as CuPy would hand them over, or raise TypeError where they are not `wanted`."""
     if wanted.endswith("*"):
@@ -88,14 +96,14 @@ def packed(value, wanted, where):
             return bytes(8)
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{where}: a pointer needs an array, got {type(value).__name__}")
-        if value.dtype.name != wanted[:-1].removeprefix("const "):
+        if _name(value.dtype) != wanted[:-1].removeprefix("const "):
             raise TypeError(f"{where}: an array of {value.dtype} for {wanted}")
         if not value.flags.c_contiguous:
             raise ValueError(f"{where}: the array is not contiguous")
-        return np.uint64(value.ctypes.data).tobytes()
+        return value.ctypes.data.to_bytes(8, sys.byteorder)
     # CuPy hands a Python int over as int64 and a float as float64, whatever the kernel expects
     own = value.dtype if isinstance(value, np.generic) else np.dtype({int: "i8", float: "f8", bool: "?"}[type(value)])
-    if own.name != wanted:
+    if _name(own) != wanted:
         raise TypeError(f"{where}: {own.name} for a parameter of type {wanted}")
     return np.asarray(value, own).tobytes()
 
@@ -146,7 +154,7 @@ class Module:
         grid, block = tuple(grid) + (1,) * (3 - len(grid)), tuple(block) + (1,) * (3 - len(block))
         if min(grid + block) < 1 or grid[0] >= 2**31 or max(grid[1:]) > 65535:
             raise ValueError(f"{name}: CUDA has no grid of {grid} blocks of {block} threads")
-        if int(np.prod(block)) > 1024 or block[2] > 64:
+        if math.prod(block) > 1024 or block[2] > 64:
             raise ValueError(f"{name}: CUDA has no blocks of {block} threads")
         wanted = self.signature(name)
         if len(args) != len(wanted):
@@ -174,7 +182,8 @@ class Module:
 def _regions(arrays):
     """Return (start, stop, writable) of the memory of arrays; what overlaps is one region, so that races show in it."""
     found = []
-    for start, stop, writable in sorted((a.ctypes.data, a.ctypes.data + a.nbytes, a.flags.writeable) for a in arrays):
+    for start, size, writable in sorted((a.ctypes.data, a.nbytes, a.flags.writeable) for a in arrays):
+        stop = start + size
         if found and start < found[-1][1]:
             first, last, before = found.pop()
             start, stop, writable = first, max(last, stop), before or writable

@@ -9,21 +9,21 @@
 
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
 namespace checker {
 
-constexpr int NOBODY = -1, SEVERAL = -2;
+constexpr int SEVERAL = -2;
 constexpr size_t CELL = 4;  // bytes that are watched as one; no kernel writes anything smaller
 
-struct Access {
-  int thread = NOBODY;
-  long block = NOBODY;
-  uint64_t interval = 0;  // between two barriers of one block of one launch; never used twice
-  uint64_t launch = 0;
+struct Access {  // zeros: nobody's
+  uint64_t interval;  // between two barriers of one block of one launch; later ones have higher numbers
+  int thread, block;
 };
 struct Cell {
   Access write, read;
@@ -36,16 +36,18 @@ struct Region {
 
 static std::vector<Region> regions;
 // What is known of each array is kept from launch to launch, where it is out of date by the number of the launch:
-// clearing it would take longer than most launches.
-static std::map<std::pair<char*, size_t>, std::vector<Cell>> kept;
+// clearing it would take longer than most launches.  Nor are the zeros written that a new array begins with.
+struct Free {
+  void operator()(Cell* cells) { free(cells); }
+};
+static std::map<std::pair<char*, size_t>, std::unique_ptr<Cell[], Free>> kept;
 static size_t kept_cells;
 constexpr size_t MOST_CELLS = 4 << 20;
 static Region* last_hit;
 static void** index_variables;
 static char *stack_start, *stack_stop;
-static int thread;
-static long block;
-static uint64_t interval, launch, bytes_read, bytes_written;
+static int thread, block;
+static uint64_t interval, first_of_launch, bytes_read, bytes_written;
 static bool watching;
 
 void watch(bool on) { watching = on; }
@@ -53,11 +55,12 @@ void next_interval() { ++interval; }
 
 static void add_region(char* start, size_t size, bool writable, bool shared) {
   auto& cells = kept[{start, size}];
-  if (cells.empty()) {
-    cells.resize((size + 2 * CELL - 1) / CELL);
-    kept_cells += cells.size();
+  if (!cells) {
+    size_t count = (size + 2 * CELL - 1) / CELL;
+    cells.reset((Cell*)calloc(count, sizeof(Cell)));
+    kept_cells += count;
   }
-  regions.push_back({start, start + size, writable, shared, cells.data()});
+  regions.push_back({start, start + size, writable, shared, cells.get()});
 }
 
 void begin_launch(char* shared, size_t shared_size, void** indices) {
@@ -65,11 +68,11 @@ void begin_launch(char* shared, size_t shared_size, void** indices) {
   add_region(shared, shared_size, true, true);
   bytes_read = bytes_written = 0;
   last_hit = nullptr;
-  ++launch;
+  first_of_launch = interval + 1;
 }
 
 void begin_block(long number) {
-  block = number;
+  block = int(number);
   ++interval;
 }
 
@@ -80,45 +83,47 @@ void switch_to(int number, char* stack, size_t stack_size) {
 }
 
 static Region* region_of(char* address) {
-  if (last_hit && address >= last_hit->start && address < last_hit->stop) return last_hit;
   for (auto& region : regions)
     if (address >= region.start && address < region.stop) return last_hit = &region;
   return nullptr;
 }
 
 static bool conflicts(const Access& other, bool shared) {
-  if (other.thread == NOBODY || other.launch != launch) return false;
+  if (other.interval < first_of_launch) return false;
   if (other.block != block) return !shared;  // SEVERAL blocks, or another one; shared memory is each block's own
   return other.thread != thread && other.interval == interval;
 }
 
 static void remember(Access& last) {
-  bool same_launch = last.thread != NOBODY && last.launch == launch;
-  int who = same_launch && last.interval == interval && last.thread != thread ? SEVERAL : thread;
-  long where = same_launch && last.block != block ? SEVERAL : block;
-  last = {who, where, interval, launch};
+  bool same_launch = last.interval >= first_of_launch;
+  int who = last.interval == interval && last.thread != thread ? SEVERAL : thread;
+  int where = same_launch && last.block != block ? SEVERAL : block;
+  last = {interval, who, where};
 }
 
 static void access(void* pointer, size_t size, bool write, bool aligned) {
   if (!watching) return;
   char* address = (char*)pointer;
-  if (address >= stack_start && address < stack_stop) return;
-  for (int i = 0; i < 4; ++i)
-    if (address >= (char*)index_variables[i] && address < (char*)index_variables[i] + 12) return;
+  Region* region = last_hit;
+  if (!region || address < region->start || address >= region->stop) {
+    if (address >= stack_start && address < stack_stop) return;
+    for (int i = 0; i < 4; ++i)
+      if (address >= (char*)index_variables[i] && address < (char*)index_variables[i] + 12) return;
+    region = region_of(address);
+  }
   char text[300];
   const char* what = write ? "write" : "read";
-  Region* region = region_of(address);
   if (region == nullptr || address + size > region->stop) {
-    snprintf(text, sizeof text, "%zu-byte %s outside the arrays given, by thread %d of block %ld", size, what, thread, block);
+    snprintf(text, sizeof text, "%zu-byte %s outside the arrays given, by thread %d of block %d", size, what, thread, block);
     emulator::stop(text);
     return;
   }
   if (write && !region->writable) {
-    snprintf(text, sizeof text, "write to an array that may only be read, by thread %d of block %ld", thread, block);
+    snprintf(text, sizeof text, "write to an array that may only be read, by thread %d of block %d", thread, block);
     emulator::stop(text);
   }
   if (aligned && (uintptr_t)address % size) {
-    snprintf(text, sizeof text, "misaligned %zu-byte %s by thread %d of block %ld", size, what, thread, block);
+    snprintf(text, sizeof text, "misaligned %zu-byte %s by thread %d of block %d", size, what, thread, block);
     emulator::stop(text);
   }
   size_t last = (address + size - 1 - region->start) / CELL;
@@ -127,13 +132,13 @@ static void access(void* pointer, size_t size, bool write, bool aligned) {
     bool after_write = conflicts(cell.write, region->shared), after_read = write && conflicts(cell.read, region->shared);
     if (after_write || after_read) {
       const Access& other = after_write ? cell.write : cell.read;
-      snprintf(text, sizeof text, "race on %s memory: %s by thread %d of block %ld, %s by thread %d of block %ld, and "
+      snprintf(text, sizeof text, "race on %s memory: %s by thread %d of block %d, %s by thread %d of block %d, and "
                "nothing orders them", region->shared ? "shared" : "global", what, thread, block,
                after_write ? "write" : "read", other.thread, other.block);
       emulator::stop(text);
     }
     Access& own = write ? cell.write : cell.read;
-    if (!region->shared && own.launch != launch) (write ? bytes_written : bytes_read) += CELL;
+    if (!region->shared && own.interval < first_of_launch) (write ? bytes_written : bytes_read) += CELL;
     remember(own);
   }
 }
