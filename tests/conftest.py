@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import functools
+import gc
 import signal
 import warnings
 
@@ -29,6 +30,12 @@ def pytest_addoption(parser):
         "--fuzz", type=float, default=10.0, metavar="SECONDS", help="feed the readers damaged files so long"
     )
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
+
+
+def pytest_collection_finish(session):
+    """Keep what stays until the end, ten thousand tests among it, out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

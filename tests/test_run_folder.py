@@ -177,6 +177,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, whole
 def here(capsys, monkeypatch, tmp_path):
     """Call the command line in this process; gives the exit code and stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_training, "_draw", lambda *_: None)
 
     def call(*arguments):
         from fastmlp.cli.app import main

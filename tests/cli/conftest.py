@@ -28,9 +28,15 @@ def cli(capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Leave the pictures of runs to the tests that are about them: they take ten times as long as a small run."""
-    monkeypatch.setattr(run_training, "_draw", lambda *_: None)
+def pictures():
+    """Let runs draw their pictures."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Leave the pictures of runs to the tests that ask for them: they take ten times as long as a small run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(run_training, "_draw", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_a_run_has_a_folder_of_its_own_and_a_config_that_repeats_it(cli, digits,
     assert network.class_names == tuple("0123456789")
 
 
-def test_a_table_is_learned_and_its_classes_predicted_by_name(cli, flowers, tmp_path):
+def test_a_table_is_learned_and_its_classes_predicted_by_name(cli, pictures, flowers, tmp_path):
     code, out, err = cli("train", flowers, "--target", "kind", "--out", "run", "--seed", 1)
     assert (code, err) == (0, "")
     assert "144 rows to train on, 36 held out, 3 features, 3 classes, standardized for the training" in out
@@ -150,7 +150,7 @@ def test_the_target_may_be_missing_where_it_is_to_be_predicted(cli, flowers, tmp
     assert list(np.load(tmp_path / "p.npy")) == ["oak, old", "tulip"]
 
 
-def test_values_are_learned_and_predicted_in_their_own_units(cli, prices, tmp_path):
+def test_values_are_learned_and_predicted_in_their_own_units(cli, pictures, prices, tmp_path):
     code, out, _ = cli("train", prices, "--target", "price", "--out", "run", "--seed", 1)
     assert code == 0
     assert "target in values" in out and "validation R2 1.0000" in out

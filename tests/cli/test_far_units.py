@@ -22,7 +22,6 @@ def rows(kind):
     return x, (value > 2).astype(int).tolist() if kind == "classes" else value.tolist()
 
 
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [*((s, "float32") for s in (1e-34, 1e-30, 1e20, 1e33)), *((s, "float64") for s in (1e-290, 1e-160, 1e160, 1e298))],
@@ -95,7 +94,6 @@ def test_a_target_that_the_type_cannot_hold_is_refused_before_training(cli, tmp_
     assert cli("train", "t.csv", *OPTIONS, "--out", "run", "--dtype", "float64")[0] == 0
 
 
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_model_is_not_asked_about_what_it_cannot_hold(cli, tmp_path, command):
     x, y = rows("classes")

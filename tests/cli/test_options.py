@@ -9,8 +9,6 @@ from fastmlp.cli.settings import RATES, Settings, option_of
 from fastmlp.formulas.optimizers import OPTIMIZERS
 from fastmlp.formulas.schedules import SCHEDULES
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.mark.parametrize(
     ("target", "options", "said", "outputs"),
