@@ -17,6 +17,7 @@ import platform
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -163,8 +164,15 @@ def kept() -> list[tuple[Any, Any]]:
 
     entries = [f for module in (operations, predict, train) for f in vars(module).values() if hasattr(f, "inspect_asm")]
     entries = [f for f in entries if f.py_func.__module__.startswith("fastmlp.") and hasattr(f._cache, "_cache_file")]
-    signatures = [(f, sorted({key[0] for key in f._cache._cache_file._load_index()}, key=str)) for f in entries]
+    signatures = [(f, sorted(_types_kept(f._cache._cache_file), key=str)) for f in entries]
     return [(entry, signature) for entry, found in signatures for signature in found]
+
+
+def _types_kept(files: Any) -> set[Any]:
+    """Return the types that an entry's code is kept for: each file begins with its key, and that with them."""
+    name = Path(files._path_of("")).name.split(".")[:-2]
+    found = map(files._read, map(str, Path(files._cache_path).glob(".".join([*name, "*", "nbc"]))))
+    return {key[0] for key, _ in filter(None, found)}
 
 
 def assembly_of(entry: Any, signature: Any) -> str:
@@ -193,7 +201,7 @@ def main() -> None:
     else:
         calls = [c for t in options.types for c in (products if options.what == "products" else whole_runs)(t)]
         chosen = [(call.func, tuple(map(numba.typeof, call.args))) for call in calls]
-    wrong, began = False, time.perf_counter()
+    wrong, began = not chosen, time.perf_counter()
     for entry, signature in chosen:
         found = faults(assembly_of(entry, signature), told(), options.what != "kept")
         if found:

@@ -117,6 +117,18 @@ def test_each_fault_is_found_on_aarch64(old, new, fault):
     assert [f for f in found if f.startswith(fault)] if fault else found == []
 
 
+def test_what_is_kept_is_found_with_its_types(kernels_in_the_cache):
+    found = {entry.__name__ for entry, types in machine_code.kept() if "float32" in str(types)}
+    assert {"train_thread", "predict_thread"} <= found
+
+
+def test_that_nothing_is_kept_is_told(tmp_path):
+    told = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-P", machine_code.__file__, "kept"]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout.startswith("0 entries"), done.stdout + done.stderr
+
+
 @pytest.mark.other_processors
 def test_a_spill_planted_in_the_tiles_is_found(tmp_path):
     """With more sums than there are registers, the compiler keeps some on the stack."""
