@@ -24,7 +24,7 @@ def rows(kind):
 
 @pytest.mark.parametrize(
     ("size", "dtype"),
-    [*((s, "float32") for s in (1e-34, 1e-30, 1e20, 1e33)), *((s, "float64") for s in (1e-290, 1e-160, 1e160, 1e298))],
+    [(1e-34, "float32"), (1e33, "float32"), (1e-290, "float64"), (1e298, "float64")],
 )
 def test_columns_of_any_size_that_the_type_holds_are_learned_alike(cli, tmp_path, size, dtype):
     x, y = rows("classes")
@@ -41,7 +41,7 @@ def test_columns_of_any_size_that_the_type_holds_are_learned_alike(cli, tmp_path
     assert figures[0].split("\n\n")[1] == figures[1].split("\n\n")[1]  # precision and recall of each class
 
 
-@pytest.mark.parametrize("size", [1e-17, 1e-10, 1e10, 1e16])
+@pytest.mark.parametrize("size", [1e-17, 1e16])
 def test_targets_of_any_size_that_the_type_holds_are_learned_alike(cli, tmp_path, size):
     x, y = rows("values")
     found, losses = [], []
