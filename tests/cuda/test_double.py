@@ -144,6 +144,7 @@ def test_a_stream_that_is_gone_is_forgotten_once_the_host_has_waited_and_no_soon
         fill((1,), (64,), (a, np.float32(3)))
     number = gone._number
     del gone
+    cp.cuda.Stream(non_blocking=True).synchronize()  # which is another one's
     with pytest.raises(cp.CudaError, match="two streams"), stream:
         a[...] = 0
     cp.cuda.runtime.deviceSynchronize()

@@ -30,8 +30,18 @@ def test_threads_exchange_through_shared_memory_and_bytes_are_counted(seed):
     assert traffic == (512, 512)
 
 
+def test_bytes_that_are_read_twice_are_counted_once():
+    again = REVERSE.replace("+ threadIdx.x];", "+ threadIdx.x] + a[64LL * blockIdx.x];", 1)
+    assert launch(again, np.zeros(128, np.float32)) == (512, 512)
+
+
 PLANTED = {
     "a barrier is missing": ("  __syncthreads();\n", "", "race on shared memory: .* by thread .* by thread"),
+    "what all read, the last of them to come past a barrier writes": (
+        "  __syncthreads();\n",
+        "  __syncthreads();\n  if (held[0] + float(threadIdx.x) == 62) held[0] = 1;\n",
+        "race on shared memory: .* by thread .* by thread",
+    ),
     "a barrier that some threads pass by": (
         "  __syncthreads();\n",
         "  if (threadIdx.x < 32) __syncthreads(); else __syncthreads();\n".replace("; else", ";\n  else"),
