@@ -43,7 +43,10 @@ def test_stages_pass_on_numpy(stage):
     ("stage", "text"),
     [
         pytest.param("against NumPy", "agree with NumPy", marks=pytest.mark.whole_ladder),
-        ("captured, bit for bit", "the same bits twice, and those of the same kernels launched one by one"),
+        pytest.param(
+            *("captured, bit for bit", "the same bits twice, and those of the same kernels launched one by one"),
+            marks=pytest.mark.whole_ladder,  # which test_training_step asks of its graphs too
+        ),
         ("captured, and cuBLAS", "of what rounding allows of eager ones"),
         ("nodes of graphs", "13 for 1 steps of 32 rows, 13 for 1 steps of 5 rows, 193 for 16 steps of 32 rows"),
         ("memory", "no more after ten fits"),
