@@ -127,7 +127,7 @@ def test_other_errors_keep_their_traceback(cli, digits, monkeypatch):
         cli("train", "mnist", "--epochs", 1)
 
 
-def test_without_matplotlib_it_says_what_to_install_and_goes_on(cli, digits, monkeypatch, tmp_path):
+def test_without_matplotlib_it_says_what_to_install_and_goes_on(cli, pictures, digits, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = cli("train", "mnist", "--epochs", 1, "--hidden", "8", "--out", "run")
