@@ -39,8 +39,14 @@ def host_array(array: Any, argument: str) -> NDArray[Any]:
         found = np.asarray(array)
     except Exception as e:  # rows of several lengths, or whatever an object's own way to become an array raises
         raise DataError(f"{argument} cannot be made into an array: {e}") from e
-    is_frame = found.dtype.kind in "OmM" and hasattr(array, "iloc") and getattr(array, "ndim", 1) == 2
-    return _of_columns(array, argument) if is_frame else found
+    if found.dtype.kind not in "OmMUST" or found.ndim != 2 or not hasattr(array, "columns"):
+        return found
+    if hasattr(array, "iloc"):
+        return _of_columns(array, argument)
+    for label in array.columns:  # of polars and others that are made into arrays whole
+        if (kind := np.asarray(array[label]).dtype).kind not in "biufc":
+            raise DataError(f"{argument} must hold real numbers, and column {label!r} holds {kind}; encode it")
+    return found
 
 
 def _of_columns(frame: Any, argument: str) -> NDArray[Any]:
