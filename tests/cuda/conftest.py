@@ -1,6 +1,7 @@
 """Fixtures of the CUDA tests."""
 
 import cupy_double as cp
+import cupy_streams
 import pytest
 
 from fastmlp.backends import registry
@@ -12,6 +13,12 @@ from fastmlp.backends.cuda import operations as cupy_operations
 def cublas_is_its_double(monkeypatch):
     """Let what is made on the double multiply on it, where a library of a GPU is installed too."""
     monkeypatch.setattr(cupy_operations, "load_cublas", lambda: cp.cublas_library)
+
+
+@pytest.fixture(autouse=True)
+def memory_of_its_own():
+    """Let no test be given what another has freed, while its streams may still be at work on it."""
+    cupy_streams.forget_freed()
 
 
 @pytest.fixture

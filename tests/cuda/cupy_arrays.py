@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import types
 
+import cupy_late
 import numpy as np
+from cupy_devices import Device
 from cupy_streams import (
     CudaError,
-    Device,
     _Memory,
     _memory_at,
     _Reading,
@@ -119,7 +120,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         given = other._view if isinstance(other, ndarray) else other
         if isinstance(given, np.ndarray) and given is other:
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-        get_current_stream()._do(operands, [self._memory], lambda: function(self._view, given, self._view))
+        target = self._view
+        get_current_stream()._do(operands, [self._memory], lambda: function(target, given, target))
         return self
 
     def reshape(self, *shape, order="C"):
@@ -146,20 +148,21 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         if arr.dtype != self.dtype or arr.shape != self.shape:
             raise TypeError(f"{arr.dtype}{arr.shape} cannot be set to {self.dtype}{self.shape}")
         counts["uploads"] += 1
-        arr, stream = np.ascontiguousarray(arr), stream or get_current_stream()
-        stream._do([], [self._memory], lambda: np.copyto(self._view, arr))
-        _readings.append(_Reading(arr, stream._number, stream._clock[stream._number]))
+        stream, reading, target = stream or get_current_stream(), _Reading(np.ascontiguousarray(arr)), self._view
+        kind, shape = arr.dtype, arr.shape
+        stream._do([], [self._memory], lambda: np.copyto(target, reading.now().view(kind).reshape(shape)))
+        if cupy_late.complains():
+            reading.at = stream._number, stream._clock[stream._number]
+            _readings.append(reading)
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         _refuse_in_capture("a copy to the host")
         stream = stream or get_current_stream()
-        stream._do([self._memory], [], lambda: None)
+        source, out = self._view, np.empty(self.shape, self.dtype, order) if out is None else out
+        stream._do([self._memory], [], lambda: np.copyto(out, source))
         if blocking:
             stream.synchronize()
-        if out is not None:
-            np.copyto(out, self._view)
-            return out
-        return self._view.copy(order)
+        return out
 
 
 def _only_basic(index):
@@ -183,11 +186,12 @@ def _computed(function, *operands):
     """Return a new array: a function of arrays and scalars, element by element or summed."""
     if any(isinstance(a, np.ndarray) for a in operands):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    given = [a._view if isinstance(a, ndarray) else a for a in operands]
     with np.errstate(all="ignore"):
-        value = np.asarray(function(*(a._view if isinstance(a, ndarray) else a for a in operands)))
-    result = empty(value.shape, value.dtype)
-    reads = [a._memory for a in operands if isinstance(a, ndarray)]
-    get_current_stream()._do(reads, [result._memory], lambda: np.copyto(result._view, value))
+        like = np.asarray(function(*given))  # what stands there now may be nothing yet
+    result = empty(like.shape, like.dtype)
+    reads, target = [a._memory for a in operands if isinstance(a, ndarray)], result._view
+    get_current_stream()._do(reads, [result._memory], lambda: np.copyto(target, function(*given)))
     return result
 
 
@@ -220,11 +224,12 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
     if hasattr(a, "__cuda_array_interface__"):
         return _from_interface(a.__cuda_array_interface__)
     host = np.ascontiguousarray(a, dtype).reshape(np.shape(a))
-    host = host.astype(host.dtype.newbyteorder("="), copy=False)
+    host = host.astype(host.dtype.newbyteorder("="))  # into memory of CuPy's own, at once
     result = empty(host.shape, host.dtype)
     counts["uploads"] += 1
     pooled.add(1 << max(host.nbytes - 1, 0).bit_length())  # of pinned memory that the host is copied into at once
-    get_current_stream()._do([], [result._memory], lambda: np.copyto(result._view, host))
+    target = result._view
+    get_current_stream()._do([], [result._memory], lambda: np.copyto(target, host))
     return result
 
 
@@ -236,7 +241,6 @@ def ascontiguousarray(a, dtype=None):
 
 def arange(start, stop=None, step=1, dtype=None):
     result = empty((len(range(start, stop, step)),), dtype)
-    get_current_stream()._do(
-        [], [result._memory], lambda: np.copyto(result._view, np.arange(start, stop, step, dtype=dtype))
-    )
+    target = result._view
+    get_current_stream()._do([], [result._memory], lambda: np.copyto(target, np.arange(start, stop, step, dtype=dtype)))
     return result

@@ -14,6 +14,7 @@ import functools
 import math
 import os
 import re
+import threading
 import types
 import weakref
 from collections import Counter
@@ -21,25 +22,30 @@ from collections import Counter
 import emulator
 import numpy as np
 from cupy_arrays import arange, asarray, ascontiguousarray, empty, from_dlpack, ndarray, where
+from cupy_devices import (
+    Device,
+    PinnedMemory,
+    PinnedMemoryPointer,
+    _device_synchronize,
+    capacity,
+    get_default_memory_pool,
+    multiprocessors,
+)
+from cupy_late import late
 from cupy_streams import (
     DEVICES,
     CudaError,
-    Device,
     Event,
     Graph,
-    PinnedMemory,
-    PinnedMemoryPointer,
     Stream,
     Use,
-    _device_synchronize,
+    _current_device,
     _elapsed_time,
     _memory_at,
     _refuse_in_capture,
     _stream_at,
-    capacity,
     counts,
     get_current_stream,
-    get_default_memory_pool,
     milliseconds,
     pinned,
     poison,
@@ -60,8 +66,10 @@ __all__ = [
     "faults",
     "from_dlpack",
     "get_default_memory_pool",
+    "late",
     "launches",
     "milliseconds",
+    "multiprocessors",
     "ndarray",
     "orders",
     "pinned",
@@ -133,10 +141,12 @@ class _Function:
     def __init__(self, code, names, name):
         self._module, self._name = _compiled(code, names), name
         self._signature = self._module.signature(name)
-        self._bound = _launch_bounds(code).get(name.split("<")[0], 1024)
+        self._bound, self._device = _launch_bounds(code).get(name.split("<")[0], 1024), _current_device()
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         name = self._name
+        if self._device != _current_device():
+            raise CudaError(f"cudaErrorInvalidResourceHandle: {name} was loaded on another device")
         if math.prod(block) > self._bound:
             raise CudaError(f"{name}: blocks of {block} threads, launch bounds {self._bound}")
         if len(args) != len(self._signature):
@@ -156,7 +166,7 @@ class _Function:
                 emulator.packed(value, wanted, f"{name}, argument {i}")
                 kept.append(value)
 
-        def run():
+        def found():
             arrays = []
             for item in kept:
                 if isinstance(item, tuple):
@@ -164,6 +174,9 @@ class _Function:
                     size = math.prod(shape) * dtype.itemsize
                     item = memory().bytes[offset : offset + size].view(dtype).reshape(shape)
                 arrays.append(item)
+            return arrays
+
+        def run(arrays):
             plain = name.split("<")[0]
             if plain in faults and faults[plain] is None:
                 poison.append(plain)
@@ -173,7 +186,17 @@ class _Function:
             if plain in faults:
                 faults[plain](arrays)
 
-        get_current_stream()._do(reads, writes, run, "launch")
+        get_current_stream()._do(reads, writes, _Launch(found, run), "launch")
+
+
+class _Launch:
+    """A kernel with places in memory; what is there when it is queued it reads, whoever has the memory by then."""
+
+    def __init__(self, found, run):
+        self._found, self._run = found, run
+
+    def held(self):
+        return functools.partial(self._run, self._found())
 
 
 # --- cuBLAS ---------------------------------------------------------------------------------------------------------
@@ -197,6 +220,8 @@ def _tf32(matrix):
 
 def _gemm_ex(handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc, compute, algo):
     """C = alpha op(A) op(B) + beta C, all matrices stored by columns with their leading dimensions."""
+    if handle != _cublas_handle():
+        raise CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED: the handle of another thread, or of another device")
     if get_current_stream().is_capturing():  # CuPy's own ban, in its cublas.setStream
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     _gemm(
@@ -254,6 +279,11 @@ def _gemm(stream, works_in, transa, transb, m, n, k, alpha, a, atype, lda, b, bt
     stream._do([owner_a, owner_b], [owner_c, *works_in], run, "product")
 
 
+def _cublas_handle():
+    """Return CuPy's own handle: one for each device in each thread."""
+    return 2**32 + 2**16 * _current_device() + threading.get_native_id() % 2**16
+
+
 class CublasLibrary:
     """cuBLAS itself, as ctypes calls it: handles with a stream and memory to work in.
 
@@ -264,20 +294,32 @@ class CublasLibrary:
     NOT_INITIALIZED, ALLOC_FAILED = 1, 3  # cublasStatus_t
 
     def __init__(self):
-        self._handles, self.calls = {}, Counter()
+        self._handles, self._of, self.calls = {}, {}, Counter()
+
+    def _known(self, handle):
+        """Return whether a handle was made, on this device; refuse one of another thread, which might be at work."""
+        where = self._of.get(handle.value)
+        if where is not None and where[1] != threading.get_ident():
+            raise CudaError("double: a handle of cuBLAS in two threads")
+        return where == (_current_device(), threading.get_ident())
 
     def cublasCreate_v2(self, reference):  # noqa: N802 - cuBLAS's names
         _refuse_in_capture("making a handle of cuBLAS")
         reference._obj.value = len(self._handles) + 1
         self._handles[reference._obj.value] = [_stream_at(0), None]
+        self._of[reference._obj.value] = _current_device(), threading.get_ident()
         self.calls["create"] += 1
         return 0
 
     def cublasSetStream_v2(self, handle, stream):  # noqa: N802
+        if not self._known(handle):
+            return self.NOT_INITIALIZED
         self._handles[handle.value] = [_stream_at(stream.value or 0), None]
         return 0
 
     def cublasSetWorkspace_v2(self, handle, pointer, size):  # noqa: N802
+        if not self._known(handle):
+            return self.NOT_INITIALIZED
         memory = _memory_at(pointer.value)
         start = pointer.value - memory.start
         if pointer.value % 256 or start + size.value > memory.bytes.size:
@@ -286,7 +328,7 @@ class CublasLibrary:
         return 0
 
     def cublasGemmEx(self, handle, *args):  # noqa: N802
-        if handle.value not in self._handles:
+        if not self._known(handle):
             return self.NOT_INITIALIZED
         stream, works_in = self._handles[handle.value]
         if works_in is None and stream.is_capturing():
@@ -313,7 +355,7 @@ cuda = types.SimpleNamespace(
     compiler=types.SimpleNamespace(CompileException=CompileException),
     nvrtc=types.SimpleNamespace(NVRTCError=NVRTCError),
     cublas=types.SimpleNamespace(gemmEx=_gemm_ex, CUBLASError=CUBLASError),
-    device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
+    device=types.SimpleNamespace(get_cublas_handle=_cublas_handle),
     runtime=types.SimpleNamespace(
         CUDA_R_32F=0, CUDA_R_64F=1, CUDARuntimeError=CudaError, deviceSynchronize=_device_synchronize
     ),

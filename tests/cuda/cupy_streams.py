@@ -1,20 +1,24 @@
 """The double of CuPy, its order: devices, memory, streams, events and graphs, and what CUDA forbids on them.
 
-What is put on a stream is done at once, but the double keeps account of what *orders* it: every stream, event and the
-host has a vector clock (Lamport 1978; Mattern 1989), every allocation knows who touched it last, and an access that
-nothing orders after the one before it is an error, whether or not it would have gone wrong this time.  A graph holds
-nothing alive, as in CuPy: replaying one whose arrays are gone is an error.  Whatever CUDA forbids while a stream is
-captured is an error that also spoils the capture.
+What is put on a stream is done at once (or late, see `cupy_late`), but the double keeps account of what *orders* it:
+every stream, event and the host has a vector clock (Lamport 1978; Mattern 1989), every allocation knows who touched it
+last, and an access that nothing orders after the one before it is an error, whether or not it would have gone wrong.
+What is freed goes to the next who allocates as much on the stream that it was allocated on, as in CuPy's pool: who used
+it on another stream must have been waited for.  A graph holds nothing alive, as in CuPy: replaying one whose arrays are
+gone is an error.  Whatever CUDA forbids while a stream is captured is an error that also spoils the capture.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 import weakref
 from collections import Counter
 
+import cupy_late
 import numpy as np
+from cupy_late import Clock, done_with
 
 
 class CudaError(RuntimeError):
@@ -45,55 +49,47 @@ def _refuse_when_poisoned():
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-class _Clock(dict):
-    """For each stream, by its number, how many of its operations are known to be done.
-
-    A stream that is gone, and all of whose operations the host has waited for, is left out: whatever comes later comes
-    after them.  Each launch of a graph makes streams, and clocks that named them all would slow down one launch by one.
-    """
-
-    def knows(self, stream, count):
-        return self.get(stream, 0) >= count or stream in _done_with
-
-    def join(self, other):
-        for stream, count in other.items():
-            if not self.knows(stream, count):
-                self[stream] = count
-
-
-_host = _Clock()
+_host = Clock()
 _gone = {}  # of streams that are no more the number of their last operation, until the host has waited for it
-_done_with = set()
 _readings = []
 
 
 class _Reading:
     """A copy from the host that is queued: CUDA may read the array at any time until the stream has passed."""
 
-    def __init__(self, host, stream, count):
+    def __init__(self, host):
+        self._where, self._size = host.ctypes.data, host.nbytes
+        self._bytes, self.at = host.tobytes(), None
         while isinstance(host.base, np.ndarray):
             host = host.base  # whose memory it is
-        self._owner, self._bytes, self.at = weakref.ref(host), host.tobytes(), (stream, count)
+        self._owner = weakref.ref(host)
+
+    def now(self):
+        """Return what stands there now; of memory that is gone, anything."""
+        if self._owner() is None:
+            return np.full(self._size, 0xFF, np.uint8)
+        return np.frombuffer(ctypes.string_at(self._where, self._size), np.uint8)
 
     def check(self):
-        owner = self._owner()
-        if owner is None:
+        if self._owner() is None:
             raise CudaError("a host array was freed before the copy from it was done")
-        if owner.tobytes() != self._bytes:
+        if self.now().tobytes() != self._bytes:
             raise CudaError("a host array was changed before the copy from it was done")
 
 
 def _host_waits(clock):
     """Let the host know what a clock knows; what was to be read until then must be as it was."""
-    _host.join(clock)
-    done = [r for r in _readings if _host.knows(*r.at)]
-    _readings[:] = [r for r in _readings if r not in done]
-    over = [stream for stream, count in _gone.copy().items() if _host.knows(stream, count)]
-    _done_with.update(over)
-    for stream in over:
-        del _gone[stream]
-        for known in (_host, *(s._clock for s in list(_streams.values()))):
-            known.pop(stream, None)
+    with _lock:
+        cupy_late.wait(clock)
+        _host.join(clock)
+        done = [r for r in _readings if _host.knows(*r.at)]
+        _readings[:] = [r for r in _readings if r not in done]
+        over = [stream for stream, count in _gone.copy().items() if _host.knows(stream, count)]
+        done_with.update(over)
+        for stream in over:
+            del _gone[stream]
+            for known in (_host, *(s._clock for s in list(_streams.values()))):
+                known.pop(stream, None)
     for reading in done:
         reading.check()
 
@@ -105,15 +101,21 @@ class _Memory:
     """One allocation, aligned to 512 bytes like CuPy's; new memory is NaN."""
 
     def __init__(self, size):
-        raw = np.full(size + 512, 0xFF, np.uint8)
-        start = -raw.ctypes.data % 512
-        self.bytes = raw[start : start + size]
-        self.start = self.bytes.ctypes.data
         self.device, self.stream = _current_device(), get_current_stream()  # for which CuPy's pool will free it
-        self.uses = []  # (start, stop, whether written, stream, count): those that not all later ones come after
-        _memories[self.start] = self
+        self._kind = self.device, self.stream._number, -(-size // 512)
+        with _lock:
+            _take_back()
+            kept = _pool.get(self._kind)
+            # of a block that was freed: whoever used it elsewhere, the next one here must come after
+            raw, self.uses = kept.pop() if kept else (np.empty(512 * self._kind[2] + 512, np.uint8), [])
+            start = -raw.ctypes.data % 512
+            self._raw, self.bytes = raw, raw[start : start + size]
+            self.start = self.bytes.ctypes.data
+            self.stream._spoil(self.bytes)
+            _memories[self.start] = self
 
     def __del__(self):
+        _freed.append((self._kind, self._raw, self.uses, self.stream))  # and no more: it may be anywhere
         for stream in _capturing:
             stream._spoiled = stream._spoiled or "memory of another was freed, as by the garbage collector,"
 
@@ -122,12 +124,32 @@ class _Memory:
         kept = []
         for use in self.uses:
             begin, end, written, other, number = use
-            if begin < stop and start < end and (writes or written) and not clock.knows(other, number):
+            clash = begin < stop and start < end and (writes or written) and not clock.knows(other, number)
+            if clash and cupy_late.complains():
                 raise CudaError("an array is used on two streams that nothing orders: wait for an event first")
             # whatever comes after this one comes after all that it has had to come after
             if not (start <= begin and end <= stop and (writes or (other == stream and not written))):
                 kept.append(use)
         self.uses = [*kept, (start, stop, writes, stream, count)]
+
+
+_pool, _freed = {}, []
+"""Blocks that were freed, by device, stream and size; and those that were freed since anybody looked."""
+
+
+def forget_freed():
+    """Give all blocks back to the system, as between tests, of which one must not depend on what another left."""
+    _freed.clear()
+    _pool.clear()
+
+
+def _take_back():
+    """Put what was freed into the pool, and spoil what is in it where the stream may give it away at once."""
+    while _freed:
+        kind, raw, uses, stream = _freed.pop(0)
+        if all(stream._clock.knows(other, number) or _host.knows(other, number) for *_, other, number in uses):
+            stream._spoil(raw)
+        _pool.setdefault(kind, []).append((raw, uses))
 
 
 class Use:
@@ -184,8 +206,8 @@ def _elapsed_time(start_event, end_event):
 
 class Stream:
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
-        self._clock, self._non_blocking, self._graph, self._spoiled = _Clock(), non_blocking, None, None
-        self._branch, self._number = 0, next(_numbers)  # of the graph that it is captured into; of itself, for clocks
+        self._clock, self._non_blocking, self._graph, self._spoiled = Clock(), non_blocking, None, None
+        self._number, self._branch = next(_numbers), 0  # its own for ever, and of the graph that it is captured into
         self.ptr, self._time, self._device = 0 if null else id(self), 0.0, None if null else _current_device()
         _streams[self.ptr] = self
 
@@ -219,13 +241,23 @@ class Stream:
         self._time += milliseconds.get(kind, 0.0)
         if any(s._graph is not None for s in _capturing) and self.ptr == 0:
             _refuse_in_capture("work on the legacy default stream")
-        self._clock.join(_host)
-        count = self._clock[self._number] = self._clock.get(self._number, 0) + 1
+        _take_back()
+        number = self._counted()
         for uses, writes_it in ((reads, False), (writes, True)):
             for use in uses:
-                use().used(use.start, use.stop, writes_it, self._number, count, self._clock)
-        with np.errstate(all="ignore"):  # a GPU warns of nothing
-            action()
+                use().used(use.start, use.stop, writes_it, self._number, number, self._clock)
+        cupy_late.put(self._number, self._clock, getattr(action, "held", lambda: action)())
+
+    def _counted(self):
+        """Return the number of an operation that is about to be put on the stream."""
+        self._clock.join(_host)
+        self._clock[self._number] += 1
+        return self._clock[self._number]
+
+    def _spoil(self, block):
+        """Let a block of memory hold nothing that means anything, after all that is on the stream."""
+        self._counted()
+        cupy_late.put(self._number, self._clock, lambda: block.fill(0xFF))
 
     def synchronize(self):
         _refuse_in_capture("synchronisation")
@@ -235,7 +267,7 @@ class Stream:
 
     def record(self, event=None):
         event = event or Event()
-        event._clock = _Clock(self._clock)
+        event._clock = Clock(self._clock)
         event._clock.join(_host)
         event._captured, event._time = self._graph, self._time
         if self._graph is not None:
@@ -369,78 +401,3 @@ def _refuse_in_capture(what):
         stream._spoiled = stream._spoiled or what
     if _capturing:
         raise CudaError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is being captured")
-
-
-# --- pinned memory ----------------------------------------------------------------------------------------------------
-
-
-class PinnedMemory:
-    """Memory of the host that the system does not move, given back when nobody holds it."""
-
-    def __init__(self, size, flags=0):
-        _refuse_in_capture("pinning memory")
-        self.size, self._bytes = size, np.full(size, 0xFF, np.uint8)
-        pinned["used"] += size
-        pinned["peak"] = max(pinned["peak"], pinned["used"])
-        weakref.finalize(self._bytes, pinned.subtract, {"used": size})
-
-
-class PinnedMemoryPointer(np.ndarray):
-    """An array, since an object of Python's own has no buffer before Python 3.12."""
-
-    def __new__(cls, mem, offset):
-        return mem._bytes[offset:].view(cls)
-
-
-# --- devices ----------------------------------------------------------------------------------------------------------
-
-
-class Device:
-    compute_capability = "90"
-
-    def __init__(self, device=None):
-        self.id = _current_device() if device is None else int(device)
-        self.attributes = {"MultiProcessorCount": 4}  # few, so that small products too are cut into slabs
-
-    @property
-    def mem_info(self):
-        return capacity[0] - get_default_memory_pool().used_bytes(), capacity[0]
-
-    def __enter__(self):
-        if not 0 <= self.id < DEVICES:
-            raise CudaError("cudaErrorInvalidDevice: invalid device ordinal")
-        _threads.devices = [*getattr(_threads, "devices", [0]), self.id]
-        return self
-
-    def __exit__(self, *_):
-        _threads.devices.pop()
-
-    def __eq__(self, other):
-        return self.id == other.id
-
-    __hash__ = None
-
-
-capacity = [1 << 30]
-"""Bytes of memory that the device has."""
-
-
-def _device_synchronize():
-    _refuse_in_capture("synchronisation")
-    _refuse_when_poisoned()
-    counts["synchronisations"] += 1
-    for stream in list(_streams.values()):
-        _host_waits(stream._clock)
-    _host_waits(_gone.copy())
-
-
-class _MemoryPool:
-    def used_bytes(self):
-        return sum(m.bytes.size for m in _alive())
-
-    def free_bytes(self):
-        return 0
-
-
-def get_default_memory_pool():
-    return _MemoryPool()

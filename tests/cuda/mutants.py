@@ -5,10 +5,10 @@
     python tests/cuda/mutants.py --sample 200 --only kernels/cuda/flat.cu    of one file
 
 `mutation.py` applies every kind of change at every place where it fits; of all these mutants a sample is drawn by a
-fixed seed, and the tests that look at the changed file are run on each, in a copy of the tree, until one fails.  Which
-were caught is written down, and they are not tried again (tests are only ever added; `--afresh` forgets); survivors
-are, once anything has changed.  Each survivor stands in `survivors.txt` with the reason why no test tells it from the
-original, or a test is missing.  Not part of the tests.
+fixed seed, from each family of kinds and either half of the code in turn, and the tests that look at the changed file
+are run on each, in a copy of the tree, until one fails.  Which were caught is written down, and they are not tried
+again (tests are only ever added; `--afresh` forgets); survivors are, once anything has changed.  Each survivor stands
+in `survivors.txt` with the reason why no test tells it from the original, or a test is missing.  Not part of the tests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import mutation
 from mutated import TESTS
-from mutation import ROOT, Mutant, mutants, sample
+from mutation import ROOT, Mutant, family, mutants, sample
 
 SURVIVORS = Path(__file__).parent / "survivors.txt"
 
@@ -81,6 +81,7 @@ class Laboratory:
             try:
                 done = subprocess.run(command, timeout=SECONDS, check=False, **options)
             except subprocess.TimeoutExpired:
+                print(f"no answer in {SECONDS} s")
                 return False
         if mutant is None and done.returncode:
             print(done.stdout[-3000:], done.stderr[-2000:])
@@ -182,6 +183,9 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
         print(f"{time.monotonic() - began:5.0f} s  {number:3} of {len(drawn)}  {fate}  {where}", flush=True)
     for mutant in survivors:
         print(f"\nsurvives: {mutant.name}\n  line {mutant.line}; {known.get(mutant.name, 'NO REASON GIVEN')}")
+    dead = Counter(family(m) for m in drawn if m not in survivors and f"{m.line} {m.name}" in caught)
+    lived = Counter(family(m) for m in survivors)
+    print("\ncaught of tried: " + "; ".join(f"{n} {dead[n]} of {dead[n] + lived[n]}" for n in sorted(dead | lived)))
     done = len(drawn) - left
     share = (done - len(survivors)) / max(done, 1)
     print(f"\n{done - len(survivors)} of {done} caught, {share:.1%}; {left} left to try")

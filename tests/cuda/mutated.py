@@ -6,6 +6,7 @@ LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lin
 FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "waits"))
 ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
+LATE = "tests/cuda/test_late_work.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
@@ -23,10 +24,10 @@ TESTS = {
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
     "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS),
-    "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP),
-    "fastmlp/backends/cuda/uploads.py": (UPLOADS, MEMORY),
+    "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP, LATE),
+    "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED),
-    "fastmlp/backends/cuda/step.py": (STEP, OWNS, WAITS, FIRST_FIT, WAYS, UPLOADS, KERNELS, COSTS, SHARED),
+    "fastmlp/backends/cuda/step.py": (STEP, OWNS, LATE, WAITS, FIRST_FIT, WAYS, UPLOADS, KERNELS, COSTS, SHARED),
     "fastmlp/backends/foreign.py": ARRAYS,
     "fastmlp/backends/cuda/products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED),
     "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),

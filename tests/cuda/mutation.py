@@ -44,7 +44,21 @@ KERNELS = {
     "a lane left out of the mask": (r"0xffffffffu", "0x7fffffffu"),
     "a store dropped": (r"^ +[\w.]+\[[^=;]*\] [+*]?= [^;]*;$", ";"),
     "summed in single precision": (r"\bdouble (?=\w+ = 0)", "float "),
+    "always one side": (r"(?<=\bif \()[^;{}]*(?=\)(?: \w| \{|$))", "true"),
+    "never that side": (r"(?<=\bif \()[^;{}]*(?=\)(?: \w| \{|$))", "false"),
+    "a loop that goes round once": (r"(?<=; )(\w+) < (\w+); \1 \+= [^;{}]*(?=\) [\w{]|\)$)", r"\1 < \2; \1 += \2"),
+    "a first slab too late": (r"(?<=s = )1(?=; s <)", "2"),
 }
+
+FAMILIES = {
+    "size": ("always one side", "never that side", "a loop that goes round once", "a first slab too late"),
+    "history": ("what is remembered stays as it was", "a part of a key left out"),
+    "two at once": ("shared by all that live",),
+    "tolerance": ("a thousand times as much",),
+    "options": ("an option more", "an option left out"),
+}
+"""The kinds that a draw by place alone has too few of: branches that a size decides, what ran before, another session
+that lives, how far numbers may be off, options.  All others are called mechanical."""
 
 _SWAPPED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">"}
 _SMALLER = {"int64": "int32", "uint64": "uint32", "float64": "float32", "int32": "int16", "uint32": "int32"}
@@ -94,10 +108,16 @@ def mutants_of(file: Path) -> list[Mutant]:
     return list((_of_host if file.suffix == ".py" else _of_kernels)(file))
 
 
-def sample(size: int, seed: int) -> list[Mutant]:
-    """Return as many, drawn by the hash of what they say: an edit elsewhere leaves the draw of all others as it is.
+def family(mutant: Mutant) -> str:
+    """Return what a mutant's kind belongs to, and which half of the code it is in."""
+    found = next((name for name, kinds in FAMILIES.items() if mutant.kind in kinds), "mechanical")
+    return f"{found}, {'host' if mutant.file.suffix == '.py' else 'kernels'}"
 
-    Where a file stands is no part of that: it may be moved.
+
+def sample(size: int, seed: int) -> list[Mutant]:
+    """Return as many, from each family of either half in turn, drawn by the hash of what they say.
+
+    So an edit elsewhere leaves the draw of all others as it is.  Where a file stands is no part of that: it may move.
     """
 
     seen: Counter[str] = Counter()
@@ -107,7 +127,11 @@ def sample(size: int, seed: int) -> list[Mutant]:
         seen[change] += 1
         return hashlib.sha256(f"{seed} {seen[change]} {change}".encode()).hexdigest()
 
-    return sorted(mutants(), key=drawn)[:size]
+    families: dict[str, list[Mutant]] = {}
+    for mutant in sorted(mutants(), key=drawn):
+        families.setdefault(family(mutant), []).append(mutant)
+    turns = itertools.zip_longest(*(families[name] for name in sorted(families)))
+    return [mutant for turn in turns for mutant in turn if mutant is not None][:size]
 
 
 def _of_kernels(file: Path) -> Iterator[Mutant]:
@@ -134,8 +158,13 @@ def _of_host(file: Path) -> Iterator[Mutant]:
         start, stop = span(node)
         return text[start:stop]
 
-    for node in _walk(ast.parse(text)):
+    tree = ast.parse(text)
+    made = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    first = {id(node) for function in made for node in ast.walk(function)}  # there is nothing to remember yet
+    for node in _walk(tree):
         for kind, part, instead in _changes(node, source):
+            if kind == "what is remembered stays as it was" and id(node) in first:
+                continue
             start, stop = span(part)
             yield Mutant(kind, file, part.lineno, start, stop, instead)
 
@@ -160,6 +189,10 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
     """Yield (kind, what is replaced, by what) of one node."""
     match node:
+        case ast.FunctionDef() if found := re.search(r"self\.(_\w+)\.get\(\(?(\w+(?:, \w+)*)\)?\)", source(node)):
+            place = rf"(self\.{found[1]}(?:\.get\(\(?|\[)[^\])]*)"
+            for part in found[2].split(", ") if f"self.{found[1]}[" in source(node) else ():
+                yield "a part of a key left out", node, re.sub(rf"{place}\b{part}\b", r"\g<1>0", source(node))
         case ast.Expr(value=ast.Call(func=ast.Attribute(attr="wait_event" | "record" | "synchronize"))):
             yield "an event dropped", node, "pass"
         case ast.Expr(value=ast.Call()):
@@ -170,6 +203,13 @@ def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
             yield "an assignment dropped", node, "pass"
         case ast.Assign(targets=[ast.Subscript()]) | ast.AugAssign():
             yield "an assignment dropped", node, "pass"
+        case ast.Assign(targets=[ast.Tuple() | ast.Attribute()]) if not isinstance(node.value, ast.Lambda):
+            if all(isinstance(t, ast.Attribute) for t in getattr(node.targets[0], "elts", node.targets)):
+                yield "what is remembered stays as it was", node, "pass"
+        case ast.AnnAssign(target=ast.Attribute(attr=name), value=ast.Dict() | ast.List() | ast.Call() as value):
+            kept = f"type(self).__dict__.get('_all{name}')"
+            made = f"(setattr(type(self), '_all{name}', {source(value)}), type(self)._all{name})[1]"
+            yield "shared by all that live", value, f"({kept} if '_all{name}' in type(self).__dict__ else {made})"
         case ast.With(items=[ast.withitem(optional_vars=None) as item]):
             yield "a context not entered", item.context_expr, "contextlib.nullcontext()"
         case ast.BoolOp(values=values):
@@ -179,6 +219,8 @@ def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
                 yield "a part of a condition left out", node, f"({word.join(kept)})" if i or kept else "True"
         case ast.If(test=test) | ast.IfExp(test=test):
             yield "a condition turned round", test, f"(not ({source(test)}))"
+            yield "always one side", test, "True"
+            yield "never that side", test, "False"
         case ast.Compare(ops=[op]) if type(op) in _SWAPPED:
             changed = f"{source(node.left)} {_SWAPPED[type(op)]} {source(node.comparators[0])}"
             yield "a bound one off", node, changed
@@ -193,6 +235,13 @@ def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
             yield "plus and minus exchanged", node, f"{source(node.left)} {sign} {source(node.right)}"
         case ast.BinOp(op=ast.Mult()):
             yield "times becomes plus", node, f"({source(node.left)} + {source(node.right)})"
+        case ast.Constant(value=float(value)) if value:
+            yield "a thousand times as much", node, repr(value * 1000)
+        case ast.Constant(value=str(value)) if value.startswith("-std"):
+            yield "an option more", node, f"{source(node)}, '-prec-div=false'"
+            yield "an option more", node, f"{source(node)}, '--use_fast_math'"
+        case ast.Call(keywords=[ast.keyword(value=ast.Constant()) as option]) if len(node.args) == 0:
+            yield "an option left out", option, ""
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             yield "a number one off", node, str(value + 1)
         case ast.Attribute(value=ast.Name(id="np"), attr=kind) if kind in _SMALLER:

@@ -52,7 +52,16 @@ def public(namespace):
 
 
 AGAIN = {"CudaError", "Device", "Stream", "Event", "Graph", "PinnedMemory", "PinnedMemoryPointer", "CompileException"}
-AGAIN |= {"NVRTCError", "CUBLASError", "get_current_stream", "cuda.cublas", "CublasLibrary", "cublas_library", "Use"}
+AGAIN |= {
+    "NVRTCError",
+    "CUBLASError",
+    "get_current_stream",
+    "cuda.cublas",
+    "CublasLibrary",
+    "cublas_library",
+    "Use",
+    "late",
+}
 """Tests' own, or under cuda. again; and cuBLAS needs its library to be imported."""
 
 
@@ -110,8 +119,8 @@ def test_everything_that_the_backend_uses_exists_in_cupy_and_in_the_double():
 
 @needs_emulator
 def test_an_array_used_on_two_streams_needs_an_event(fill, stream):
-    a = cp.empty((64,), np.float32)
     with stream:
+        a = cp.empty((64,), np.float32)
         fill((1,), (64,), (a, np.float32(1)))
     with pytest.raises(cp.CudaError, match="two streams that nothing orders"):
         fill((1,), (64,), (a, np.float32(2)))
@@ -238,7 +247,7 @@ def test_products_by_cublas_check_their_leading_dimensions(sizes, lds, message):
     one = np.ones(1, np.float32)
     args = (a.data.ptr, 0, lds[0], b.data.ptr, 0, lds[1], one.ctypes.data, c.data.ptr, 0, lds[2], 68, -1)
     with pytest.raises(cp.CudaError, match=message):
-        cp.cuda.cublas.gemmEx(1, 0, 0, *sizes, one.ctypes.data, *args)
+        cp.cuda.cublas.gemmEx(cp.cuda.device.get_cublas_handle(), 0, 0, *sizes, one.ctypes.data, *args)
 
 
 # --- devices, other libraries, time, faults ---------------------------------------------------------------------------
@@ -251,7 +260,8 @@ def test_arrays_and_streams_of_another_device_are_refused(fill, stream):
         assert a.device == cp.cuda.Device(1) == cp.cuda.Device()
         with pytest.raises(RuntimeError, match="not created on device 1"), stream:
             pass
-        fill((1,), (64,), (a, np.float32(1)))
+        with pytest.raises(cp.CudaError, match="fill was loaded on another device"):
+            fill((1,), (64,), (a, np.float32(1)))
     with pytest.raises(cp.CudaError, match="array of another device"):
         fill((1,), (64,), (a, np.float32(1)))
     with pytest.raises(cp.CudaError, match="invalid device ordinal"), cp.cuda.Device(cp.DEVICES):
@@ -356,8 +366,9 @@ def test_traffic_and_launches_are_counted(fill):
 
 @pytest.mark.parametrize("what", ["freed", "changed"])
 def test_a_host_array_must_stay_as_it_is_until_the_copy_from_it_is_done(what, stream):
-    a, host = cp.empty((4,), np.float32), np.ones(4, np.float32)
+    host = np.ones(4, np.float32)
     with stream:
+        a = cp.empty((4,), np.float32)
         a.set(host)
         stream.synchronize()
         host[...] = 2  # it has been read
@@ -374,7 +385,9 @@ def test_cublas_in_a_capture_is_refused_by_cupy_itself(stream):
     with stream:
         stream.begin_capture()
         with pytest.raises(NotImplementedError, match="cuBLAS API during stream capture"):
-            cp.cuda.cublas.gemmEx(*range(5), 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 68, -1)
+            cp.cuda.cublas.gemmEx(
+                cp.cuda.device.get_cublas_handle(), *range(4), 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 68, -1
+            )
         stream.end_capture()
 
 

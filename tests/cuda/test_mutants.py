@@ -1,8 +1,11 @@
-"""The lists that the mutation run goes by are true of the tree."""
+"""The lists that the mutation run goes by, and that of branches, are true of the tree."""
+
+from collections import Counter
+from pathlib import Path
 
 import mutants
 from mutated import TESTS
-from mutation import ROOT, mutants_of
+from mutation import FAMILIES, ROOT, family, mutants_of, sample
 
 
 def test_every_survivor_is_a_mutant_of_this_tree():
@@ -19,3 +22,22 @@ def test_no_cuda_code_is_left_out():
     found |= {p for ending in ("cu", "cuh") for p in (ROOT / "kernels").rglob(f"*.{ending}")}
     assert len(found) > 10
     assert {p.relative_to(ROOT).as_posix() for p in found if mutants_of(p)} <= TESTS.keys()
+
+
+def test_a_sample_has_every_family_of_either_half():
+    found = Counter(map(family, sample(60, 0)))
+    assert {name.split(",")[0] for name in found} == {*FAMILIES, "mechanical"}
+    assert found["size, kernels"] >= 5 <= found["size, host"]
+    assert {kind for kinds in FAMILIES.values() for kind in kinds} <= {m.kind for m in mutants.mutants()}
+
+
+def test_every_branch_of_the_list_is_there_and_has_its_tests():
+    lines = (Path(__file__).parent / "branches.txt").read_text().splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
+    assert len(lines) > 100
+    for branch, tests in zip(lines[::2], lines[1::2], strict=True):
+        file, code = branch.split(": ", 1)
+        assert code in (ROOT / file).read_text(), branch
+        for test in tests.strip().split(", "):
+            where, name = test.split("::")
+            assert f"\ndef {name}" in (Path(__file__).parent / where).read_text(), test

@@ -268,7 +268,7 @@ def measure(
     operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, ways: Sequence[str]
 ) -> dict[str, float]:
     """Return the milliseconds that a step takes in some ways, by events on the device; inf without memory for them."""
-    count = min(len(data.x) // plan.batch, GRAPH_STEPS)
+    count = min(len(data.x) // plan.batch, GRAPH_STEPS) or 1
     order, table = _one_step(operations, plan, data, count)
     found: dict[str, list[float]] = {way: [] for way in ways}
     try:

@@ -127,15 +127,24 @@ class _Products:
 
 
 class OwnProducts(_Products):
-    """fastmlp's own kernels: one launch a product, whatever follows it."""
+    """fastmlp's own kernels: one launch a product, whatever follows it.
+
+    Parameters
+    ----------
+    operations : CupyOperations
+    multiprocessors : int
+    batch : int, optional
+        Rows by which tiles are chosen, by default those at hand.  So a short batch takes the kernels of the whole ones,
+        which were proven: whether a run has a short batch, and of how many rows, its plan does not tell.
+    """
 
     capturable: ClassVar[bool] = True
 
-    def __init__(self, operations: CupyOperations, multiprocessors: int) -> None:
-        self._operations, self._multiprocessors = operations, multiprocessors
+    def __init__(self, operations: CupyOperations, multiprocessors: int, batch: int | None = None) -> None:
+        self._operations, self._multiprocessors, self._batch = operations, multiprocessors, batch
 
     def through(self, operations: CupyOperations) -> OwnProducts:
-        return OwnProducts(operations, self._multiprocessors)
+        return OwnProducts(operations, self._multiprocessors, self._batch)
 
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         tile = choose_tile(fan_in, fan_out, rows, self._multiprocessors, slabs=True)
@@ -162,7 +171,7 @@ class OwnProducts(_Products):
             *(np.uint32(masks.threshold), z.dtype.type(masks.scale), np.uint64(masks.key)),
             *(cursor, np.int32(index), np.int32(masks.layer)),
         )
-        self._launch("product_forward", z.dtype, (n, o, i), None, args)
+        self._launch("product_forward", z.dtype, (n, o), (self._batch or n, o, i), None, args)
 
     def input_gradient(
         self, dz: Array, w: Array, dx: Array, activation: str, a: Array | None, slope: Array | None
@@ -170,19 +179,26 @@ class OwnProducts(_Products):
         (n, o), i = dz.shape, w.shape[0]
         sizes = np.int64(n), np.int64(i), np.int64(o), is_wide(o, (dz,)), is_wide(o, (w,))
         args = (dz, w, dx, *sizes, sources.code_of("activation", activation), a, slope)
-        self._launch("product_input_gradient", dx.dtype, (n, i, o), None, args)
+        self._launch("product_input_gradient", dx.dtype, (n, i), (self._batch or n, i, o), None, args)
 
     def weight_gradient(self, x: Array, dz: Array, dw: Array, db: Array, stride: int, slabs: tuple[int, int]) -> None:
         (n, i), o = x.shape, dz.shape[1]
         sizes = np.int64(n), np.int64(i), np.int64(o), is_wide(i, (x,)), is_wide(o, (dz,))
         args = (x, dz, dw, db, np.int64(stride), *sizes)
-        self._launch("product_weight_gradient", dw.dtype, (i, o, n), slabs[0], args)
+        self._launch("product_weight_gradient", dw.dtype, (i, o), (i, o, self._batch or n), slabs[0], args)
 
     def _launch(
-        self, name: str, dtype: Any, sizes: tuple[int, int, int], slabs: int | None, args: tuple[Any, ...]
+        self,
+        name: str,
+        dtype: Any,
+        shape: tuple[int, int],
+        sizes: tuple[int, int, int],
+        slabs: int | None,
+        args: tuple[Any, ...],
     ) -> None:
+        """Launch a product of some shape, in tiles as for one of these sizes."""
         tile = choose_tile(*sizes, self._multiprocessors, slabs=slabs is not None)
-        grid = (-(-sizes[0] // tile), -(-sizes[1] // tile), slabs or 1)
+        grid = (-(-shape[0] // tile), -(-shape[1] // tile), slabs or 1)
         self._operations._launch("products.cu", f"{name}<{{real}}, {tile}>", dtype, (grid, (256,)), args)
 
 
@@ -257,7 +273,7 @@ class CapturedProducts:
 
     def __init__(self, operations: CupyOperations, multiprocessors: int, plan: Plan) -> None:
         self._multiprocessors, self._plan, self._graph_blas = multiprocessors, plan, operations.graph_blas
-        self._own = OwnProducts(operations, multiprocessors)
+        self._own = OwnProducts(operations, multiprocessors, plan.batch)
         self._blas = BlasProducts(operations, multiprocessors, operations.graph_blas)
 
     def through(self, operations: CupyOperations) -> CapturedProducts:

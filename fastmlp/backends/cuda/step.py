@@ -155,14 +155,15 @@ class TrainingStep:
 
     def halves(self, order: Array, table: NDArray[np.float64], step: int, between: Callable[[], object]) -> None:
         """Take one step, and call a function on its stream between the forward pass and the rest."""
-        layers, views = self._plan.layout.views(self._params), self._views(self._plan.batch)
+        rows = min(self._plan.batch, len(order))
+        layers, views = self._plan.layout.views(self._params), self._views(rows)
         with self._own_stream():
             self._take_order(order)
             self._upload(table, 0, step)
-            self._gather(0, self._plan.batch, views)
+            self._gather(0, rows, views)
             self._forward(0, views, layers)
             between()
-            self._loss(0, self._plan.batch, views)
+            self._loss(0, rows, views)
             self._backward(views, layers)
             self._apply_gradients(0, layers)
 
