@@ -168,6 +168,18 @@ def test_row_weights_of_any_type_weigh_alike(way, kind):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_row_weights_in_another_type_are_converted_for_steps():
+    """`fit` hands over no others; a backend may be given them by others."""
+    backend, scenario = make("eager"), Scenario("", (5, 4, 3), TANH, SGD(0.1), weighted=True, epochs=1)
+    data = scenario.device_data(backend, "float32")
+    kept = replace(data, weights=backend.asarray(scenario.data()[2]))
+    assert kept.weights.dtype == np.float64
+    for found, expected in zip(
+        memory.held(backend, kept, scenario.plan("float32")), (data.x, data.y, data.weights), strict=True
+    ):
+        assert_same_bits(found.get(), expected.get())
+
+
 @ways
 def test_row_weights_with_a_stride_are_taken_in_their_order(way):
     x, y = rows(21)
@@ -236,6 +248,13 @@ def test_a_kernel_that_is_off_by_little_is_found(off):
     cp.faults["product_forward"] = spoil
     with pytest.warns(RuntimeWarning, match="product_forward computes the activations of layer 0 off by"):
         fit(model_on(make("captured")), *rows())
+
+
+def test_what_should_be_nothing_and_is_not_is_off_by_any_number():
+    plan = Scenario("", (5, 4, 3), TANH, SGD(0.1)).plan("float32")
+    nothing, something = (choice.Result("", "", np.array([0.0, a]), 0.0) for a in (0.0, 1e-30))
+    assert choice._difference(something, nothing, plan, 1e-6) == np.finfo("f8").max
+    assert choice._difference(nothing, nothing, plan, 1e-6) == 0
 
 
 def test_figures_are_those_of_the_validation_data_of_each_fit():
@@ -327,6 +346,12 @@ def test_the_memory_of_functions_of_a_users_own_is_that_of_the_composition():
     x, y = rows()
     own, other = (model_on(b, activation="cube_of_branches").memory_estimate(x, y) for b in (make("eager"), "numpy"))
     assert own["workspace"] == pytest.approx(other["workspace"], rel=0.5)
+
+
+def test_a_backend_says_which_options_were_given_and_no_others():
+    assert repr(make("eager")) == "CupyBackend(tf32=False, way='eager')"
+    assert make("auto").options == {}
+    assert make("eager", tf32=True).options == {"tf32": True, "way": "eager"}
 
 
 # --- what is compiled -----------------------------------------------------------------------------------------------

@@ -147,6 +147,16 @@ def test_two_packages_of_cupy_are_told_apart(monkeypatch):
     assert "several" not in cuda_probe.cuda_availability.__wrapped__().reason
 
 
+def test_a_package_that_cannot_be_imported_is_told_with_the_reason(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise RuntimeError('no libcuda\\nand more')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(cuda_probe, "cupy_wheels", lambda: ["cupy-cuda13x"])
+    found = cuda_probe.cuda_availability.__wrapped__()
+    assert not found.available
+    assert found.reason.startswith("cupy cannot be imported (RuntimeError: no libcuda); pip install")
+
+
 def test_neither_importing_fastmlp_nor_asking_for_numpy_touches_cuda():
     code = """
 import sys, fastmlp
