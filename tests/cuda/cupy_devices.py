@@ -5,11 +5,13 @@ from __future__ import annotations
 import weakref
 
 import numpy as np
+from cupy_late import Clock
 from cupy_streams import (
     DEVICES,
     CudaError,
     _alive,
     _current_device,
+    _gone,
     _host_waits,
     _refuse_in_capture,
     _refuse_when_poisoned,
@@ -82,6 +84,7 @@ def _device_synchronize():
     counts["synchronisations"] += 1
     for stream in list(_streams.values()):
         _host_waits(stream._clock)
+    _host_waits(Clock(_gone))
 
 
 class _MemoryPool:

@@ -15,7 +15,6 @@ from collections import Counter, deque
 
 import numpy as np
 
-
 done_with = set()
 """Numbers of the streams that are gone, and all of whose operations the host has waited for."""
 
