@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count, check_dtype, check_flag, check_seed
 from fastmlp.backends.choosing import resolve_backend
-from fastmlp.engine import runs
+from fastmlp.engine import batches, runs
 from fastmlp.engine.callbacks import check_callbacks
 from fastmlp.engine.checkpoints import save_model
 from fastmlp.engine.checks import check_class_names, check_feature_names, check_snapshot, check_weights
@@ -55,7 +55,7 @@ class MLP:
     max_norm : float, optional
         After each step the weights into each unit are scaled down to this 2-norm.
     initializer : str or Initializer, optional
-        None: He for rectifiers, LeCun for selu, Glorot for the others.  Biases start at 0.
+        None: LeCun (normal) for selu, Glorot (uniform) for the others.  Biases start at 0.
     backend : str or Backend
         ``"auto"``, a name, or what `fastmlp.get_backend` returned.
     dtype : {"float32", "float64"}
@@ -172,7 +172,7 @@ class MLP:
         y: ArrayLike,
         *,
         epochs: int,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         optimizer: Optimizer | str | None = None,
         sample_weight: ArrayLike | None = None,
         class_weight: ClassWeight | None = None,
@@ -198,8 +198,8 @@ class MLP:
             Labels, or one-hot rows, probabilities or values, as the loss asks for.
         epochs : int
             How often to go through the data, at least 1.
-        batch_size : int
-            Rows a step; the last batch of an epoch may be shorter.
+        batch_size : int, optional
+            Rows a step, the last of an epoch maybe fewer.  None: a 32nd of those that train, from 8 to 128.
         optimizer : Optimizer or str, optional
             A record, such as ``Adam(1e-3)``, or a name.  None: that of the last call, at first ``Adam()``.
         sample_weight : (n,) array_like, optional
@@ -232,7 +232,7 @@ class MLP:
             The loss of a step was not finite, the model is as it was before it; or a weight, it is as before the call.
         """
         learner = self._learner
-        epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
+        epochs, batch_size = check_count("epochs", epochs), batches.check_batch_size(batch_size)
         chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
         data, validation = runs.take(learner, (x, y, sample_weight), class_weight, validation_data, validation_split)
         more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self)
@@ -416,7 +416,7 @@ class MLP:
         x: ArrayLike,
         y: ArrayLike,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         optimizer: Optimizer | str | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> dict[str, int]:
@@ -432,7 +432,7 @@ class MLP:
             ``order``, of the rows of an epoch; ``workspace``, what a training step works in; ``total``.
         """
         data = self._learner.data(x, y, sample_weight)
-        rows = min(check_count("batch_size", batch_size), len(data))
+        rows = batches.batch_of(batches.check_batch_size(batch_size), len(data))
         plan = self._learner.plan(rows, choose_optimizer(optimizer, self._learner.state.optimizer))
         found = self.backend.memory_estimate(plan, data)
         return {**found, "total": sum(found.values())}

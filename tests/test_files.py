@@ -332,7 +332,9 @@ def test_true_stands_for_one_in_files_that_were_written_when_it_did():
 
 def test_checkpoints_can_be_kept_by_epoch_and_step(backend, tmp_path):
     x, y = blobs()
-    small(backend).fit(x, y, epochs=2, callbacks=[fastmlp.Checkpoint(tmp_path / "e{epoch}s{step}")], verbose=0)
+    small(backend).fit(
+        x, y, epochs=2, batch_size=128, callbacks=[fastmlp.Checkpoint(tmp_path / "e{epoch}s{step}")], verbose=0
+    )
     assert sorted(os.listdir(tmp_path)) == ["e1s2", "e2s4"]
 
 

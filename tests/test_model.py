@@ -88,9 +88,9 @@ def test_fit_twice_goes_on_where_it_stood(backend):
 def test_another_optimizer_begins_with_new_moments(backend):
     x, y = blobs()
     model = small(backend)
-    model.fit(x, y, epochs=1, optimizer=fastmlp.Adam(), verbose=0)
+    model.fit(x, y, epochs=1, batch_size=128, optimizer=fastmlp.Adam(), verbose=0)
     assert model._learner.state.optimizer_step == 2
-    model.fit(x, y, epochs=1, optimizer=fastmlp.Adam(2e-3), verbose=0)
+    model.fit(x, y, epochs=1, batch_size=128, optimizer=fastmlp.Adam(2e-3), verbose=0)
     assert model._learner.state.optimizer_step == 2 and model.steps == 4
     model.fit(x, y, epochs=1, optimizer=fastmlp.SGD(0.1), verbose=0)
     assert model._learner.state.moments == []
@@ -104,9 +104,9 @@ def test_a_schedule_without_a_horizon_spans_each_call(backend):
             "learning_rate"
         ]
         assert rates[0] > rates[1] > rates[2] > 0
-    fixed = fastmlp.Adam(fastmlp.Cosine(1e-2, steps=4))
-    assert model.fit(x, y, epochs=2, optimizer=fixed, verbose=0).history["learning_rate"][-1] > 0
-    assert model.fit(x, y, epochs=2, optimizer=fixed, verbose=0).history["learning_rate"][-1] == 0
+    fixed = {"epochs": 2, "batch_size": 128, "optimizer": fastmlp.Adam(fastmlp.Cosine(1e-2, steps=4)), "verbose": 0}
+    assert model.fit(x, y, **fixed).history["learning_rate"][-1] > 0
+    assert model.fit(x, y, **fixed).history["learning_rate"][-1] == 0
 
 
 def test_sample_weights_of_zero_leave_rows_out(backend):

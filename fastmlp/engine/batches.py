@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_count
 from fastmlp.formulas.random_bits import epoch_order
 
 if TYPE_CHECKING:
@@ -65,6 +66,24 @@ def split_rows(rows: int, fraction: float, key: int, labels: NDArray[Any] | None
     held_out = np.zeros(rows, np.bool_)
     held_out[chosen] = True
     return Parts(np.flatnonzero(~held_out), np.flatnonzero(held_out))
+
+
+def default_batch_size(rows: int) -> int:
+    """Return how many rows a step takes where nobody says: a 32nd of those that train, from 8 to 128.
+
+    Few rows in large batches are few steps an epoch, which train too little; `benchmarks/defaults.py` has the figures.
+    """
+    return min(max(rows // 32, 8), 128)
+
+
+def check_batch_size(batch_size: object) -> int | None:
+    """Return a batch size of a user; ValueError or TypeError where it is neither None nor a count."""
+    return None if batch_size is None else check_count("batch_size", batch_size, also="or None")
+
+
+def batch_of(batch_size: int | None, rows: int) -> int:
+    """Return how many rows a step takes of those that train: as many as asked for, or as suit, but no more than are."""
+    return min(default_batch_size(rows) if batch_size is None else batch_size, rows)
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

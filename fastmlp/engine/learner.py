@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.arguments import check_count, check_integer
+from fastmlp.arguments import check_integer
+from fastmlp.engine.batches import check_batch_size
 from fastmlp.engine.checks import check_data, check_inputs, check_outputs, refuse_nonfinite
 from fastmlp.engine.inference import Inference
 from fastmlp.engine.inputs import InputRules
@@ -143,7 +144,7 @@ class Learner:
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
         rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False, later=True)
-        size = None if batch_size is None else check_count("batch_size", batch_size)
+        size = check_batch_size(batch_size)
         outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
         if isinstance(outputs, np.ndarray):  # elsewhere to look would be to wait
             check_outputs(self.spec.loss, outputs, rows, self.backend, self.dtype)

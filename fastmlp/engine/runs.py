@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastmlp.arguments import check_number
-from fastmlp.engine.batches import DrawOrder, split_rows, steps_per_epoch
+from fastmlp.engine.batches import DrawOrder, batch_of, split_rows, steps_per_epoch
 from fastmlp.engine.checks import refuse_nonfinite
 from fastmlp.engine.history import History
 from fastmlp.engine.inputs import InputRules, InputScale
@@ -85,7 +85,7 @@ class Wanted(NamedTuple):
     """What a new run is asked for; of `fastmlp.MLP.fit`, checked.  The split has been made, and is kept for `go_on`."""
 
     epochs: int
-    batch_size: int
+    batch_size: int | None
     optimizer: Optimizer
     shuffle: bool
     validation_split: float
@@ -107,7 +107,7 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
     """Train a learner on checked data, on from where it stands; see `fastmlp.MLP.fit`."""
     epochs, optimizer = wanted.epochs, wanted.optimizer
     rows = data.training_rows
-    batch_size = min(wanted.batch_size, rows)
+    batch_size = batch_of(wanted.batch_size, rows)
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(

@@ -210,18 +210,17 @@ def _sigmoid(z: Array, out: Array) -> None:
     expit(z, out=out)
 
 
-_HE = "he_normal"
 ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
         Activation(IDENTITY, identity, slope_of_output=_slope_of_identity),
-        Activation("relu", relu, _HE, kinks=(0.0,), slope_of_output=_slope_of_relu),
-        Activation("leaky_relu", leaky_relu, _HE, kinks=(0.0,)),
-        Activation("elu", elu, _HE, kinks=(0.0,)),  # its second derivative jumps, which central differences feel
+        Activation("relu", relu, kinks=(0.0,), slope_of_output=_slope_of_relu),
+        Activation("leaky_relu", leaky_relu, kinks=(0.0,)),
+        Activation("elu", elu, kinks=(0.0,)),  # its second derivative jumps, which central differences feel
         Activation("selu", selu, "lecun_normal", kinks=(0.0,)),
-        Activation("gelu", gelu, _HE),
-        Activation("silu", silu, _HE),
-        Activation("mish", mish, _HE),
+        Activation("gelu", gelu),
+        Activation("silu", silu),
+        Activation("mish", mish),
         Activation("softplus", softplus),
         Activation("sigmoid", sigmoid),
         Activation("tanh", tanh),

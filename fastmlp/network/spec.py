@@ -41,7 +41,7 @@ class NetworkSpec:
     max_norm : float, optional
         After each step, every column of every W (what comes into one unit) is scaled down to this 2-norm.
     initializer : Initializer, optional
-        None: He for rectifiers, LeCun for selu, Glorot for the others.
+        None: LeCun (normal) for selu, Glorot (uniform) for the others.
     frozen : tuple of bool
         One a layer: its weights and biases do not train.
     l2_over_rows : bool
