@@ -317,7 +317,8 @@ def test_a_loss_that_is_not_finite_ends_the_call_before_it_changes_anything(back
 
 
 def test_overflow_in_prediction_is_no_warning(backend):
-    model = MLP((2, 3, 2), activation="mish", loss="mean_squared_error", backend=backend, seed=0)
+    network = {"activation": "mish", "loss": "mean_squared_error", "initializer": fastmlp.Normal(2.0)}
+    model = MLP((2, 3, 2), **network, backend=backend, seed=0)
     x = np.full((3, 2), np.finfo(np.float32).max)
     assert not np.isfinite(model.predict(x)).all()
     assert not np.isfinite(model.evaluate(x, np.zeros((3, 2)))["loss"])
