@@ -14,6 +14,7 @@ from fastmlp import MLP
 from fastmlp.backends.base import Backend
 from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.numpy_backend import NumpyBackend
+from fastmlp.formulas.initializers import Normal
 from fastmlp.formulas.optimizers import SGD, Adam, StepScalars
 from fastmlp.network.layout import Layout
 from fastmlp.network.plan import Plan, Precision
@@ -317,7 +318,7 @@ def test_a_loss_that_is_not_finite_ends_the_call_before_it_changes_anything(back
 
 
 def test_overflow_in_prediction_is_no_warning(backend):
-    network = {"activation": "mish", "loss": "mean_squared_error", "initializer": fastmlp.Normal(2.0)}
+    network = {"activation": "mish", "loss": "mean_squared_error", "initializer": Normal(2.0)}
     model = MLP((2, 3, 2), **network, backend=backend, seed=0)
     x = np.full((3, 2), np.finfo(np.float32).max)
     assert not np.isfinite(model.predict(x)).all()
