@@ -7,33 +7,56 @@ FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "wait
 ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
 LATE = "tests/cuda/test_late_work.py"
+BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
 
 # path from the repository's root: the tests that look at that file, those that fail first in front
 TESTS = {
-    "kernels/cuda/gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS),
-    "kernels/cuda/layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS),
-    "kernels/cuda/losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS),
-    "kernels/cuda/optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS),
+    "kernels/cuda/gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS, BRANCHES),
+    "kernels/cuda/layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS, BRANCHES),
+    "kernels/cuda/losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS, BRANCHES),
+    "kernels/cuda/optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS, BRANCHES),
     "kernels/cuda/flat.cu": (LINT, OPERATIONS[1], KERNELS, SHARED),
-    "kernels/cuda/products.cu": (LINT, PRODUCTS, STEP, COSTS),
+    "kernels/cuda/products.cu": (LINT, PRODUCTS, STEP, COSTS, BRANCHES),
     "kernels/cuda/philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "kernels/cuda/activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
-    "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS),
+    "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
     "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
-    "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED),
-    "fastmlp/backends/cuda/step.py": (STEP, OWNS, LATE, WAITS, FIRST_FIT, WAYS, UPLOADS, KERNELS, COSTS, SHARED),
+    "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/step.py": (
+        STEP,
+        OWNS,
+        LATE,
+        WAITS,
+        FIRST_FIT,
+        WAYS,
+        UPLOADS,
+        KERNELS,
+        COSTS,
+        SHARED,
+        BRANCHES,
+    ),
     "fastmlp/backends/foreign.py": ARRAYS,
-    "fastmlp/backends/cuda/products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED),
+    "fastmlp/backends/cuda/products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
-    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, *OPERATIONS, STEP, SHARED),
-    "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED),
+    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, *OPERATIONS, STEP, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
-    "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS),
-    "fastmlp/backends/cuda/operations.py": (*OPERATIONS, STEP, UPLOADS, *ARRAYS, FIRST_FIT, MEMORY, SHARED, *FITS),
+    "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS, BRANCHES),
+    "fastmlp/backends/cuda/operations.py": (
+        *OPERATIONS,
+        STEP,
+        UPLOADS,
+        *ARRAYS,
+        FIRST_FIT,
+        MEMORY,
+        SHARED,
+        *FITS,
+        BRANCHES,
+    ),
 }
