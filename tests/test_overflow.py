@@ -44,7 +44,7 @@ def test_what_was_learned_before_the_call_is_kept(backend, tmp_path):
     x, y = blobs()
     model = small(backend)
     good = fastmlp.SGD(0.1, momentum=0.9, ema=0.9)
-    model.fit(x, y, epochs=2, optimizer=good, verbose=0)
+    model.fit(x, y, epochs=2, batch_size=128, optimizer=good, verbose=0)
     before, raw = model.get_weights(), backend.to_numpy(model._learner.state.params).copy()
     with pytest.raises(fastmlp.NonFiniteLossError):
         model.fit(x * 1e9, y, epochs=1, batch_size=200, optimizer=fastmlp.SGD(1e30), verbose=0)
