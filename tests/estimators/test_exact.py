@@ -1,5 +1,7 @@
 """Exact mode: scikit-learn's own weights, losses and scores, step by step."""
 
+import inspect
+
 import numpy as np
 import pytest
 from sklearn import neural_network as reference
@@ -33,8 +35,14 @@ KINDS = ("classes", "two classes", "labels", "value", "values", "counts", "two c
 ACTIVATIONS = ("relu", "logistic", "tanh", "identity")
 
 
+HAS_POISSON = "loss" in inspect.signature(reference.MLPRegressor).parameters
+HAS_WEIGHTS = "sample_weight" in inspect.signature(reference.MLPRegressor.fit).parameters
+
+
 def pair(kind, **options):
     """Return scikit-learn's estimator and fastmlp's, not fitted, and the data."""
+    if "count" in kind and not HAS_POISSON:
+        pytest.skip("this scikit-learn has no Poisson loss; 1.7 has")
     name, x, y, more = problem(kind)
     options = {"hidden_layer_sizes": (9, 5), "max_iter": 20, "random_state": 3, "batch_size": 32, **more, **options}
     return getattr(reference, name)(**options), getattr(fastmlp, name)(exact=True, **options), x, y
@@ -95,8 +103,10 @@ OPTIONS = {
 )
 def test_options(option, kind, weighted):
     theirs, ours, x, y = pair(kind, **OPTIONS[option])
+    if weighted and not HAS_WEIGHTS:
+        pytest.skip("this scikit-learn takes no weights of rows; 1.7 does")
     weights = np.random.default_rng(1).uniform(0.5, 2, ROWS) if weighted else None
-    check_same(theirs.fit(x, y, weights), ours.fit(x, y, weights))
+    check_same(theirs.fit(x, y, weights) if weighted else theirs.fit(x, y), ours.fit(x, y, weights))
 
 
 @ignored
@@ -118,7 +128,7 @@ def test_going_on(kind, solver):
 
 @ignored
 def test_a_random_state_is_drawn_from_as_there():
-    theirs, ours, x, y = pair("classes", early_stopping=True)
+    theirs, ours, x, y = pair("value", early_stopping=True)
     for estimator in (theirs, ours):
         estimator.set_params(random_state=np.random.RandomState(5)).fit(x, y)
     check_same(theirs, ours)
