@@ -212,6 +212,8 @@ class Stream:
         _streams[self.ptr] = self
 
     def __del__(self):
+        if _gone is None:  # the interpreter is ending
+            return
         _gone[self._number] = self._clock.get(self._number, 0)
 
     def __enter__(self):
