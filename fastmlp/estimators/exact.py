@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.engine.loop import Callback
-from fastmlp.formulas.optimizers import SGD, Adam, StepScalars
+from fastmlp.formulas.optimizers import SGD, Adam, StepScalars, decay_towards
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -33,13 +33,9 @@ class ExactAdam(Adam):
 
     def update(self, p: Array, g: Array, moments: Sequence[Array], scalars: StepScalars, scratch: Array) -> None:
         m, v = moments
-        np.multiply(m, self.beta1, out=m)
-        np.multiply(g, 1 - self.beta1, out=scratch)
-        np.add(m, scratch, out=m)
-        np.multiply(v, self.beta2, out=v)
-        np.multiply(g, g, out=scratch)
-        np.multiply(scratch, 1 - self.beta2, out=scratch)
-        np.add(v, scratch, out=v)
+        decay_towards(m, self.beta1, g, scratch)
+        np.multiply(g, g, out=g)
+        decay_towards(v, self.beta2, g, scratch)
         np.sqrt(v, out=scratch)
         np.add(scratch, self.epsilon, out=scratch)
         np.multiply(m, scalars.rate * scalars.correction1 / scalars.correction2, out=g)

@@ -320,9 +320,9 @@ class Adam(Optimizer):
 
     def update(self, p: Array, g: Array, moments: Sequence[Array], scalars: StepScalars, scratch: Array) -> None:
         m, v = moments
-        _decay_towards(m, self.beta1, g, scratch)
+        decay_towards(m, self.beta1, g, scratch)
         np.multiply(g, g, out=g)
-        _decay_towards(v, self.beta2, g, scratch)
+        decay_towards(v, self.beta2, g, scratch)
         np.sqrt(v, out=scratch)
         np.multiply(scratch, scalars.correction2, out=scratch)
         np.add(scratch, self.epsilon, out=scratch)
@@ -403,7 +403,7 @@ class RMSprop(Optimizer):
         np.subtract(p, scratch, out=p)
 
 
-def _decay_towards(mean: Array, decay: float, value: Array, scratch: Array) -> None:
+def decay_towards(mean: Array, decay: float, value: Array, scratch: Array) -> None:
     """``mean = decay mean + (1 - decay) value``."""
     np.multiply(mean, decay, out=mean)
     np.multiply(value, 1 - decay, out=scratch)
