@@ -66,7 +66,7 @@ def write_section(title: str, body: str, kind: str | None = None, versions: str 
     versions : str, optional
         What the figures depend on besides, where they were taken on another machine.
     """
-    given = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]  # a folder of one machine tells nothing
+    given = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]  # folders tell nothing
     command = " ".join(["python", *(shlex.quote(a) for a in ["benchmarks/" + Path(sys.argv[0]).name, *given])])
     today = datetime.date.today().isoformat()
     section = f"### {title}\n\n`{command}` on {today}: {versions or machine()}.\n\n{body}\n"
