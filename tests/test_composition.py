@@ -19,7 +19,9 @@ from fastmlp.formulas.optimizers import SGD, Adam, StepScalars
 from fastmlp.network.layout import Layout
 from fastmlp.network.plan import Plan, Precision
 
-COARSE = ("predict", "evaluate", "loss_and_gradients", "apply_gradients", "train_steps", "first_nonfinite")
+COARSE = (
+    *("predict", "evaluate", "loss_and_gradients", "apply_gradients", "train_steps", "train_epochs", "first_nonfinite"),
+)
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
@@ -65,6 +67,15 @@ def run(operation, cls, backend, scenario, dtype):
                 w[...] = backend.asarray(np.linspace(-1, 1, w.size).reshape(w.shape).astype(dtype))
                 b[...] = backend.asarray(np.linspace(1, -1, b.size).astype(dtype))
             method(backend, session, state, StepScalars(*scenario.table(0, 0, dtype)[0].tolist()))
+        elif operation == "train_epochs":
+            epochs, steps = range(scenario.epochs), scenario.steps
+            session, norms = backend.open(scenario.plan(dtype)), np.zeros(scenario.epochs)
+            orders = backend.asarray(np.stack([scenario.order(epoch) for epoch in epochs]))
+            table = [scenario.table(epoch, state.optimizer_step + epoch * steps, dtype) for epoch in epochs]
+            totals = np.zeros((scenario.epochs, 3))
+            report = method(backend, session, state, data, orders, np.concatenate(table), totals, norms)
+            assert report == (scenario.epochs * steps, True)
+            sums = [*totals, norms]
         else:
             state, sums, _ = train(scenario, backend, dtype, method)
         kept = [state.params, *state.moments, *([] if state.average is None else [state.average])]

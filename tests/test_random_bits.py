@@ -20,6 +20,7 @@ from fastmlp.formulas.random_bits import (
     Purpose,
     draws,
     epoch_order,
+    epoch_orders,
     keep_threshold,
     normals,
     philox4x32,
@@ -165,6 +166,14 @@ def test_epoch_order_of_few_rows_is_made_by_the_rule_for_many(monkeypatch, key, 
     monkeypatch.setattr(random_bits, "FEW", 0)
     monkeypatch.setattr(random_bits, "FEW_ROWS", 0)
     assert orders == [epoch_order(key, step, rows).tolist() for step in (0, 2, 2**33)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 150, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("epochs", [1, 2, 70])  # 70 of 512 rows are more counters than are worked on at once
+def test_orders_of_several_epochs_are_those_of_each(rows, epochs):
+    steps = range(2**32 - 5, 2**32 - 5 + 3 * epochs, 3)
+    expected = [epoch_order(2**63 + 7, step, rows).tolist() for step in steps]
+    assert epoch_orders(2**63 + 7, steps, rows).tolist() == expected
 
 
 @pytest.mark.parametrize("limit", [0, FEW_ROWS])

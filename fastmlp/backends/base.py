@@ -1,7 +1,7 @@
 """A backend as the loop sees it, and the reference: coarse operations composed of the fine ones of `operations`.
 
 The composition is the specification: a backend overrides a coarse operation (`predict`, `evaluate`,
-`loss_and_gradients`, `apply_gradients`, `train_steps`) only to do the same faster.
+`loss_and_gradients`, `apply_gradients`, `train_steps`, `train_epochs`) only to do the same faster.
 """
 
 from __future__ import annotations
@@ -191,6 +191,41 @@ class Backend(Operations):
             state.step += 1
             state.optimizer_step += 1
         return StepReport(len(table), True)
+
+    def train_epochs(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        orders: Array,
+        table: NDArray[np.float64],
+        totals: NDArray[np.float64],
+        norms: NDArray[np.float64],
+    ) -> StepReport:
+        """Train on whole epochs that follow each other: what `train_steps` does with each, to the bit.
+
+        Parameters
+        ----------
+        session, state, data
+            As for `train_steps`.
+        orders : (epochs, n) intp
+            The rows of each epoch, on this backend.
+        table : (epochs * steps, 6) float64
+        totals : (epochs, 3) float64
+            The sums of each epoch are added.
+        norms : (epochs,) or (0,) float64
+            Overwritten, where there is room, with the squared norm of the weights, biases left out, after each epoch.
+        """
+        steps, done = len(table) // len(orders), 0
+        for epoch in range(len(orders)):
+            part = table[epoch * steps : (epoch + 1) * steps]
+            report = self.train_steps(session, state, data, orders[epoch], part, 0, totals[epoch])
+            done += report.done
+            if not report.finite:
+                return StepReport(done, False)
+            if norms.size:
+                norms[epoch] = self.squared_norm(state.params[: state.layout.weights_size])
+        return StepReport(done, True)
 
     def apply_gradients(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         """Take the rest of a step, from gradients that are there: clip, update, max-norm, average.

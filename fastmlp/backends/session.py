@@ -61,6 +61,8 @@ class Session:
     ----------
     call_seconds : float
         How long a call to `train_steps` should last at most.
+    takes_epochs : bool
+        Whether several short epochs are faster as one call, of `train_epochs`.
     meanwhile : callable or None
         What the host may do while a device works; a backend that waits for one calls it before it does.
 
@@ -71,6 +73,7 @@ class Session:
     """
 
     call_seconds: ClassVar[float] = math.inf
+    takes_epochs: ClassVar[bool] = False
 
     def __init__(self, backend: Operations, plan: Plan) -> None:
         self.backend, self.plan = backend, plan

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_count
-from fastmlp.formulas.random_bits import epoch_order
+from fastmlp.formulas.random_bits import epoch_order, epoch_orders
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -176,3 +176,12 @@ class Orders:
         order = Order(begins, host, self._asarray(host))
         self._made.append(order)
         return order
+
+    def of_epochs(self, begins: Sequence[int]) -> NDArray[np.intp]:
+        """Return the orders of the epochs that begin with these steps, (epochs, rows) on the host; none is kept."""
+        assert self._draw is None, "what is drawn once cannot be drawn again"
+        if self._shuffle:
+            host = epoch_orders(self._key, begins, self._rows)
+        else:
+            host = np.tile(np.arange(self._rows), (len(begins), 1))
+        return host if self._training is None else self._training[host]

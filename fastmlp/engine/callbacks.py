@@ -163,6 +163,8 @@ class CSVLog(Callback):
     path : path
     """
 
+    sees_model = False
+
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(check_path("path", path))
 
@@ -191,6 +193,8 @@ class TimeLimit(Callback):
     seconds : float
         Positive.
     """
+
+    sees_model = False
 
     def __init__(self, seconds: float) -> None:
         self.seconds = check_number("seconds", seconds, 0.0, above=True)
@@ -227,6 +231,8 @@ class ProgressBar(Callback):
     bar : bool
         Show a moving bar; where the output is no terminal there is only a line for each epoch.
     """
+
+    sees_model = False
 
     def __init__(self, *, bar: bool = True) -> None:
         self.bar = check_flag("bar", bar)

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals, steps_per_epoch
+from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals
 from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
+from fastmlp.engine.run_view import RunView
 from fastmlp.errors import NonFiniteLossError, TrainingInterrupted
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
+from fastmlp.formulas.schedules import Schedule
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.backends.session import Session
     from fastmlp.engine.learner import Learner
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 0.2
 """How long a call to a backend should last: short enough for Ctrl-C and a moving progress bar."""
+AT_ONCE_SECONDS, MOST_AT_ONCE = 0.01, 64
+"""How long epochs are trained at once, and how many at most: so long is lost where something ends the run before."""
+SHORT_EPOCH = 1 << 27
+"""Rows times parameters of an epoch that is short enough to be taken without a look at Ctrl-C: a few milliseconds."""
 
 
 class Callback:
@@ -44,9 +51,13 @@ class Callback:
     ----------
     runs_last : bool
         True for those that must see what the others made of an epoch, such as checkpoints.
+    sees_model : bool
+        False for those that go by figures alone, and look neither at the model nor at its learner before the end: where
+        no callback does, epochs of a few milliseconds are trained several at once, and told one after the other.
     """
 
     runs_last = False
+    sees_model = True
 
     def on_train_begin(self, run: Training) -> None:
         """Before the first step, also of a resumed run; an error here leaves the model as it was."""
@@ -78,20 +89,8 @@ class Callback:
         """Take back what `state` returned."""
 
 
-class Training:
-    """One run of training, what callbacks are given.
-
-    Attributes
-    ----------
-    model : MLP
-        What `fit` was called on.
-    learner : Learner
-        Which is trained.
-    optimizer : Optimizer
-    history : History
-    failed : bool
-        Whether an error is ending the run.
-    """
+class Training(RunView):
+    """One run of training, what callbacks are given; see `RunView` for what they may ask."""
 
     def __init__(
         self,
@@ -106,75 +105,18 @@ class Training:
         draw: DrawOrder | None = None,
         history: History | None = None,
     ) -> None:
-        self.learner, self.model, self.optimizer = learner, model, optimizer
-        self.history, self.failed = history or History(), False
-        self._data, self._validation, self._progress = data, validation, progress
-        self._schedule = optimizer.schedule
-        self._metrics = dict(metrics)
+        super().__init__(learner, validation, progress, optimizer, metrics, model, history)
+        self._data, self._schedule = data, optimizer.schedule
         self.callbacks = sorted(callbacks, key=lambda c: c.runs_last)
-        self._steps_per_epoch = steps_per_epoch(progress.rows, progress.batch_size)
         order = learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray, data.training
         self._orders, self._draws = Orders(*order, draw), draw is not None
         self._order: Order | None = None
-        self._totals = np.array(progress.totals)
         self._interrupted = False
         self._fingerprint = ""
         self._validation_there: HostData | None = None
         self._session: Session | None = None
         self._used: Session | None = None
         """The session of the steps, also after them: what is saved then has to go on in the same way."""
-
-    # --- what callbacks may ask ---
-
-    @property
-    def epoch(self) -> int:
-        """Epochs finished."""
-        return self._progress.epoch
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the whole run."""
-        return self._progress.epochs
-
-    @property
-    def steps_done(self) -> int:
-        """Steps of the run finished."""
-        return self._progress.epoch * self._steps_per_epoch + self._progress.position
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self._progress.epochs * self._steps_per_epoch
-
-    def figure_names(self) -> list[str]:
-        """Return the names of the figures that the history will have."""
-        names = ["loss", *(["accuracy"] if self.learner.spec.loss.has_accuracy else []), *self._metrics]
-        if self._validation is not None:
-            names += [f"val_{name}" for name in names]
-        return [*names, "learning_rate", "epoch_seconds"]
-
-    def check_monitor(self, who: str, monitor: str) -> None:
-        """Raise ValueError where there will be no figure called `monitor`."""
-        if monitor not in self.figure_names():
-            cure = "; give fit validation_data or validation_split" if monitor.startswith("val_") else ""
-            raise ValueError(
-                f"{who}(monitor={monitor!r}): there is no such figure; there are {', '.join(self.figure_names())}{cure}"
-            )
-
-    def running_figures(self) -> dict[str, float]:
-        """Return the loss, and the accuracy where there is one, of the epoch at hand so far."""
-        loss, weight, hits = self._totals.tolist()
-        if not weight:
-            return {}
-        figures = {"loss": loss / weight}
-        if self.learner.spec.loss.has_accuracy:
-            figures["accuracy"] = hits / weight
-        return figures
-
-    def stop(self, reason: str) -> None:
-        """End the run after the step or epoch at hand."""
-        if not self.history.stop_reason:
-            self.history.stop_reason = reason
 
     # --- the loop ---
 
@@ -193,8 +135,12 @@ class Training:
                 session.meanwhile = self._order_ahead
                 try:
                     self._prepare(session, ctrl_c)
+                    several = self._may_take_several(session)
                     while self.epoch < self.epochs and not self.history.stop_reason:
-                        self._epoch(session, data, ctrl_c)
+                        if several and self._progress.position == 0:
+                            self._short_epochs(session, data, ctrl_c)
+                        else:
+                            self._epoch(session, data, ctrl_c)
                 finally:
                     self._session = session.meanwhile = self._validation_there = None
                     session.release()
@@ -270,6 +216,10 @@ class Training:
             rate = float(self._rates(state.optimizer_step - 1, 1)[0])
         figures = self._figures(rate)
         figures["epoch_seconds"] = time.perf_counter() - began
+        self._end_epoch(figures)
+
+    def _end_epoch(self, figures: dict[str, float]) -> None:
+        progress = self._progress
         self.history.append(figures)
         progress.memory = self._schedule.observe(progress.memory, figures)
         progress.epoch, progress.position, progress.seconds = progress.epoch + 1, 0, 0.0
@@ -277,6 +227,84 @@ class Training:
         progress.totals = self._totals.tolist()
         for callback in self.callbacks:
             callback.on_epoch_end(self, figures)
+
+    # --- several epochs at once ---
+
+    def _may_take_several(self, session: Session) -> bool:
+        """Tell whether epochs may be trained before the ones before them are looked at; the same on every machine."""
+        blind = not any(c.sees_model for c in self.callbacks) and self._validation is None and not self._metrics
+        steady = type(self._schedule).observe is Schedule.observe  # its rates do not depend on figures
+        work = self._progress.rows * self.learner.state.layout.size
+        return session.takes_epochs and blind and steady and not self._draws and work <= SHORT_EPOCH
+
+    def _short_epochs(self, session: Session, data: DeviceData, ctrl_c: CtrlC) -> None:
+        """Carry out as many epochs as last some milliseconds in one call, then tell of each as if it had just ended.
+
+        Where something ends the run at one of them, the model goes back to the beginning and trains up to there again:
+        the same seed gives the same bits.
+        """
+        progress, learner, steps = self._progress, self.learner, self._steps_per_epoch
+        count = self.epochs - self.epoch
+        if session.seconds_per_step:
+            count = min(count, int(AT_ONCE_SECONDS / (session.seconds_per_step * steps)), MOST_AT_ONCE)
+        else:
+            count = 1
+        count = max(count, 1)
+        before = learner.state.copied(learner.backend.copy) if count > 1 else learner.state
+        orders = self._orders.of_epochs(range(before.step, before.step + count * steps, steps))
+        began = time.perf_counter()
+        report, rates, sums, norms = self._take_epochs(session, data, orders)
+        seconds = time.perf_counter() - began
+        session.seconds_per_step = seconds / max(report.done, 1)
+        whole = report.done // steps
+        told, ended = 0, True
+        try:
+            for epoch in range(whole):
+                told = epoch + 1
+                self._totals[:], self._squared_norm = sums[epoch], float(norms[epoch])
+                for callback in self.callbacks:
+                    callback.on_epoch_begin(self)
+                progress.position, progress.totals = steps, self._totals.tolist()
+                progress.seconds = seconds / count
+                for callback in self.callbacks:
+                    callback.on_steps(self)
+                if ctrl_c.pressed and epoch == whole - 1:
+                    self._interrupted = True
+                    self.stop("interrupted")
+                figures = self._figures(float(rates[told * steps - 1]))
+                figures["epoch_seconds"] = seconds / count
+                self._end_epoch(figures)
+                if self.history.stop_reason:
+                    break
+            else:
+                ended = False
+        finally:  # after an error of a callback's too
+            if ended and report.done > told * steps:
+                learner.state.go_back(before)
+                self._take_epochs(session, data, orders[:told])
+        if not report.finite and not ended:
+            for callback in self.callbacks:
+                callback.on_epoch_begin(self)
+            progress.position = report.done - whole * steps
+            self._totals[:] = sums[whole]
+            progress.totals = self._totals.tolist()
+            raise self._non_finite(session, data, orders[whole])
+
+    def _take_epochs(
+        self, session: Session, data: DeviceData, orders: NDArray[np.intp]
+    ) -> tuple[StepReport, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Train on epochs; return the report, the rate of each step, the sums and the norm of the weights of each."""
+        state, batch, weights = self.learner.state, self._progress.batch_size, self._data.weights
+        count, steps = len(orders), self._steps_per_epoch
+        rates = self._rates(state.optimizer_step, count * steps)
+        if weights is None:
+            inverse = np.tile(inverse_totals(None, orders[0], batch, 0, steps), count)
+        else:
+            inverse = np.concatenate([inverse_totals(weights, order, batch, 0, steps) for order in orders])
+        table = self.optimizer.table(rates, state.optimizer_step, inverse, self.learner.spec.l2_share(inverse))
+        sums, norms = np.zeros((count, 3)), np.full(count, math.nan)
+        report = self.learner.backend.train_epochs(session, state, data, orders, table, sums, norms)
+        return report, rates, sums, norms
 
     def _order_ahead(self) -> None:
         """Make the order of the next epoch, and bring it to the device, while the device works on this one."""

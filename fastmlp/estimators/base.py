@@ -306,9 +306,7 @@ class BaseMLP(Parameters):
         """Return ``alpha / 2 ||W||^2``, of the weights that train."""
         if not self.alpha:
             return 0.0
-        state = run.learner.state
-        values = run.learner.to_numpy(state.params)[: state.layout.weights_size].astype(np.float64, copy=False)
-        return 0.5 * self.alpha * float(values @ values)
+        return 0.5 * self.alpha * run.squared_norm()
 
     def _tell(self, incremental: bool, epochs: int) -> None:
         """Set the attributes that end with an underscore, and warn where training came to its last epoch."""

@@ -121,6 +121,11 @@ class ScikitLearnRun(Callback):
         self._best: dict[str, Any] = {}
         self.history = History()
 
+    @property
+    def sees_model(self) -> bool:  # type: ignore[override]
+        """Whether an epoch is scored, or has a rate that what came before it decides."""
+        return self._score is not None or self._rules.learning_rate != "constant"
+
     def on_train_begin(self, run: Training) -> None:
         self.curves.epochs, self.curves.stopped = 0, False
         self.history = run.history

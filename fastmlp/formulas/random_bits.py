@@ -14,6 +14,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -202,6 +203,33 @@ def epoch_order(key: int, step: int, rows: int) -> NDArray[np.intp]:
     upper = (words[0] >> 16).astype(np.uint16)[lower].argsort(kind="stable")
     order: NDArray[np.intp] = lower[upper]
     return order
+
+
+def epoch_orders(key: int, steps: Sequence[int], rows: int) -> NDArray[np.intp]:
+    """Return the orders of several epochs, those of `epoch_order` for each of the steps that they begin at.
+
+    Returns
+    -------
+    (len(steps), rows) intp
+    """
+    blocks = -(-rows // 4)
+    together = BLOCK // blocks
+    if rows > FEW_ROWS or len(steps) == 1:
+        return np.stack([epoch_order(key, step, rows) for step in steps])
+    words = np.empty((len(steps), blocks, 4), np.uint32)
+    scratch = draw_scratch()
+    for top in range(0, len(steps), together):
+        some = steps[top : top + together]
+        counters = scratch[:4, : len(some) * blocks]
+        grid = counters.reshape(4, len(some), blocks)
+        grid[0] = np.arange(blocks, dtype=np.uint64)
+        grid[1] = 0
+        grid[2] = np.array([step & _LOW for step in some], np.uint64)[:, None]
+        grid[3] = int(Purpose.EPOCH_ORDER) << 24
+        philox4x32(counters, key, scratch[4:, : counters.shape[1]])
+        words[top : top + together] = grid.transpose(1, 2, 0)
+    orders: NDArray[np.intp] = words.reshape(len(steps), 4 * blocks)[:, :rows].argsort(axis=1, kind="stable")
+    return orders
 
 
 def keep_threshold(rate: float) -> int:

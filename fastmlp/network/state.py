@@ -83,6 +83,13 @@ class TrainState:
             average=None if self.average is None else copy(self.average),
         )
 
+    def go_back(self, before: TrainState) -> None:
+        """Take the numbers and counters of a state that was copied from this one, into the same arrays."""
+        pairs = [(self.params, before.params), *zip(self.moments, before.moments, strict=True)]
+        for now, then in [*pairs, *([] if self.average is None else [(self.average, before.average)])]:
+            now[...] = then
+        self.step, self.optimizer_step = before.step, before.optimizer_step
+
     def named(self, numpy: Callable[[Array], NDArray[Any]], *, moments: bool = False) -> dict[str, NDArray[Any]]:
         """Return the parameters and their average, and the moments if asked, by their names in files."""
         arrays = self.layout.named(numpy(self.params))

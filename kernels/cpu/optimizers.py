@@ -121,3 +121,12 @@ def add_l2_squared_norm(g, p, l2):
             part += g[i] * g[i]
         total += float(part)
     return total
+
+
+@njit(**{**OPTIONS, "fastmath": {*OPTIONS["fastmath"], "reassoc"}})  # so that the sum can be vectorised
+def squared_norm(p):
+    """Return the sum of squares of p, taken in float64."""
+    total = 0.0
+    for i in range(p.size):
+        total += float(p[i]) * float(p[i])
+    return total

@@ -34,7 +34,7 @@ from .codes import (
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, multiply_features, output_losses, reads_in_place
 from .layers import activation_backward_rows, sum_columns
-from .optimizers import add_l2_squared_norm, average, limit_columns, update
+from .optimizers import add_l2_squared_norm, average, limit_columns, squared_norm, update
 from .products import multiply_by_transposed, multiply_transposed
 from .structures import Batch
 from .threads import barrier
@@ -232,9 +232,33 @@ def _rows_of_part(net, data, buffers, memory, now, chosen, first, stop, p, share
     backward_rows(net, buffers.params, memory, n, now.size, first, panels)
 
 
+@part
+def _end_of_epoch(net, buffers, epoch, norms):
+    """Note the squared norm of all weights, biases left out, where it is asked for."""
+    if norms.size:
+        norms[epoch] = squared_norm(run(buffers.params, 0, net.bias_at[0]))
+
+
 @entry
 def train_thread(
-    t, threads, parts, net, rule, data, buffers, memory, order, batch, first, table, key, step, totals, done
+    t,
+    threads,
+    parts,
+    net,
+    rule,
+    data,
+    buffers,
+    memory,
+    order,
+    each,
+    batch,
+    first,
+    table,
+    key,
+    step,
+    totals,
+    norms,
+    done,
 ):
     """Take part in as many training steps as `table` has rows.
 
@@ -247,16 +271,18 @@ def train_thread(
         whoever it is.  The numbers depend on `parts` alone.
     net, rule, data, buffers, memory : structures
         The memory is shared; its barrier stands at 0.
-    order : (n,) int64
-        The rows of the epoch.
-    batch, first : int
-        Rows a step, and the number of the first step in the epoch.
+    order : (epochs * each,) int64
+        The rows of each epoch, one after the other.
+    each, batch, first : int
+        Rows an epoch, rows a step, and the number of the first step in the first epoch.
     table : (count, 6) float64
         See `fastmlp.formulas.optimizers.StepScalars`.
     key, step : uint64
         The random key, and how many steps the network has done.
-    totals : (3,) float64
+    totals : (epochs, 3) float64
         Sums over the rows of weighted loss, weight and weighted hits are added, by thread 0.
+    norms : (epochs,) or (0,) float64
+        Overwritten by thread 0 with the squared norm of the weights at the end of each epoch, where there is room.
     done : (1,) int64
         Overwritten by thread 0 with the steps done; less than asked for where a loss was not finite.
     """
@@ -265,17 +291,22 @@ def train_thread(
     shared = memory.parts.size > 0
     passed = 0
     finished = 0
+    steps_each = (each + batch - 1) // batch
     for s in range(table.shape[0]):
         scalars = table[s]
+        epoch = (first + s) // steps_each
+        within = first + s - epoch * steps_each
         if scalars[INVERSE_TOTAL] == 0.0:
             finished += 1
+            if t == 0 and within == steps_each - 1:
+                _end_of_epoch(net, buffers, epoch, norms)
             continue
-        begin = (first + s) * batch
-        rows = min(batch, order.size - begin)
+        begin = epoch * each + within * batch
+        rows = min(batch, each - within * batch)
         chosen = run(order, begin, rows)
         now = Batch(memory.x, memory.counting, 0, -1, rows, batch)
         if in_place:
-            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch, rows, batch)
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + rows, rows, batch)
         else:
             for p in range(t, parts, threads):
                 r0, r1 = rows * p // parts, rows * (p + 1) // parts
@@ -311,11 +342,13 @@ def train_thread(
             break
         passed = _apply_gradients(net, rule, buffers, now, memory, t, threads, parts, scalars, passed)
         if t == 0:
-            totals[0] += loss
-            totals[1] += weight
-            totals[2] += hits
+            totals[epoch, 0] += loss
+            totals[epoch, 1] += weight
+            totals[epoch, 2] += hits
         passed += 1
         barrier(memory.arrivals, threads, passed)
         finished += 1
+        if t == 0 and within == steps_each - 1:  # others only read the weights until they wait for this thread
+            _end_of_epoch(net, buffers, epoch, norms)
     if t == 0:
         done[0] = finished

@@ -181,6 +181,34 @@ class NumbaBackend(NumbaOperations):
         plan = session.plan
         if plan.optimizer is None or not _compiles(plan):
             return super().train_steps(session, state, data, order, table, first, totals)
+        return self._train(session, state, data, (order, len(order)), table, first, (totals.reshape(1, 3), np.empty(0)))
+
+    def train_epochs(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        orders: NDArray[np.intp],
+        table: NDArray[np.float64],
+        totals: NDArray[np.float64],
+        norms: NDArray[np.float64],
+    ) -> StepReport:
+        plan = session.plan
+        if plan.optimizer is None or not _compiles(plan):
+            return super().train_epochs(session, state, data, orders, table, totals, norms)
+        return self._train(session, state, data, (orders.reshape(-1), orders.shape[1]), table, 0, (totals, norms))
+
+    def _train(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        order: tuple[NDArray[np.intp], int],
+        table: NDArray[np.float64],
+        first: int,
+        sums: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> StepReport:
+        """Train on epochs that follow each other: `order` is their rows, and how many each has."""
         from fastmlp.kernels.cpu.train import train_thread
 
         assert isinstance(session, NumbaSession)
@@ -188,13 +216,13 @@ class NumbaBackend(NumbaOperations):
         done = np.zeros(1, np.int64)
         memory, parts = session.memory, session.chosen.parts
         shared = session.network, session.rule, session.data(data), session.buffers(state), memory
-        rows, key = np.asarray(order, np.int64), np.uint64(state.key)
+        rows, key = (np.asarray(order[0], np.int64), order[1]), np.uint64(state.key)
         steps = 0
         for threads, count in session.chosen.crew.calls(len(table)):
             memory.arrivals[0] = 0
             arguments = (
-                *(threads, parts, *shared, rows, plan.batch, first + steps, table[steps : steps + count]),
-                *(key, np.uint64(state.step + steps), totals, done),
+                *(threads, parts, *shared, *rows, session.plan.batch, first + steps, table[steps : steps + count]),
+                *(key, np.uint64(state.step + steps), *sums, done),
             )
             on_threads(threads, functools.partial(_with_last, train_thread, arguments))
             steps += int(done[0])
@@ -277,8 +305,8 @@ def _call_without_steps(session: NumbaSession) -> Callable[[], object]:
     return functools.partial(
         train_thread,
         *(0, 1, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
-        *(np.zeros(1, np.int64), plan.batch, 0, np.zeros((0, 6)), np.uint64(0), np.uint64(0)),
-        *(np.zeros(3), np.zeros(1, np.int64)),
+        *(np.zeros(1, np.int64), 1, plan.batch, 0, np.zeros((0, 6)), np.uint64(0), np.uint64(0)),
+        *(np.zeros((1, 3)), np.empty(0), np.zeros(1, np.int64)),
     )
 
 
