@@ -144,18 +144,23 @@ def test_a_loss_that_is_not_finite_is_reported_as_one_by_one(calls, monkeypatch)
 
 
 def test_a_run_that_is_stopped_before_a_loss_that_is_not_finite_has_not_met_it(calls):
-    def fit(epochs, callbacks=()):
+    def fit(rate, epochs, callbacks=()):
         model = MLP((6, 8, 1), loss="mean_squared_error", seed=3, backend="numba")
-        asked = {"batch_size": 16, "optimizer": fastmlp.SGD(0.7), "verbose": 0}
+        asked = {"batch_size": 16, "optimizer": fastmlp.SGD(rate), "verbose": 0}
         model.fit(X, Y, epochs=epochs, callbacks=callbacks, **asked)
         return left(model)
 
-    with pytest.raises(NonFiniteLossError) as caught:
-        fit(60)
-    last = caught.value.epoch - 1
-    blind = Blind(last, lambda run: run.stop("just in time"))
+    def failure(rate):
+        with pytest.raises(NonFiniteLossError) as caught:
+            fit(rate, 60)
+        return caught.value
+
+    # after some steps of an epoch that does not end
+    rate, error = next((r, e) for r in np.linspace(0.5, 0.9, 20) if (e := failure(r)).step % 4 and e.epoch > 2)
+    last = error.epoch - 1
+    blind = Blind()
     blind.on_epoch_end = lambda run, figures: run.epoch == last and run.stop("just in time")
-    assert fit(60, [blind]) == fit(last)
+    assert fit(rate, 60, [blind]) == fit(rate, last)
 
 
 def test_ctrl_c_ends_the_run_after_the_call_at_hand(calls, monkeypatch):
