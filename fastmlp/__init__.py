@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from fastmlp.formulas.losses import MeanSquaredError as MeanSquaredError
     from fastmlp.formulas.losses import MeanSquaredLogarithmicError as MeanSquaredLogarithmicError
     from fastmlp.formulas.losses import Poisson as Poisson
+    from fastmlp.formulas.losses import Quantile as Quantile
     from fastmlp.formulas.losses import SigmoidCrossEntropy as SigmoidCrossEntropy
     from fastmlp.formulas.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from fastmlp.formulas.losses import loss_names as loss_names
@@ -91,7 +92,7 @@ _PUBLIC = {
     "estimators.regressor": "MLPRegressor",
     "formulas.initializers": "GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Normal Zeros",
     "formulas.losses": "CategoricalHinge Huber MeanAbsoluteError MeanSquaredError MeanSquaredLogarithmicError Poisson "
-    "SigmoidCrossEntropy SoftmaxCrossEntropy loss_names",
+    "Quantile SigmoidCrossEntropy SoftmaxCrossEntropy loss_names",
     "loading": "load",
     "model": "MLP",
     "formulas.optimizers": "SGD Adam AdamW Optimizer RMSprop",

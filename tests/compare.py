@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from fastmlp.formulas.losses import LOSSES, Huber, SoftmaxCrossEntropy
+from fastmlp.formulas.losses import LOSSES, Huber, Quantile, SoftmaxCrossEntropy
 from fastmlp.formulas.optimizers import OPTIMIZERS, SGD, Adam, RMSprop
 
 DTYPES = ("float32", "float64")
@@ -135,6 +135,7 @@ def loss_records():
     return [LOSSES.record(name) for name in LOSSES.names()] + [
         SoftmaxCrossEntropy(label_smoothing=0.1),
         Huber(delta=0.3),
+        Quantile(0.9),
     ]
 
 

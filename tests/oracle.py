@@ -106,6 +106,17 @@ def categorical_hinge(record, z, label):
     return loss, [active * ((j == wrong) - (j == label)) for j in range(len(z))]
 
 
+def quantile(record, z, target):
+    levels, k = list(record.quantiles), len(z)
+    assert k % len(levels) == 0
+    losses, gradients = [], []
+    for j in range(k):
+        q, e = levels[j % len(levels)], target[j] - z[j]
+        losses.append(q * e if e > 0 else (q - 1) * e)
+        gradients.append(-q / k if e > 0 else (1 - q) / k if e < 0 else 0.0)
+    return math.fsum(losses) / k, gradients
+
+
 LOSSES = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_cross_entropy": mean_over_outputs(lambda _, z, t: (softplus(z) - t * z, sigmoid(z) - t)),
@@ -115,6 +126,7 @@ LOSSES = {
     "poisson": mean_over_outputs(lambda _, z, t: (math.exp(z) - t * z, math.exp(z) - t)),
     "categorical_hinge": categorical_hinge,
     "mean_squared_logarithmic_error": mean_over_outputs(squared_log_term),
+    "quantile": quantile,
 }
 
 

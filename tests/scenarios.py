@@ -10,7 +10,7 @@ from compare import targets_for
 from oracle_network import Network
 
 from fastmlp.backends.data import DeviceData
-from fastmlp.formulas.losses import Huber, SoftmaxCrossEntropy
+from fastmlp.formulas.losses import Huber, Quantile, SoftmaxCrossEntropy
 from fastmlp.formulas.optimizers import SGD, Adam, AdamW, RMSprop
 from fastmlp.network.layout import Layout
 from fastmlp.network.plan import Plan, Precision
@@ -211,6 +211,14 @@ SCENARIOS = (
         AdamW(ema=0.99, epsilon=EPSILON),
         soft=True,
         weighted=True,
+    ),
+    Scenario(
+        "several quantiles",
+        (4, 6, 6),
+        {"activation": "tanh", "loss": Quantile((0.1, 0.3, 0.9)), "dropout": (0.0, 0.25), "l2": 0.1},
+        Adam(epsilon=EPSILON),
+        weighted=True,
+        smooth=False,
     ),
     Scenario("one row a step", (2, 1, 1), {"activation": "sin", "loss": "poisson"}, SGD(), rows=2, batch=1),
 )

@@ -363,7 +363,7 @@ names = st.sampled_from(["relu", "tanh", "gelu", "sin"])
 @settings(max_examples=60, deadline=None)
 @given(
     units=st.lists(st.integers(1, 9), min_size=2, max_size=5),
-    loss=st.sampled_from(["mean_squared_error", "huber", "sigmoid_cross_entropy", "poisson"]),
+    loss=st.sampled_from(["mean_squared_error", "huber", "sigmoid_cross_entropy", "poisson", "quantile"]),
     dropout=st.floats(0, 0.99),
     l2=st.floats(0, 1e3),
     max_norm=st.none() | st.floats(1e-3, 1e3),

@@ -25,7 +25,7 @@ def pieces(model, x, y):
         a, no_slope = z.copy(), None
         get_activation(name).function(a, no_slope, (np.empty_like(z), np.empty_like(z)))
     loss = spec.loss
-    if loss.name == "mean_absolute_error":
+    if loss.name in ("mean_absolute_error", "quantile"):
         found.append(a > y)
     elif loss.name == "huber":
         found += [a - y > loss.delta, a - y < -loss.delta]

@@ -26,6 +26,10 @@ TAKEN = [
     *[("loss", name, "mean_squared_error") for name in ("mse", "MSE", "MeanSquaredError", "MSELoss", "mse_loss")],
     *[("loss", name, "mean_absolute_error") for name in ("mae", "L1Loss", "absolute_error", "mean-absolute-error")],
     *[("loss", name, "huber") for name in ("Huber", "HuberLoss", "SmoothL1Loss")],
+    *[
+        ("loss", name, "quantile")
+        for name in ("Quantile", "pinball", "PinballLoss", "quantile_loss", "mean_pinball_loss")
+    ],
     *[("loss", name, "poisson") for name in ("Poisson", "PoissonNLLLoss")],
     *[("loss", name, "sigmoid_cross_entropy") for name in ("binary_crossentropy", "BinaryCrossentropy", "bce")],
     *[("loss", name, "sigmoid_cross_entropy") for name in ("bce_with_logits", "BCEWithLogitsLoss", "BCELoss")],
@@ -131,6 +135,7 @@ KEYWORDS = [
     (fastmlp.RMSprop, "alpha", "use rho for the decay of RMSprop's squares, and MLP(l2=...) for a penalty."),
     (fastmlp.SGD, "foo", None),
     (fastmlp.Huber, "beta", "use delta, of Huber."),
+    *[(fastmlp.Quantile, name, "use quantiles, of Quantile.") for name in ("quantile", "tau", "alpha")],
     (fastmlp.SoftmaxCrossEntropy, "from_logits", "leave it out: the outputs are logits, and softmax or sigmoid"),
     (fastmlp.Normal, "stddev", "use std, of Normal."),
     (fastmlp.Cosine, "T_max", "use steps; without it the run's own."),

@@ -99,9 +99,11 @@ def test_it_is_known_by_its_name_and_kept_in_files_once_it_is_listed(tmp_path, m
 def test_records_tell_what_backends_ask_of_them():
     assert {name for name, a in ACTIVATIONS.items() if a.slope_of_output is not None} == {"identity", "relu"}
     assert [name for name, a in ACTIVATIONS.items() if a.is_identity] == ["identity"]
-    parameters = {"softmax_cross_entropy": {"label_smoothing": 0.25}, "huber": {"delta": 0.25}}
+    fields = {"softmax_cross_entropy": "label_smoothing", "huber": "delta", "quantile": "quantiles"}
     for name, kind in LOSSES.types.items():
-        assert kind(**parameters.get(name, {})).parameter == (0.25 if name in parameters else 0.0)
+        assert kind(**({fields[name]: 0.25} if name in fields else {})).parameters == (0.25,) * (name in fields)
+    assert fastmlp.Quantile((0.25, 0.5)).parameters == (0.25, 0.5)
+    assert fastmlp.SoftmaxCrossEntropy().parameters == ()  # no smoothing is nothing to hand over
     for name, kind in OPTIMIZERS.types.items():
         for options in ({}, {"momentum": 0.5} if hasattr(kind, "momentum") else {}):
             optimizer = kind(**options)

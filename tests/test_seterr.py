@@ -17,6 +17,7 @@ LOSSES = {
     "poisson": 1,
     "categorical_hinge": 3,
     "mean_squared_logarithmic_error": 1,
+    "quantile": 1,
 }
 METRICS = {"softmax_cross_entropy": ["log_loss", "roc_auc_ovr"], "sigmoid_cross_entropy": ["log_loss"]}
 SCHEDULE = fastmlp.Exponential(1e-2, final_fraction=1e-300, steps=3)

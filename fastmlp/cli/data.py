@@ -38,7 +38,7 @@ MAX_RATIO = 10_000
 """Of a column's mean to its deviation; beyond it the weights of the saved model lose too many digits in float32."""
 MAX_WEIGHT = 2.0**10
 """Up to which the weights of a network trained on scaled rows must be held in the units of the file too."""
-_SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber")
+_SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber", "quantile")
 
 
 @dataclass(frozen=True)

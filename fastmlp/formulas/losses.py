@@ -8,14 +8,19 @@ makes it one stable pass.  Compiled backends implement each under the same name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastmlp.arguments import check_number
+from fastmlp.arguments import check_number, check_sequence
 from fastmlp.errors import DataError
 from fastmlp.floating import quiet
+from fastmlp.formulas.loss_base import ClassLoss as ClassLoss
+from fastmlp.formulas.loss_base import Loss as Loss
 from fastmlp.formulas.records import RecordTypes, settle
 from fastmlp.formulas.targets import as_labels, as_probabilities, as_values, holds_labels, not_negative
 
@@ -23,142 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastmlp._typing import Array, Pair
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What every loss record has.
-
-    Attributes
-    ----------
-    name : str
-        The name it is asked for by, and under which compiled backends implement it.
-    takes_labels : bool
-        Targets are class labels (n,) or one row of class probabilities each; else values (n, K).
-    has_accuracy : bool
-        Whether a row can be right or wrong, so that accuracy is reported.
-    from_logits : bool
-        The link (softmax, sigmoid, exponential) is part of the loss, so the output layer must be the identity.
-    """
-
-    name: ClassVar[str]
-    takes_labels: ClassVar[bool] = False
-    has_accuracy: ClassVar[bool] = False
-    from_logits: ClassVar[bool] = False
-
-    @property
-    def parameter(self) -> float:
-        """The one number that compiled backends are told beside the name; 0 where there is none."""
-        return 0.0
-
-    @property
-    def compiled(self) -> bool:
-        """Whether it is fastmlp's own, which compiled backends implement; a class derived from one of these is not."""
-        return type(self).__module__ == __name__
-
-    def compute(self, outputs: Array, targets: Array, d_outputs: Array, row_losses: Array, scratch: Pair) -> None:
-        """Write the loss of each row and its gradient.
-
-        Parameters
-        ----------
-        outputs : (N, K) float
-            Outputs of the network: logits where `from_logits`.
-        targets : (N,) int64 or (N, K) float
-            Labels or values.
-        d_outputs : (N, K) float
-            Overwritten by the gradient of each row's own loss with respect to its outputs.
-        row_losses : (N,) float
-            Overwritten by the losses.
-        scratch : pair of (N, K) float
-            Overwritten.
-        """
-        raise NotImplementedError
-
-    def hits(self, outputs: Array, targets: Array, out: Array) -> None:
-        """Write 1 where a row is predicted rightly and 0 where not (a fraction for several binary outputs).
-
-        Parameters
-        ----------
-        outputs : (N, K) float
-        targets : (N,) int64 or (N, K) float
-        out : (N,) float
-            Overwritten.
-        """
-        out[...] = 0
-
-    def check_units(self, outputs: int) -> None:
-        """Raise ValueError where a network with that many outputs cannot have this loss."""
-
-    def prepare_targets(self, y: NDArray[Any], outputs: int) -> NDArray[Any]:
-        """Return targets as the backends take them, checked.
-
-        Parameters
-        ----------
-        y : (n,) or (n, K) array
-            A user's targets.
-        outputs : int
-            Number of outputs of the network, K.
-
-        Returns
-        -------
-        (n,) int64 or (n, K) real
-
-        Raises
-        ------
-        DataError
-            The shape, the type or a value does not suit the loss.
-        """
-        return as_values(y, outputs, self.name)
-
-    def predict(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        """Turn outputs (n, K) into what a user asks for: class, 0 or 1, rate or value; (n,) where K is 1."""
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
-
-    def probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        """Turn outputs (n, K) into probabilities, (n, K)."""
-        raise ValueError(
-            f"predict_proba: the loss {self.name!r} has no probabilities; use predict, or train with "
-            "softmax_cross_entropy or sigmoid_cross_entropy"
-        )
-
-
-@dataclass(frozen=True)
-class ClassLoss(Loss):
-    """What losses over K classes share: targets are labels (n,) or one-hot rows (n, K), one output a class."""
-
-    takes_labels: ClassVar[bool] = True
-    has_accuracy: ClassVar[bool] = True
-
-    def check_units(self, outputs: int) -> None:
-        if outputs < 2:
-            raise ValueError(
-                f"units: {self.name} needs one output a class, at least 2; got 1. "
-                "For two classes with one output use loss='sigmoid_cross_entropy'"
-            )
-
-    def prepare_targets(self, y: NDArray[Any], outputs: int) -> NDArray[Any]:
-        if holds_labels(y, outputs):
-            return as_labels(y, outputs)
-        y = as_values(y, outputs, self.name)
-        labels: NDArray[Any] = y.argmax(axis=1)
-        one_hot = y[np.arange(len(y)), labels] == 1
-        one_hot &= np.count_nonzero(y, axis=1) == 1
-        if not one_hot.all():
-            row = int(np.argmin(one_hot))
-            raise DataError(
-                f"y: {self.name} needs labels (n,) or one-hot rows (n, {outputs}); row {row} is neither; for several "
-                "labels a row use loss='sigmoid_cross_entropy'",
-                row=row,
-            )
-        return labels
-
-    def hits(self, outputs: Array, targets: Array, out: Array) -> None:
-        right = targets if targets.ndim == 1 else targets.argmax(axis=1)
-        np.equal(outputs.argmax(axis=1), right, out=out)
-
-    def predict(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        classes: NDArray[Any] = outputs.argmax(axis=1)
-        return classes
 
 
 @dataclass(frozen=True)
@@ -182,8 +51,9 @@ class SoftmaxCrossEntropy(ClassLoss):
         settle(self, label_smoothing=check_number("label_smoothing", self.label_smoothing, 0.0, 1.0))
 
     @property
-    def parameter(self) -> float:
-        return self.label_smoothing
+    def parameters(self) -> tuple[float, ...]:
+        # none where nothing is smoothed, so that a GPU need not be sent any
+        return (self.label_smoothing,) if self.label_smoothing else ()
 
     def prepare_targets(self, y: NDArray[Any], outputs: int) -> NDArray[Any]:
         if holds_labels(y, outputs):
@@ -321,8 +191,8 @@ class Huber(Loss):
         settle(self, delta=check_number("delta", self.delta, 0.0, above=True))
 
     @property
-    def parameter(self) -> float:
-        return self.delta
+    def parameters(self) -> tuple[float, ...]:
+        return (self.delta,)
 
     def compute(self, outputs: Array, targets: Array, d_outputs: Array, row_losses: Array, scratch: Pair) -> None:
         error, clipped = scratch[0], d_outputs
@@ -418,6 +288,71 @@ class MeanSquaredLogarithmicError(Loss):
         d_outputs *= 2 / outputs.shape[1]
 
 
+@dataclass(frozen=True)
+class Quantile(Loss):
+    """Pinball loss of quantiles: the mean over k of ``max(q_k e_k, (q_k - 1) e_k)``, e = t - z (Koenker, Bassett 1978).
+
+    The gradient is ``-q / K`` where z < t, ``(1 - q) / K`` where z > t, and 0, a subgradient, where they are equal.
+
+    The network has an output for each quantile of each target: first all quantiles of the first target, in order, then
+    those of the second.  Targets are given once, (n,) or (n, K / quantiles).  Each output is trained by itself, so
+    quantiles can cross: for some rows a higher one may be predicted lower.
+
+    Parameters
+    ----------
+    quantiles : float or sequence of float
+        In (0, 1), strictly rising; kept as a tuple.  0.5 is the median, of which the loss is half the absolute error.
+    """
+
+    quantiles: float | Sequence[float] = 0.5
+
+    name: ClassVar[str] = "quantile"
+
+    def __post_init__(self) -> None:
+        given = self.quantiles
+        found: tuple[float, ...]
+        if isinstance(given, Real) or getattr(given, "shape", None) == ():
+            found = (check_number("quantiles", given, 0.0, 1.0, above=True),)
+        else:
+            several = check_sequence("quantiles", given, "a number in (0, 1), or a sequence of such")
+            found = tuple(check_number(f"quantiles[{i}]", q, 0.0, 1.0, above=True) for i, q in enumerate(several))
+        if not found or any(low >= high for low, high in pairwise(found)):
+            raise ValueError(f"quantiles must be one number at least, or several that rise strictly; got {given!r}")
+        settle(self, quantiles=found)
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        assert isinstance(self.quantiles, tuple)
+        return self.quantiles
+
+    @property
+    def outputs_per_target(self) -> int:
+        return len(self.parameters)
+
+    def check_units(self, outputs: int) -> None:
+        if outputs % (each := self.outputs_per_target):
+            raise ValueError(
+                f"units: {self.name} of {each} quantiles needs {each} outputs for each target, so {each} or a "
+                f"multiple of it; got {outputs}"
+            )
+
+    def prepare_targets(self, y: NDArray[Any], outputs: int) -> NDArray[Any]:
+        each = self.outputs_per_target
+        targets = as_values(y, outputs, self.name, each)
+        return targets if each == 1 else targets.repeat(each, axis=1)
+
+    def compute(self, outputs: Array, targets: Array, d_outputs: Array, row_losses: Array, scratch: Pair) -> None:
+        error, terms = scratch
+        levels = np.array(self.parameters * (outputs.shape[1] // self.outputs_per_target), outputs.dtype)
+        np.subtract(outputs, targets, out=error)
+        # 0 below the target, 1 above, and the level itself where both are equal, so that the slope there is 0
+        np.heaviside(error, levels, out=d_outputs)
+        d_outputs -= levels
+        np.multiply(error, d_outputs, out=terms)
+        np.mean(terms, axis=1, out=row_losses)
+        d_outputs /= outputs.shape[1]
+
+
 LOSSES: RecordTypes[Loss] = RecordTypes(
     "loss",
     Loss,
@@ -430,6 +365,7 @@ LOSSES: RecordTypes[Loss] = RecordTypes(
         Poisson,
         CategoricalHinge,
         MeanSquaredLogarithmicError,
+        Quantile,
     ),
 )
 """All losses by name, registered ones included."""

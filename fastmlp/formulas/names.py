@@ -25,6 +25,10 @@ ALIASES: dict[str, dict[str, str]] = {
         "msle": "mean_squared_logarithmic_error",
         "huber_loss": "huber",
         "smooth_l1_loss": "huber",  # of beta = delta = 1
+        "pinball": "quantile",
+        "pinball_loss": "quantile",
+        "mean_pinball_loss": "quantile",
+        "quantile_loss": "quantile",
         "poisson_nll_loss": "poisson",  # PyTorch's takes the logarithm of the rate too
         "cross_entropy": "softmax_cross_entropy",
         "cross_entropy_loss": "softmax_cross_entropy",
@@ -151,6 +155,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
     "loss": {
         "from_logits": "leave it out: the outputs are logits, and softmax or sigmoid is part of the loss",
         "beta": "use delta, of Huber",
+        **_said("quantile tau q alpha levels", "use quantiles, of Quantile"),
         **_said("weight pos_weight class_weight", "use fit(..., class_weight=...)"),
         **_said("reduction size_average reduce", "leave it out: a loss is the mean over the rows"),
     },

@@ -47,19 +47,21 @@ def as_labels(y: NDArray[Any], classes: int) -> NDArray[Any]:
     return y.astype(np.int64, copy=False)
 
 
-def as_values(y: NDArray[Any], outputs: int, loss: str) -> NDArray[Any]:
-    """Return finite real targets (n, outputs), given as that or, for one output, as (n,)."""
+def as_values(y: NDArray[Any], outputs: int, loss: str, each: int = 1) -> NDArray[Any]:
+    """Return finite real targets (n, T), given as that or, for T = 1, as (n,); `each` outputs are for one of the T."""
     if y.dtype.kind not in "biuf":
         _refuse_missing(y)
         cure = "pass y.astype(float)" if _are_numbers(y) else f"if they are classes, {_NUMBER}"
         raise DataError(f"y: {loss} needs real numbers, got dtype {y.dtype}; {cure}")
-    if y.ndim == 1 and outputs == 1:
+    columns = outputs // each
+    if y.ndim == 1 and columns == 1:
         y = y[:, None]
-    if y.ndim != 2 or y.shape[1] != outputs:
-        expected = "(n,) or (n, 1)" if outputs == 1 else f"(n, {outputs})"
+    if y.ndim != 2 or y.shape[1] != columns:
+        expected = "(n,) or (n, 1)" if columns == 1 else f"(n, {columns})"
         labels = y.ndim == 1 and y.dtype.kind in "biu"
         cure = "; labels (n,), one class a row, are for loss='softmax_cross_entropy'" if labels else ""
-        raise DataError(f"y: {loss} needs targets of shape {expected}, one column an output; got {y.shape}{cure}")
+        whose = "an output" if each == 1 else f"for every {each} of the {outputs} outputs"
+        raise DataError(f"y: {loss} needs targets of shape {expected}, one column {whose}; got {y.shape}{cure}")
     if y.dtype.kind == "f":
         _refuse_missing(y)
     return y

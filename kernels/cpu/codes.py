@@ -21,6 +21,7 @@ LOSSES = (
     "poisson",
     "categorical_hinge",
     "mean_squared_logarithmic_error",
+    "quantile",
 )
 (
     SOFTMAX_CROSS_ENTROPY,
@@ -31,6 +32,7 @@ LOSSES = (
     POISSON,
     CATEGORICAL_HINGE,
     MEAN_SQUARED_LOGARITHMIC_ERROR,
+    QUANTILE,
 ) = range(len(LOSSES))
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")

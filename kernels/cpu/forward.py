@@ -133,15 +133,15 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
 
 
 @part
-def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_losses, row_hits, work):
+def output_losses(loss, parameters, k, data, order, z, at, d, d_at, scale, row_losses, row_hits, work):
     """Write the loss of each row, its gradient by the outputs times weight and scale, and whether it was a hit.
 
     Parameters
     ----------
     loss : int
         A position in `codes.LOSSES`.
-    parameter : float
-        Label smoothing, or Huber's delta.
+    parameters : (P,) float
+        Label smoothing, Huber's delta, or the quantiles; empty where there are none.
     k : int
         How many outputs.
     data : structures.Data
@@ -173,7 +173,7 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
         start, d_start = at + first * k, d_at + first * k
         if loss == SOFTMAX_CROSS_ENTROPY:
             softmax_cross_entropy(
-                *(z, start, rows, k, data.labels, chosen, targets, parameter, scales),
+                *(z, start, rows, k, data.labels, chosen, targets, parameters, scales),
                 *(d, d_start, losses, hits, work),
             )
         else:
@@ -181,5 +181,5 @@ def output_losses(loss, parameter, k, data, order, z, at, d, d_at, scale, row_lo
                 outputs, gradient = run(z, start + i * k, k), run(d, d_start + i * k, k)
                 wanted = run(targets, i * k, k)
                 label = data.labels[chosen[i]] if data.labels.size else -1
-                losses[i] = row_loss(loss, parameter, outputs, label, wanted, gradient, scales[i])
+                losses[i] = row_loss(loss, parameters, outputs, label, wanted, gradient, scales[i])
                 hits[i] = row_hit(loss, outputs, label, wanted)

@@ -10,6 +10,7 @@ from .codes import (
     MEAN_ABSOLUTE_ERROR,
     MEAN_SQUARED_ERROR,
     POISSON,
+    QUANTILE,
     SIGMOID_CROSS_ENTROPY,
     SOFTMAX_CROSS_ENTROPY,
 )
@@ -39,7 +40,7 @@ def _to_lanes(source, at, rows, k, out):
 
 
 @part
-def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, scales, d, d_at, losses, hits, work):
+def softmax_cross_entropy(z, at, rows, k, labels, order, targets, parameters, scales, d, d_at, losses, hits, work):
     """Write loss, gradient and hit of up to `LANES` rows: fused and stable, from logits.
 
     Parameters
@@ -52,7 +53,8 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
         Which of them these are.
     targets : (rows * k,) float
         Looked at where there are no labels.
-    smoothing : float
+    parameters : (1,) float, or empty
+        The label smoothing.
     scales : (LANES,) float
         Weight of each row over the total weight.
     d : (...) float
@@ -63,6 +65,7 @@ def softmax_cross_entropy(z, at, rows, k, labels, order, targets, smoothing, sca
         Overwritten.
     """
     dtype = z.dtype.type
+    smoothing = parameters[0] if parameters.size else dtype(0)
     kept, share = dtype(1) - smoothing, smoothing / dtype(k)
     top, best, total = run(work, 0, LANES), run(work, LANES, LANES), run(work, 2 * LANES, LANES)
     mass, match, right = run(work, 3 * LANES, LANES), run(work, 4 * LANES, LANES), run(work, 5 * LANES, LANES)
@@ -218,15 +221,29 @@ def _mean_squared_logarithmic_error(z, targets, d, scale):
 
 
 @part
-def row_loss(loss, parameter, z, label, targets, d, scale):
+def _quantile(z, targets, quantiles, d, scale):
+    dtype = z.dtype.type
+    loss = dtype(0)
+    factor = scale / dtype(z.size)
+    for k in range(z.size):
+        q = quantiles[k % quantiles.size]
+        e = z[k] - targets[k]
+        slope = dtype(1) - q if e > dtype(0) else (-q if e < dtype(0) else dtype(0) * e)
+        loss += e * slope
+        d[k] = slope * factor
+    return loss / dtype(z.size)
+
+
+@part
+def row_loss(loss, parameters, z, label, targets, d, scale):
     """Return the loss of a row, of any loss but the first, and write its gradient times `scale`.
 
     Parameters
     ----------
     loss : int
         A position in `codes.LOSSES`.
-    parameter : float
-        Huber's delta.
+    parameters : (P,) float
+        Huber's delta, or the quantiles.
     z : (K,) float
         Outputs.
     label : int
@@ -245,11 +262,13 @@ def row_loss(loss, parameter, z, label, targets, d, scale):
     if loss == MEAN_ABSOLUTE_ERROR:
         return _mean_absolute_error(z, targets, d, scale)
     if loss == HUBER:
-        return _huber(z, targets, parameter, d, scale)
+        return _huber(z, targets, parameters[0], d, scale)
     if loss == POISSON:
         return _poisson(z, targets, d, scale)
     if loss == CATEGORICAL_HINGE:
         return _categorical_hinge(z, label, d, scale)
+    if loss == QUANTILE:
+        return _quantile(z, targets, parameters, d, scale)
     return _mean_squared_logarithmic_error(z, targets, d, scale)
 
 

@@ -58,12 +58,12 @@ def dropout(a, slopes, has_slope, threshold, scale, key, step, layer, lanes):
 
 
 @allocating_entry
-def losses(loss, parameter, data, outputs, inverse_total, d_outputs, row_losses, work):
+def losses(loss, parameters, data, outputs, inverse_total, d_outputs, row_losses, work):
     """Write row losses and gradients, both (N, K), for the targets in `data`."""
     n, k = outputs.shape
     hits = np.empty(n, outputs.dtype)
     output_losses(
-        *(loss, parameter, k, data, np.arange(n), outputs.reshape(-1), 0, d_outputs.reshape(-1), 0),
+        *(loss, parameters, k, data, np.arange(n), outputs.reshape(-1), 0, d_outputs.reshape(-1), 0),
         *(inverse_total, row_losses, hits, work),
     )
 

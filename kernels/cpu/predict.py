@@ -53,7 +53,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
         if totals.size:
             losses, hits = run(memory.row_losses, 0, rows), run(memory.row_hits, 0, rows)
             output_losses(
-                *(net.loss, net.loss_parameter, outputs, data, order, memory.z, at, memory.dz, 0),
+                *(net.loss, net.loss_parameters, outputs, data, order, memory.z, at, memory.dz, 0),
                 *(dtype(1), losses, hits, memory.losses[0]),
             )
             for i in range(rows):

@@ -30,8 +30,8 @@ class Network(NamedTuple):
         What those kept are multiplied by.
     loss : int
         A position in `codes.LOSSES`.
-    loss_parameter : float
-        Label smoothing, or Huber's delta.
+    loss_parameters : (P,) float
+        Label smoothing, Huber's delta, or the quantiles; empty where there are none.
     l2, max_norm : float
         0 for none.
     forms : (L, 3) int64
@@ -49,7 +49,7 @@ class Network(NamedTuple):
     thresholds: Any
     scales: Any
     loss: int
-    loss_parameter: Any
+    loss_parameters: Any
     l2: Any
     max_norm: Any
     forms: Any

@@ -226,7 +226,7 @@ def _rows_of_part(net, data, buffers, memory, now, chosen, first, stop, p, share
     panels = memory.panels[p]
     forward_rows(net, buffers.params, now, 0, memory, n, first, shared, key, step, memory.scratch[p], panels)
     output_losses(
-        *(net.loss, net.loss_parameter, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
+        *(net.loss, net.loss_parameters, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
         *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[p]),
     )
     backward_rows(net, buffers.params, memory, n, now.size, first, panels)

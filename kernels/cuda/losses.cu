@@ -16,7 +16,8 @@ enum Loss : int {
   HUBER,
   POISSON,
   CATEGORICAL_HINGE,
-  MEAN_SQUARED_LOGARITHMIC_ERROR
+  MEAN_SQUARED_LOGARITHMIC_ERROR,
+  QUANTILE
 };
 
 // Targets are labels where their type is this one, else values.
@@ -91,6 +92,11 @@ template <typename T> __device__ __forceinline__ T loss_term(int loss, T z, T t,
       gradient = rate - t;
       return rate - z * t;
     }
+    case QUANTILE: {
+      T e = z - t;
+      gradient = e > 0 ? T(1) - parameter : e < 0 ? -parameter : e;
+      return e * gradient;
+    }
     default: {  // MEAN_SQUARED_LOGARITHMIC_ERROR
       T positive = z > 0 || is_nan(z) ? z : T(0);
       T difference = log1p(positive) - log1p(t);
@@ -150,13 +156,15 @@ __device__ T categorical_hinge(const T* __restrict__ z, long long label, T facto
 
 // Losses and gradients are wanted together or not at all (both null), hits by themselves (null where not).  The
 // gradient of row n is that of its loss times weights_n[n] (1 where null) times 1 / (total weight), which comes from
-// the table of the step where there is one, else from `inverse_total`.
+// the table of the step where there is one, else from `inverse_total`.  The parameters of a loss (null where there are
+// none) are one for all outputs, or one for each in turn.
 template <typename T, typename Y, int WARPS>
 __global__ void __launch_bounds__(256, 1)
-loss_rows(int loss, T parameter, const T* __restrict__ outputs_nk, const Y* __restrict__ targets,
-          const T* __restrict__ weights_n, double inverse_total, const double* __restrict__ table,
-          const long long* __restrict__ cursor, int index, T* __restrict__ d_outputs_nk, T* __restrict__ row_losses_n,
-          T* __restrict__ row_hits_n, long long n, long long k) {
+loss_rows(int loss, const T* __restrict__ parameters_p, long long p, const T* __restrict__ outputs_nk,
+          const Y* __restrict__ targets, const T* __restrict__ weights_n, double inverse_total,
+          const double* __restrict__ table, const long long* __restrict__ cursor, int index,
+          T* __restrict__ d_outputs_nk, T* __restrict__ row_losses_n, T* __restrict__ row_hits_n, long long n,
+          long long k) {
   using G = Group<WARPS>;
   constexpr bool LABELS = is_label<Y>;
   long long row = (long long)blockIdx.x * (256 / G::SIZE) + (WARPS == 1 ? warp_id() : 0);
@@ -171,12 +179,12 @@ loss_rows(int loss, T parameter, const T* __restrict__ outputs_nk, const Y* __re
   T row_loss = 0;
   if (row_losses_n != nullptr) {
     if (loss == SOFTMAX_CROSS_ENTROPY) {
-      row_loss = softmax_cross_entropy<G>(z, t, parameter, factor, k, d);
+      row_loss = softmax_cross_entropy<G>(z, t, p > 0 ? parameters_p[0] : T(0), factor, k, d);
     } else if (loss == CATEGORICAL_HINGE) {
       row_loss = categorical_hinge<G>(z, (long long)t[0], factor, k, d);
     } else {
       for (long long j = G::rank(); j < k; j += G::SIZE) {
-        T gradient;
+        T parameter = p > 0 ? parameters_p[j % p] : T(0), gradient;
         row_loss += loss_term(loss, z[j], T(t[j]), parameter, gradient);
         d[j] = gradient / T(k) * factor;
       }

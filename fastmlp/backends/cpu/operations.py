@@ -106,14 +106,14 @@ class NumbaOperations(NumpyBackend):
         from fastmlp.kernels.cpu.losses import work_size
 
         real = outputs.dtype.type
-        parameter = real(loss.parameter)
+        parameters = np.array(loss.parameters, outputs.dtype)
         labels, wanted = _targets(targets, outputs)
         weights = np.empty(0, outputs.dtype) if row_weights is None else _ordered(row_weights)
         work = np.empty(work_size(outputs.shape[1]), outputs.dtype)
         data = structures.Data(np.empty(0, np.uint8), codes.UINT8, labels, *rows_as_bytes(wanted), weights)
         with _in_order(d_outputs, row_losses) as (d, rows):
             operations.losses(
-                *(codes.code_of(loss.name, codes.LOSSES), parameter, data, _ordered(outputs), real(inverse_total)),
+                *(codes.code_of(loss.name, codes.LOSSES), parameters, data, _ordered(outputs), real(inverse_total)),
                 *(d, rows, work),
             )
 

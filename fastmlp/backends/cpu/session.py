@@ -82,7 +82,7 @@ class NumbaSession(Session):
             thresholds=np.array([keep_threshold(rate) if rate else 0 for rate in spec.dropout], np.uint64),
             scales=np.array([1 / (1 - rate) for rate in spec.dropout], plan.precision.products),
             loss=codes.code_of(spec.loss.name, codes.LOSSES),
-            loss_parameter=real(spec.loss.parameter),
+            loss_parameters=np.array(spec.loss.parameters, plan.precision.products),
             l2=real(spec.l2),
             max_norm=real(spec.max_norm or 0.0),
             forms=self.chosen.forms,

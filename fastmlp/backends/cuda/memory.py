@@ -142,6 +142,8 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
         "report": ((steps, 3), np.float64),
         "frozen": ((steps + 1,), np.int32),
     }
+    if spec.loss.parameters:
+        parts["loss_parameters"] = ((len(spec.loss.parameters),), real)
     for layer, o in enumerate(spec.units[1:]):
         parts[f"z{layer}"] = parts[f"dz{layer}"] = ((batch, o), real)
         if plan.needs_slope[layer]:

@@ -290,9 +290,10 @@ class CupyOperations(Backend):
         grid, warps = loss_grid(n, k)
         real = sources.CTYPES[outputs.dtype.name]
         held = "long long" if targets.ndim == 1 else real
+        numbers = np.array(loss.parameters, outputs.dtype)
         args = (
-            sources.code_of("loss", loss.name),
-            *(outputs.dtype.type(loss.parameter), self._dense(outputs), self._dense(targets), weights),
+            *(sources.code_of("loss", loss.name), self.asarray(numbers) if numbers.size else None),
+            *(np.int64(numbers.size), self._dense(outputs), self._dense(targets), weights),
             *(np.float64(inverse_total), None, None, np.int32(0), d_outputs, row_losses, row_hits),
             *(np.int64(n), np.int64(k)),
         )

@@ -95,6 +95,8 @@ class TrainingStep:
         self._row_names = [n for n in self.memory if n.rstrip("0123456789") in _ROW_ARRAYS]
         operations.fill(self.memory["chunks"], self._chunks_on_host)
         operations.fill(self.memory["rule"], rule_numbers(self._optimizer, plan.spec.l2))
+        if numbers := plan.spec.loss.parameters:
+            operations.fill(self.memory["loss_parameters"], np.array(numbers, plan.precision.products))
 
     def fits(self, state: TrainState, data: DeviceData) -> bool:
         """Return whether it trains these very buffers on this very data."""
@@ -371,8 +373,8 @@ class TrainingStep:
         where = (memory["table"], memory["cursor"], np.int32(index))
         rows = (views["row_losses"], views["row_hits"])
         args = (
-            *(sources.code_of("loss", loss.name), plan.precision.products.type(loss.parameter), outputs),
-            *(views["y"], weights, np.float64(0), *where, views[f"dz{top}"], *rows, np.int64(n)),
+            *(sources.code_of("loss", loss.name), memory.get("loss_parameters"), np.int64(len(loss.parameters))),
+            *(outputs, views["y"], weights, np.float64(0), *where, views[f"dz{top}"], *rows, np.int64(n)),
             np.int64(outputs.shape[1]),
         )
         self._launch("losses.cu", f"loss_rows<{real}, {held}, {warps}>", grid, args)
