@@ -134,7 +134,8 @@ class BaseMLP(Parameters):
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         weights = self._weighted(y, weights)
         self._random_state = check_random_state(self.random_state)
-        units = (X.shape[1], *self._hidden_units(), self.n_outputs_)
+        each = self._objective().loss.outputs_per_target
+        units = (X.shape[1], *self._hidden_units(), self.n_outputs_ * each)
         if begins:
             self._begin(units)
         elif units != self._learner.spec.units:

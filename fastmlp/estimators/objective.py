@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_sequence
-from fastmlp.formulas.losses import LOSSES, Loss, Poisson, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from fastmlp.formulas.losses import LOSSES, Loss, Poisson, Quantile, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +61,16 @@ class Objective(NamedTuple):
         return cls(SigmoidCrossEntropy(), "logistic", float(outputs), float(outputs))
 
     @classmethod
-    def of_values(cls, loss: str | Loss, outputs: int) -> Objective:
-        """Return that of a regressor: ``"squared_error"``, ``"poisson"``, or a loss of fastmlp's."""
+    def of_values(cls, loss: str | Loss, outputs: int, quantiles: Any) -> Objective:
+        """Return that of a regressor: ``"squared_error"``, ``"poisson"``, ``"quantile"``, or a loss of fastmlp's."""
+        named = LOSSES.name_of(loss) if isinstance(loss, str) and loss != "squared_error" else loss
+        wanted = Quantile(quantiles)
+        if named == Quantile.name:
+            return cls(wanted, _activation_of(wanted), 1.0, 1.0)
+        if wanted != Quantile():
+            raise ValueError(
+                f"quantiles={quantiles!r} would do nothing: it is for loss='quantile'; a record of a loss has its own"
+            )
         if isinstance(loss, str) and loss == "squared_error":
             return cls(LOSSES.record("mean_squared_error"), "identity", 0.5, outputs / 2)
         if isinstance(loss, str) and loss == "poisson":

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
-from sklearn.metrics import r2_score
+from sklearn.metrics import d2_pinball_score, r2_score
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
 from fastmlp.estimators.parameters import CONSTRAINTS
-from fastmlp.formulas.losses import Loss
+from fastmlp.formulas.losses import Loss, Quantile
 
 
 class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-learn has no type hints
@@ -23,8 +25,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     Parameters
     ----------
     loss : str or Loss, default='squared_error'
-        Half the squared error; 'poisson' for counts and rates, of which the outputs are the logarithms; or a loss of
-        fastmlp's over values, such as ``"mean_absolute_error"`` or ``fastmlp.Huber(0.5)``.
+        Half the squared error; 'poisson' for counts and rates, of which the outputs are the logarithms; 'quantile' for
+        quantiles of y; or a loss of fastmlp's over values, such as ``"mean_absolute_error"`` or ``fastmlp.Huber(0.5)``.
     hidden_layer_sizes : array-like of int, default=(100,)
         Units of each hidden layer.
     activation : str or sequence of str, default='relu'
@@ -62,6 +64,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         Of solver='adam'.
     max_fun : int, default=15000
         Calls of the loss by 'lbfgs'.
+    quantiles : float or sequence of float, default=0.5
+        Of loss='quantile', in (0, 1) and strictly rising: which of y to predict, all by one network, see
+        `fastmlp.Quantile`.  They can cross: for some rows a higher quantile may be predicted lower.
     exact : bool, default=False
         Train step by step as scikit-learn does, to rounding: NumPy backend, float64, the same orders of rows.
     backend : str or Backend, default='auto'
@@ -108,7 +113,11 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {**CONSTRAINTS, "loss": [str, Loss]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **CONSTRAINTS,
+        "loss": [str, Loss],
+        "quantiles": [Interval(Real, 0, 1, closed="neither"), "array-like"],
+    }
 
     def __init__(
         self,
@@ -137,6 +146,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         epsilon: Any = 1e-8,
         n_iter_no_change: Any = 10,
         max_fun: Any = 15000,
+        quantiles: Any = 0.5,
         exact: Any = False,
         backend: Any = "auto",
         dtype: Any = None,
@@ -177,6 +187,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         self.epsilon = epsilon
         self.n_iter_no_change = n_iter_no_change
         self.max_fun = max_fun
+        self.quantiles = quantiles
         self.exact = exact
         self.backend = backend
         self.dtype = dtype
@@ -215,11 +226,33 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         return np.asarray(y)
 
     def _objective(self) -> Objective:
-        return Objective.of_values(self.loss, self.n_outputs_)
+        return Objective.of_values(self.loss, self.n_outputs_, self.quantiles)
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
         found = self.predict(X)
-        return float(r2_score(y, found, sample_weight=sample_weight)) if np.isfinite(found).all() else float("nan")
+        return self._score_of(y, found, sample_weight) if np.isfinite(found).all() else float("nan")
+
+    def _score_of(self, y: Any, found: NDArray[Any], sample_weight: Any) -> float:
+        loss = self._learner.spec.loss
+        if not isinstance(loss, Quantile):
+            return float(r2_score(y, found, sample_weight=sample_weight))
+        each = [found] if loss.outputs_per_target == 1 else np.moveaxis(found, -1, 0)
+        pairs = zip(loss.parameters, each, strict=True)
+        scores = [d2_pinball_score(y, values, sample_weight=sample_weight, alpha=q) for q, values in pairs]
+        return float(np.mean(scores))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R2, or with the loss of quantiles D2, the mean of `sklearn.metrics.d2_pinball_score` over them.
+
+        Of either 1 is the best; 0 is what a constant has: the mean of y, or its quantile.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n, features)
+        y : array-like of shape (n,) or (n, outputs)
+        sample_weight : array-like of shape (n,), optional
+        """
+        return self._score_of(y, self.predict(X), sample_weight)
 
     @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
@@ -242,11 +275,16 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     # --- answering ---
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the values, (n,) or (n, outputs).
+        """Return the values, (n,) or (n, outputs); of several quantiles (n, quantiles) or (n, outputs, quantiles).
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
         """
-        found: NDArray[Any] = self._outputs(X, lambda outputs: self._learner.spec.loss.predict(outputs))
+        found: NDArray[Any] = self._outputs(X, self._answer)
         return found
+
+    def _answer(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        loss = self._learner.spec.loss
+        found, each = loss.predict(outputs), loss.outputs_per_target
+        return found.reshape(len(found), -1, each) if each > 1 < self.n_outputs_ else found

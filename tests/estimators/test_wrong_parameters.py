@@ -51,6 +51,7 @@ BESIDE = {
     "scoring": {"early_stopping": True},
     **{name: {"solver": "sgd"} for name in ("momentum", "nesterovs_momentum", "learning_rate", "power_t")},
     "n_jobs": {"backend": "numba"},
+    "quantiles": {"loss": "quantile"},
 }
 OTHER_WORDS = {
     "beta_1": "beta_1|beta1",
