@@ -33,6 +33,7 @@ BUGS = {
     "slope of tanh": ("kernels/cpu/layers.py", "slope[q] = one - z[q] * z[q]", "slope[q] = one - z[q]"),
     "dropout: mask of another row": ("kernels/cpu/forward.py", "*(key, u8(first_row + i), step, u8(layer + 1), lanes)", "*(key, u8(i), step, u8(layer), lanes)"),
     "loss: gradient of the label": ("kernels/cpu/losses.py", "-= kept * scales[i]", "-= scales[i]"),
+    "loss: the first quantile for all": ("kernels/cpu/losses.py", "quantiles[k % quantiles.size]", "quantiles[0]"),
     "loss: weights of rows": ("kernels/cpu/forward.py", "scales[i] *= data.weights[chosen[i]]", "pass"),
     "backward: slopes of the layer above": ("kernels/cpu/train.py", "has = net.needs_slope[layer]", "has = False"),
     "bias gradient: last row left out": ("kernels/cpu/layers.py", "    for i in range(rows):\n        start = at + i * columns\n        row = run(d, start", "    for i in range(rows - 1):\n        start = at + i * columns\n        row = run(d, start"),

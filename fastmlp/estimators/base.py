@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import HostData
     from fastmlp.engine.history import History
     from fastmlp.engine.loop import Training
+    from fastmlp.network.spec import NetworkSpec
 
 SOON = 1 << 16
 """Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
@@ -115,17 +116,19 @@ class BaseMLP(Parameters):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, *, incremental: bool) -> BaseMLP:
         before = dict(self.__dict__)
+        spec = self._learner.spec if "_learner" in before else None
         try:
             return self._trained(X, y, sample_weight, validation, incremental)
-        except NonFiniteLossError as e:
+        except BaseException as e:
             self.__dict__ = before
+            if spec is not None:
+                self._learner.spec = spec
+            if not isinstance(e, NonFiniteLossError):
+                raise
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 f"preprocessed. {e}"
             ) from e
-        except BaseException:
-            self.__dict__ = before
-            raise
 
     def _trained(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> BaseMLP:
         begins = not hasattr(self, "_learner") or (not self.warm_start and not incremental)
@@ -137,12 +140,14 @@ class BaseMLP(Parameters):
         each = self._objective().loss.outputs_per_target
         units = (X.shape[1], *self._hidden_units(), self.n_outputs_ * each)
         if begins:
-            self._begin(units)
+            self._begin(self._spec(units))
         elif units != self._learner.spec.units:
             raise ValueError(
                 f"hidden_layer_sizes: the network that training goes on with has the units {self._learner.spec.units}, "
                 f"these parameters and data ask for {units}; use warm_start=False to begin anew"
             )
+        else:
+            self._go_on(self._spec(units))
         data = self._data(X, targets, weights)
         if self.solver == "lbfgs":
             self._fit_lbfgs(data)
@@ -150,20 +155,25 @@ class BaseMLP(Parameters):
             self._fit_stochastic((X, y), data, validation, incremental)
         return self
 
-    def _begin(self, units: tuple[int, ...]) -> None:
-        """Make a new network, with weights drawn as scikit-learn draws them."""
+    def _spec(self, units: tuple[int, ...]) -> NetworkSpec:
+        """Return the network that the parameters ask for."""
         objective = self._objective()
         activation = fastmlp_activation(self.activation)
-        spec = make_spec(
-            units,
-            activation,
-            objective.loss,
-            self.dropout,
-            self.alpha / objective.gradient,
-            self.max_norm,
-            self.initializer,
-        )
-        spec = replace(spec, l2_over_rows=True)
+        l2 = self.alpha / objective.gradient
+        spec = make_spec(units, activation, objective.loss, self.dropout, l2, self.max_norm, self.initializer)
+        return replace(spec, l2_over_rows=True)
+
+    def _go_on(self, spec: NetworkSpec) -> None:
+        """Train the weights that are there as the parameters now ask, which may have changed."""
+        learner = self._learner
+        spec = replace(spec, frozen=learner.spec.frozen)
+        if spec.loss != learner.spec.loss:
+            self.__dict__.pop("_optimizer", None)  # its rates are those for the gradients of another loss
+        if spec != learner.spec:
+            learner.spec, self.out_activation_ = spec, self._objective().out_activation
+
+    def _begin(self, spec: NetworkSpec) -> None:
+        """Make a new network, with weights drawn as scikit-learn draws them."""
         dtype = self._dtype()
         layout = layout_of(spec.units, dtype.itemsize)
         if self.initializer is None:
@@ -181,7 +191,7 @@ class BaseMLP(Parameters):
             state = TrainState(layout, backend.copy(params), int(key))
         self._learner = Learner(spec, dtype, backend, state)
         self._learner.class_names = self._class_names()
-        self.n_layers_, self.out_activation_ = len(units), objective.out_activation
+        self.n_layers_, self.out_activation_ = len(spec.units), self._objective().out_activation
         self._curves = Curves(rate=float(self.learning_rate_init), losses=[])
         self.n_iter_ = self.t_ = 0
 

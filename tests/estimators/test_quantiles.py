@@ -122,3 +122,40 @@ def test_a_linear_network_has_the_loss_of_scikit_learns_quantile_regressor():
     for i, q in enumerate(LEVELS):
         best = mean_pinball_loss(y, QuantileRegressor(quantile=q, alpha=0.0).fit(x, y).predict(x), alpha=q)
         assert mean_pinball_loss(y, found[:, i], alpha=q) < 1.01 * best
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"quantiles": [0.2, 0.9]},
+        {"loss": "mean_absolute_error", "quantiles": 0.5},
+        {"loss": "poisson", "quantiles": 0.5},
+        {"alpha": 5.0},
+        {"activation": "tanh"},
+        {"dropout": 0.5},
+        {"max_norm": 0.3},
+    ],
+    ids=repr,
+)
+def test_training_that_goes_on_goes_by_the_parameters_as_they_are_now(call, changed):
+    y = np.abs(TWO) if "loss" in changed else Y
+    start = {"quantiles": 0.5, "loss": "squared_error"} if "loss" in changed else {"quantiles": [0.1, 0.9]}
+    start |= {"solver": "sgd", "momentum": 0.0, "warm_start": True, "epochs": 2, "dtype": "float64"}
+    changing, made_so = regressor(**start).fit(X, y), regressor(**{**start, **changed}).fit(X, y)
+    made_so.model_.set_weights(changing.model_.get_weights())
+    assert changing.predict(X).shape == made_so.predict(X).shape
+    for estimator in (changing.set_params(**changed), made_so):
+        getattr(estimator, call)(X, y)
+    np.testing.assert_array_equal(changing.predict(X), made_so.predict(X))
+    assert changing.model_.spec == made_so.model_.spec
+    assert (changing.out_activation_, changing.loss_) == (made_so.out_activation_, made_so.loss_)
+
+
+def test_what_is_refused_leaves_the_network_as_it_was():
+    found = regressor(quantiles=0.9, warm_start=True).fit(X, Y)
+    before = found.predict(X)
+    with pytest.raises(ValueError, match="y: poisson needs targets >= 0"):
+        found.set_params(loss="poisson", quantiles=0.5).fit(X, Y)
+    assert found.model_.spec.loss == fastmlp.Quantile(0.9)
+    np.testing.assert_array_equal(found.predict(X), before)
