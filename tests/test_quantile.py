@@ -1,6 +1,7 @@
 """The loss of quantiles: several at once on every backend, its kink, its targets, and what it learns."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -14,6 +15,7 @@ from sklearn.preprocessing import scale
 
 import fastmlp
 from fastmlp import MLP, DataError, Quantile
+from fastmlp.convert import keras_models
 from fastmlp.formulas.differences import agree
 
 LEVELS = (0.1, 0.5, 0.95)
@@ -193,6 +195,29 @@ def test_files_keep_the_quantiles(backend, tmp_path, levels):
         assert again.spec == model.spec and again.spec.loss == loss
         assert_same_bits(again.predict(x), model.predict(x))
         assert again.evaluate(x, y) == model.evaluate(x, y)
+
+
+def test_a_keras_model_with_a_pinball_loss_does_not_become_the_median():
+    def pinball_loss(y, predicted):
+        raise AssertionError("nothing is computed")
+
+    model, stack = SimpleNamespace(loss=pinball_loss), SimpleNamespace(link=lambda: None)
+    with pytest.raises(ValueError, match=r"compiled with 'pinball_loss', and nothing tells its quantiles; pass loss="):
+        keras_models._told(model, stack)
+
+
+def test_metrics_are_given_a_column_for_each_output():
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 2))
+    model = MLP((2, 6), loss=Quantile(LEVELS), backend="numpy", seed=0)
+    shapes = []
+
+    def own(targets, answers):
+        shapes.append((targets.shape, answers.shape))
+        return float(mean_pinball_loss(targets, answers))
+
+    found = model.evaluate(x, y, metrics={"own": own})["own"]
+    assert set(shapes) == {((40, 6), (40, 6))}
+    assert found == pytest.approx(mean_pinball_loss(y.repeat(3, axis=1), model.predict(x)))
 
 
 # --- what it learns ---

@@ -186,6 +186,11 @@ def _told(model: Any, stack: Stack) -> str:
             own = LOSSES.name_of(name)
         except (TypeError, ValueError) as e:
             raise ValueError(f"from_keras: the model was compiled with {name!r}; pass loss=... ({e})") from None
+        if own == "quantile":  # Keras has none, so it is a function of the user's own
+            raise ValueError(
+                f"from_keras: the model was compiled with {name!r}, and nothing tells its quantiles; pass loss=..., "
+                "such as Quantile(0.9)"
+            )
         options = compiled.get_config() if hasattr(compiled, "get_config") else {}
         # Keras does not tell where its Huber's parabola becomes a line
         if options.get("label_smoothing") or (options and own == "huber"):

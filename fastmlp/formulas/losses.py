@@ -295,8 +295,9 @@ class Quantile(Loss):
     The gradient is ``-q / K`` where z < t, ``(1 - q) / K`` where z > t, and 0, a subgradient, where they are equal.
 
     The network has an output for each quantile of each target: first all quantiles of the first target, in order, then
-    those of the second.  Targets are given once, (n,) or (n, K / quantiles).  Each output is trained by itself, so
-    quantiles can cross: for some rows a higher one may be predicted lower.
+    those of the second.  Targets are given once, (n,) or (n, K / quantiles); metrics are given them as the outputs
+    are, a column for each.  Nothing holds the outputs in order, so quantiles can cross: for some rows a higher one may
+    be predicted lower.
 
     Parameters
     ----------

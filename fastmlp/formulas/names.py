@@ -192,6 +192,9 @@ KEYWORDS: dict[str, dict[str, str]] = {
         **_said("device", "use backend: 'cupy' for a GPU"),
         **_said("n_jobs n_threads num_threads threads", "use backend=get_backend('numba', threads=...)"),
         "criterion": "use loss",
+        **_said("quantile quantiles", "give the loss with them: loss=Quantile(0.9)"),
+        "label_smoothing": "give the loss with it: loss=SoftmaxCrossEntropy(label_smoothing=0.1)",
+        "delta": "give the loss with it: loss=Huber(delta=0.5)",
     },
     "fit": {
         **_said("max_iter n_epochs num_epochs nb_epoch n_iter", "use epochs"),
