@@ -296,3 +296,13 @@ def test_a_missing_folder_for_predictions_is_told_before_the_work(cli, tmp_path)
     code, out, err = cli("predict", "no model", "no data.csv", "--out", "nodir/p.csv")
     assert (code, out) == (1, "")
     assert err == "error: nodir/p.csv: expected a folder to write it into, found none; make it first\n"
+
+
+def test_the_median_is_learned_on_targets_that_are_scaled(cli, prices, tmp_path):
+    options = ["--epochs", 20, "--seed", 0, "--backend", "numpy", "--out", "run"]
+    assert cli("train", prices, "--target", "price", "--loss", "pinball", *options)[0] == 0
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text("utf-8"))["settings"]["loss"] == "quantile"
+    network = fastmlp.load(tmp_path / "run" / "model.safetensors")
+    area, price = np.loadtxt(prices, delimiter=",", skiprows=1).T
+    assert network.spec.loss == fastmlp.Quantile()
+    assert np.abs(network.predict(area[:, None]) - price).mean() < 0.05 * price.std()
