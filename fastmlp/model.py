@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastmlp.formulas.initializers import Initializer
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer
+    from fastmlp.preprocessing.record import Preprocessing
 
 
 @explains_keywords(__init__="network", fit="fit", resume="fit", evaluate="ask", predict="ask", predict_proba="ask")
@@ -144,12 +145,22 @@ class MLP:
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
-        """The names of the inputs, which saved files keep; the command line picks columns of a table by them."""
+        """The names of the columns of x, which saved files keep; the command line picks columns of a table by them."""
         return self._learner.rules.names
 
     @feature_names.setter
     def feature_names(self, names: Sequence[str] | None) -> None:
-        self._learner.rules = self._learner.rules._replace(names=check_feature_names(self.spec, names))
+        rules = self._learner.rules
+        self._learner.rules = rules._replace(names=check_feature_names(rules.columns(self.spec.units[0]), names))
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What makes inputs of the rows that it is given, which saved files keep; None where they are the inputs."""
+        return self._learner.rules.preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, fitted: Preprocessing | None) -> None:
+        self._learner.rules = self._learner.rules.preprocessed(fitted, self.spec.units[0])
 
     @property
     def input_divisor(self) -> int:
@@ -318,13 +329,7 @@ class MLP:
         return self._learner.answer(self.spec.loss.predict, x, batch_size)
 
     def predict_proba(self, x: ArrayLike, batch_size: int | None = None) -> Array:
-        """Return probabilities: (n, classes), or (n, 1) for one sigmoid output; parameters as for `predict`.
-
-        Raises
-        ------
-        ValueError
-            The loss has no probabilities (regression, hinge).
-        """
+        """Return probabilities, (n, classes), or (n, 1) for one sigmoid output; ValueError where the loss has none."""
         loss = self.spec.loss
         loss.probabilities(np.zeros((0, self.spec.units[-1]), self.dtype))  # refuses before the work, not after it
         return self._learner.answer(loss.probabilities, x, batch_size)
@@ -363,12 +368,7 @@ class MLP:
         Parameters
         ----------
         weights : sequence of array_like
-            [W1 (I, O), b1 (O,), W2, ...].
-
-        Raises
-        ------
-        ValueError
-            There are too many or too few, or one has another shape or is not finite; nothing has changed then.
+            [W1 (I, O), b1 (O,), W2, ...]; ValueError, and nothing has changed, for other shapes or what is not finite.
         """
         flat = check_weights(self._learner.state.layout, self.dtype, weights, backend=self.backend)
         self._learner.set_parameters(flat, flat)

@@ -79,6 +79,16 @@ def layers_of(who: str, model: Any, known: Mapping[str, Any], library: str) -> l
     if not isinstance(model, MLP):
         raise TypeError(f"{who}: model must be a fastmlp.MLP, got {type(model).__name__}")
     spec, weights = model.spec, model.get_weights()
+    if (made := model.preprocessing) is not None:
+        if made.affine is None:
+            raise ValueError(
+                f"{who}: {library} has no counterpart of what preprocess={made.kind!r} makes of these columns; only of "
+                "'standard' and 'robust' where all of them were numbers and none was missing"
+            )
+        with np.errstate(over="ignore"):
+            weights[:2] = [array.astype(model.dtype) for array in made.affine.folded(*weights[:2])]
+        if not all(np.isfinite(array).all() for array in weights[:2]):
+            raise ValueError(f"{who}: {model.dtype} does not hold the weights for columns as they are; scale them")
     for name in spec.activations:
         if name not in known:
             raise ValueError(f"{who}: {library} has no counterpart of the activation {name!r}; only of {_list(known)}")
@@ -188,7 +198,7 @@ class Stack:
             state = TrainState(layout, where.copy(params), key)
         learner = Learner(spec, dtype, where, state)
         # the other library takes inputs as they are, bytes too
-        names = check_feature_names(spec, feature_names)
+        names = check_feature_names(spec.units[0], feature_names)
         learner.rules = InputRules(dtype, names, InputScale(self.divisor, False))
         learner.class_names = check_class_names(spec, class_names)
         return MLP.from_learner(learner)

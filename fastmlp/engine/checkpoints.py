@@ -22,6 +22,7 @@ from fastmlp.formulas.records import choose
 from fastmlp.network.layout import Layout, layout_of
 from fastmlp.network.spec import NetworkSpec
 from fastmlp.network.state import TrainState
+from fastmlp.preprocessing.record import Preprocessing
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
@@ -71,12 +72,14 @@ def save_model(learner: Learner, path: str | PathLike[str]) -> None:
             f"save: {spoilt} hold NaN or infinity, so the model predicts nothing; set or train weights that are finite"
         )
     arrays = learner.state.layout.named(learner.to_numpy(learner.state.evaluated))
-    safetensors.write(path, {**_header(learner), "kind": "model"}, arrays)
+    header, more = _header(learner)
+    safetensors.write(path, {**header, "kind": "model"}, {**arrays, **more})
 
 
 def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> None:
     """Write everything that a run needs to go on to the same bits."""
-    tensors = learner.state.named(learner.to_numpy, moments=True)
+    described, more = _header(learner)
+    tensors = {**learner.state.named(learner.to_numpy, moments=True), **more}
     kept: list[dict[str, Any]] = []
     for callback in run.callbacks:
         values = callback.state()
@@ -87,7 +90,7 @@ def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> N
         plain = {k: v for k, v in values.items() if k not in arrays}
         kept.append({"type": type(callback).__name__, "state": plain, "arrays": sorted(arrays)})
     header = {
-        **_header(learner),
+        **described,
         "kind": "checkpoint",
         "optimizer": optimizer_to_json(run.optimizer),
         "optimizer_step": learner.state.optimizer_step,
@@ -101,18 +104,23 @@ def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> N
     safetensors.write(path, header, tensors)
 
 
-def _header(learner: Learner) -> dict[str, Any]:
-    """Return what files of both kinds say of a network; of the scale of its inputs once that is settled."""
-    scale = learner.rules.scale
+def _header(learner: Learner) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return what files of both kinds say of a network; of the scale of its inputs once that is settled.
+
+    And the arrays of its preprocessing.  Earlier versions would take raw rows for its inputs, and refuse by the format.
+    """
+    scale, preprocessing = learner.rules.scale, learner.rules.preprocessing
+    more, arrays = ({}, {}) if preprocessing is None else preprocessing.to_file()
     return {
         "spec": learner.spec.to_json(),
         "dtype": learner.dtype.name,
         "class_names": learner.class_names,
         "feature_names": learner.rules.names,
         **({} if scale is None else {"inputs": scale._asdict()}),
+        **({"preprocessing": more, "format": safetensors.NEWEST} if more else {}),
         "key": learner.state.key,
         "step": learner.state.step,
-    }
+    }, arrays
 
 
 def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
@@ -132,8 +140,10 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         dtype = check_dtype(header["dtype"])
         key, step = check_seed(check_integer("key", header["key"])), _check_step("step", header["step"])
         class_names = check_class_names(spec, header["class_names"])
-        feature_names = check_feature_names(spec, header["feature_names"])
         scale = InputScale.from_json(header.get("inputs"))  # files of before say nothing of it
+        made = Preprocessing.from_file(header["preprocessing"], tensors) if "preprocessing" in header else None
+        rules = InputRules(dtype, None, scale).preprocessed(made, spec.units[0])
+        rules = rules._replace(names=check_feature_names(rules.columns(spec.units[0]), header["feature_names"]))
         optimizer, optimizer_step = None, 0
         if choose("kind", header["kind"], {"model": False, "checkpoint": True}):
             optimizer = optimizer_from_json(header["optimizer"])
@@ -147,7 +157,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in predicting + moments}
     state = TrainState(layout, buffers[""], key, step=step)
     learner = Learner(spec, dtype, where, state)
-    learner.class_names, learner.rules = class_names, InputRules(dtype, feature_names, scale)
+    learner.class_names, learner.rules = class_names, rules
     if optimizer is not None:
         state.optimizer, state.optimizer_step = optimizer, optimizer_step
         state.moments = [buffers[prefix] for prefix in moments]

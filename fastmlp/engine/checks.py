@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_names, check_sequence
 from fastmlp.backends.data import HostData
-from fastmlp.backends.foreign import host_array
+from fastmlp.backends.foreign import host_array, lies_on_gpu, refuse_masked
 from fastmlp.engine.inputs import InputRules, as_trained, in_order, names_of
 from fastmlp.engine.ranges import check_held
 from fastmlp.engine.row_weights import check_sample_weight, in_range
@@ -48,7 +48,7 @@ def check_inputs(
     to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.  To look at millions of
     numbers takes as long as some networks take for them: where the caller does that `later`, if a result is not finite,
     they are not looked at here.  The columns of a data frame are brought into the order of the network's inputs, and
-    numbers to the scale that `as_trained` tells.
+    numbers to the scale that `as_trained` tells; where the network has a preprocessing, that makes its inputs.
 
     Raises
     ------
@@ -59,6 +59,8 @@ def check_inputs(
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
     x = in_order(x, rules.names, argument)
+    if rules.preprocessing is not None:
+        return _preprocessed(x, rules, argument)
     there = backend.take(x, argument)
     array = host_array(x, argument) if there is None else there
     if array.dtype.kind not in "biuf":
@@ -91,6 +93,15 @@ def check_inputs(
     rows = np.require(array, requirements=["C", "A"])
     check_held(rows, rules.dtype, argument, training=training, names=rules.names)
     return as_trained(rows, rules, argument)
+
+
+def _preprocessed(x: Any, rules: InputRules, argument: str) -> NDArray[Any]:
+    """Return the inputs that a network's preprocessing makes of raw rows."""
+    assert rules.preprocessing is not None
+    if lies_on_gpu(x):
+        raise DataError(f"{argument} must be in host memory, where preprocess works; pass {argument}.get() or .cpu()")
+    refuse_masked(argument, x)
+    return rules.preprocessing.transform(x, argument, rules.names, rules.dtype)
 
 
 def refuse_nonfinite(inputs: Array, backend: Backend, argument: str, rows: NDArray[np.intp] | None = None) -> None:
@@ -286,9 +297,9 @@ def check_class_names(spec: NetworkSpec, names: Sequence[str] | None) -> tuple[s
     return _names("class_names", names, max(spec.units[-1], 2))
 
 
-def check_feature_names(spec: NetworkSpec, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return a name for each input; None where none are given."""
-    return _names("feature_names", names, spec.units[0])
+def check_feature_names(columns: int, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return a name for each column that a network is given; None where none are given."""
+    return _names("feature_names", names, columns)
 
 
 def _names(argument: str, names: Sequence[str] | None, expected: int) -> tuple[str, ...] | None:

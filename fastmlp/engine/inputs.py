@@ -12,6 +12,7 @@ from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.preprocessing.record import Preprocessing
 
 FULL = 255
 """The largest byte; what pixels are divided by."""
@@ -64,22 +65,39 @@ class InputRules(NamedTuple):
     dtype : numpy.dtype
         In which it computes.
     names : tuple of str, or None
-        Of its inputs.
+        Of the columns that it is given.
     scale : InputScale, or None
         None before the first training.
+    preprocessing : Preprocessing, or None
+        What makes its inputs of these columns.
     """
 
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None
     scale: InputScale | None
+    preprocessing: Preprocessing | None = None
 
     @property
     def divisor(self) -> int:
         """What inputs are divided by; 1 where that is not settled yet."""
         return 1 if self.scale is None else self.scale.divisor
 
+    def columns(self, inputs: int) -> int:
+        """Return how many columns the rows have that a network of so many inputs is given."""
+        return inputs if self.preprocessing is None else self.preprocessing.columns
+
+    def preprocessed(self, fitted: Preprocessing | None, inputs: int) -> InputRules:
+        """Return the rules of a network of so many inputs that are made by this; ValueError where it makes others."""
+        if fitted is not None and fitted.width != inputs:
+            raise ValueError(f"preprocessing must make the {inputs} inputs of the network, got one of {fitted.width}")
+        found = self._replace(preprocessing=fitted)
+        named = self.names is None or len(self.names) == found.columns(inputs)
+        return found if named else found._replace(names=None)
+
     def describe(self) -> str:
         """Return the line that tells of the scale."""
+        if (made := self.preprocessing) is not None:
+            return f"preprocess={made.kind!r}: {made.columns} columns of any kind become {made.width} inputs"
         if self.scale is None:
             return "inputs as they are, uint8 with values above 1 divided by 255; the first fit settles which"
         return f"inputs {'divided by 255' if self.scale.divisor == FULL else 'as they are'}, whatever their type"

@@ -43,7 +43,7 @@ class Predictor:
     def __init__(self, backend: Backend, spec: NetworkSpec, rules: InputRules, params: Any) -> None:
         dtype = rules.dtype
         self._loss, self._inputs, self._dtype, self._rules = spec.loss, spec.units[0], dtype, rules
-        self._as_is = rules.scale is None or rules.scale.divisor == 1
+        self._as_is = rules.preprocessing is None and rules.divisor == 1
         self._backend = backend
         session = backend.open(Plan(spec.deterministic(), 1, Precision.of(dtype)))
         self._x, self._out = backend.zeros((1, self._inputs), dtype), backend.empty((1, spec.units[-1]), dtype)
@@ -118,9 +118,10 @@ class Predictor:
 
     @quiet
     def _converted(self, x: ArrayLike) -> NDArray[Any]:
-        array = host_array(in_order(x, self._rules.names, "x", "index"), "x")
+        given, made = in_order(x, self._rules.names, "x", "index"), self._rules.preprocessing
+        array = host_array(given, "x") if made is None else np.asarray(given, dtype=object)  # text beside numbers
         if array.ndim != 1:
-            raise DataError(_ONE.format(self._inputs, array.shape))
+            raise DataError(_ONE.format(self._inputs if made is None else made.columns, array.shape))
         row = check_inputs(array[None], self._inputs, self._backend, self._rules)[0]
         if row.dtype == np.uint8:
             row = row / self._dtype.type(FULL)

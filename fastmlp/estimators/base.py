@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
@@ -24,7 +24,7 @@ from fastmlp.errors import NonFiniteLossError
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
-from fastmlp.estimators.parameters import Parameters
+from fastmlp.estimators.preprocessed import Preprocessed
 from fastmlp.estimators.training import Curves, ScikitLearnRun
 from fastmlp.model import MLP
 from fastmlp.network.layout import layout_of
@@ -43,7 +43,7 @@ DENSE_ROWS = 4096
 """Rows of a sparse matrix that are made dense at once to be answered."""
 
 
-class BaseMLP(Parameters):
+class BaseMLP(Preprocessed):
     """An estimator over a `Learner`.
 
     Subclasses say what they minimise, how targets become the network's and outputs become answers.
@@ -132,15 +132,23 @@ class BaseMLP(Parameters):
 
     def _trained(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> BaseMLP:
         begins = not hasattr(self, "_learner") or (not self.warm_start and not incremental)
+        self._check_preprocess(begins, incremental)
         X, y = self._take(X, y, incremental, begins)
         targets = self._targets(y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         weights = self._weighted(y, weights)
         self._random_state = check_random_state(self.random_state)
+        parts = None
+        if self.preprocess is not None and self.early_stopping and validation is None and self.solver != "lbfgs":
+            parts = self._parts(y)  # before anything is learned of the rows
+        train = None if parts is None else parts[0]
+        preprocessing = self._fit_preprocessing(X, train) if begins else self.preprocessing_
+        inputs = X.shape[1] if preprocessing is None else preprocessing.width
         each = self._objective().loss.outputs_per_target
-        units = (X.shape[1], *self._hidden_units(), self.n_outputs_ * each)
+        units = (inputs, *self._hidden_units(), self.n_outputs_ * each)
         if begins:
             self._begin(self._spec(units))
+            self._preprocess_with(preprocessing)
         elif units != self._learner.spec.units:
             raise ValueError(
                 f"hidden_layer_sizes: the network that training goes on with has the units {self._learner.spec.units}, "
@@ -152,7 +160,7 @@ class BaseMLP(Parameters):
         if self.solver == "lbfgs":
             self._fit_lbfgs(data)
         else:
-            self._fit_stochastic((X, y), data, validation, incremental)
+            self._fit_stochastic((X, y), data, parts, validation, incremental)
         return self
 
     def _spec(self, units: tuple[int, ...]) -> NetworkSpec:
@@ -205,6 +213,20 @@ class BaseMLP(Parameters):
         data = learner.data(dense, targets, weights, suffix=suffix, training=training)
         return replace(data, x=np.ascontiguousarray(data.x, learner.dtype), names=None)
 
+    def _parts(self, y: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Draw the rows that train, and those that are held out."""
+        train, held_out = train_test_split(
+            np.arange(len(y)),
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=self._strata(y),
+        )
+        if len(held_out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        return train, held_out
+
     # --- L-BFGS ---
 
     def _fit_lbfgs(self, data: HostData) -> None:
@@ -222,7 +244,9 @@ class BaseMLP(Parameters):
 
     # --- gradient descent ---
 
-    def _fit_stochastic(self, given: tuple[Any, Any], data: HostData, validation: Any, incremental: bool) -> None:
+    def _fit_stochastic(
+        self, given: tuple[Any, Any], data: HostData, parts: Any, validation: Any, incremental: bool
+    ) -> None:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         learner, curves, objective = self._learner, self._curves, self._objective()
@@ -230,7 +254,7 @@ class BaseMLP(Parameters):
             curves.rate = float(self.learning_rate_init)
             self._optimizer = self._optimizer_of(curves, objective.gradient)
             learner.state.optimizer = None  # its moments begin anew
-        train, held_out, judged = self._held_out(given, data, validation)
+        train, held_out, judged = self._held_out(given, data, parts, validation)
         if judged is not None:
             curves.scores = curves.scores or []
             curves.validation_losses = curves.validation_losses or []
@@ -258,7 +282,9 @@ class BaseMLP(Parameters):
         self.history_: History = run.history
         self._tell(incremental, epochs)
 
-    def _held_out(self, given: tuple[Any, Any], data: HostData, validation: Any) -> tuple[HostData, Any, Any]:
+    def _held_out(
+        self, given: tuple[Any, Any], data: HostData, parts: Any, validation: Any
+    ) -> tuple[HostData, Any, Any]:
         """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not."""
         if validation is not None:
             X, y = self._take(validation[0], validation[1], True, False)
@@ -267,23 +293,12 @@ class BaseMLP(Parameters):
         if not self.early_stopping:
             return data, None, None
         X, y = given
-        stratify = self._strata(y)
-        parts = train_test_split(
-            np.arange(len(data)),
-            random_state=self._random_state,
-            test_size=self.validation_fraction,
-            stratify=stratify,
-        )
-        train, held_out = parts
-        if len(held_out) < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-            )
+        train, held_out = self._parts(y) if parts is None else parts
         backend = self._learner.backend
         with backend.working():
             there = data.taken(held_out, backend.to_numpy, backend.asarray)
         weights = None if data.weights is None else data.weights[held_out]
-        return replace(data, training=train), there, (X[held_out], y[held_out], weights)
+        return replace(data, training=train), there, (_safe_indexing(X, held_out), y[held_out], weights)
 
     def _strata(self, y: Any) -> Any:
         return None
@@ -358,7 +373,7 @@ class BaseMLP(Parameters):
         if plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
             if math.isfinite(np.add.reduce(X, axis=None)):
                 return X
-        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+        return self._checked_rows(X)
 
     # --- what it holds ---
 
@@ -389,8 +404,3 @@ class BaseMLP(Parameters):
                 f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
             )
         return True
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 
 from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
@@ -97,6 +97,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         Of scikit-learn's scorers, for validation; None: the estimator's own score.
     callbacks : sequence of Callback
         As for `fastmlp.MLP.fit`; their ``run.model`` is the estimator.
+    preprocess : {'standard', 'robust', 'quantile'}, optional
+        X may be a data frame or an array of objects, and has raw rows wherever it is asked for: numbers are scaled by
+        scikit-learn's `StandardScaler`, `RobustScaler` or `QuantileTransformer` (to a normal distribution), where they
+        are missing by the median, with a flag for each column in which that was so in training; text, booleans and
+        categories become a 0 or 1 for each that was there in training, missing ones being one more.  All is learned of
+        the rows that train, each alike whatever its weight, not of those held out nor of X_val, is kept in the file of
+        `model_`, and kept by `partial_fit` and warm_start.  Sparse X is refused.
 
     Attributes
     ----------
@@ -112,6 +119,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         fastmlp's figures of each epoch.
     model_ : MLP
         The network itself.
+    preprocessing_ : Preprocessing or None
+        What `preprocess` has learned; its `transform` returns what the network is given.
 
     Examples
     --------
@@ -175,6 +184,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         time_limit: Any = None,
         scoring: Any = None,
         callbacks: Any = (),
+        preprocess: Any = None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -217,13 +227,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         self.time_limit = time_limit
         self.scoring = scoring
         self.callbacks = callbacks
+        self.preprocess = preprocess
 
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, dtype=(np.float64, np.float32), reset=reset
-        )
+        X, y = self._validated(X, y, reset)
         check_classification_targets(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)

@@ -21,6 +21,7 @@ from fastmlp.estimators.training import Curves, Follows, Rules
 from fastmlp.formulas.optimizers import SGD, Adam, Optimizer
 from fastmlp.formulas.schedules import Schedule
 from fastmlp.network.spec import MOST_PARAMETERS
+from fastmlp.preprocessing.record import KINDS
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
@@ -57,6 +58,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "ema": [Interval(Real, 0, 1, closed="neither"), None],
     "time_limit": [Interval(Real, 0, None, closed="neither"), None],
     "scoring": [str, callable, None],
+    "preprocess": [StrOptions(set(KINDS)), None],
     "callbacks": ["array-like"],
 }
 """What each parameter may be; scikit-learn's of its own, in its form."""
@@ -98,6 +100,7 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
     n_jobs: int | None
     nesterovs_momentum: bool
     power_t: float
+    preprocess: str | None
     random_state: Any
     schedule: Schedule | None
     scoring: Any

@@ -11,7 +11,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_pinball_score, r2_score
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 
 from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
@@ -92,6 +92,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         Of scikit-learn's scorers, for validation; None: the estimator's own score.
     callbacks : sequence of Callback
         As for `fastmlp.MLP.fit`; their ``run.model`` is the estimator.
+    preprocess : {'standard', 'robust', 'quantile'}, optional
+        X may be a data frame or an array of objects, and has raw rows wherever it is asked for: numbers are scaled by
+        scikit-learn's `StandardScaler`, `RobustScaler` or `QuantileTransformer` (to a normal distribution), where they
+        are missing by the median, with a flag for each column in which that was so in training; text, booleans and
+        categories become a 0 or 1 for each that was there in training, missing ones being one more.  All is learned of
+        the rows that train, each alike whatever its weight, not of those held out nor of X_val, is kept in the file of
+        `model_`, and kept by `partial_fit` and warm_start.  Sparse X is refused.
 
     Attributes
     ----------
@@ -100,7 +107,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     n_features_in_, feature_names_in_, n_iter_, n_layers_, n_outputs_, out_activation_, t_
     loss_, best_loss_, loss_curve_, validation_scores_, best_validation_score_
         As scikit-learn's; 'lbfgs' has loss_ alone.
-    validation_loss_curve_, history_, model_
+    validation_loss_curve_, history_, model_, preprocessing_
         See `MLPClassifier`.
 
     Examples
@@ -162,6 +169,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         time_limit: Any = None,
         scoring: Any = None,
         callbacks: Any = (),
+        preprocess: Any = None,
     ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -203,20 +211,12 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         self.time_limit = time_limit
         self.scoring = scoring
         self.callbacks = callbacks
+        self.preprocess = preprocess
 
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr", "csc"],
-            multi_output=True,
-            y_numeric=True,
-            dtype=(np.float64, np.float32),
-            reset=reset,
-        )
+        X, y = self._validated(X, y, reset, y_numeric=True)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         return X, y

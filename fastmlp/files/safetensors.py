@@ -21,6 +21,9 @@ from fastmlp.files.atomic import atomic_writer
 from fastmlp.files.reading import refused_by_name
 
 FORMAT = 1
+"""Of what is written, unless it says otherwise."""
+NEWEST = 2
+"""Of files whose network has a preprocessing, and the latest that is read."""
 _KEY = "fastmlp"
 
 
@@ -84,9 +87,9 @@ def _described(name: str, metadata: Mapping[str, str]) -> tuple[dict[str, Any], 
         described = json.loads(metadata[_KEY])
         header, digest = dict(described["header"]), str(described["sha256"])
         version = check_count("format", header["format"])
-    if version > FORMAT:
+    if version > NEWEST:
         raise FileFormatError(
-            f"{name} has format {version}, this fastmlp reads up to {FORMAT}: install a newer fastmlp"
+            f"{name} has format {version}, this fastmlp reads up to {NEWEST}: install a newer fastmlp"
         )
     return header, digest
 

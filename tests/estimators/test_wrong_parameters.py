@@ -34,6 +34,7 @@ TAKEN = {
     "n_jobs": {"None", "-1", "True"},
     "initializer": {"None"},
     "dropout": {"False", "Fraction"},
+    "preprocess": {"None"},
     "weight_decay": NUMBERS,
     "clip_norm": {*NUMBERS, "None"},
     "max_norm": {*NUMBERS, "None"},

@@ -1,0 +1,443 @@
+"""`preprocess`: raw rows in, scaled and one-hot by what the training rows tell, as scikit-learn does it."""
+
+import copy
+import pickle
+import unittest
+import warnings
+
+import numpy as np
+import pytest
+from compare import assert_same_bits
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, RobustScaler, StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import fastmlp
+from fastmlp import MLPClassifier, MLPRegressor
+from fastmlp.errors import DataError, FileFormatError
+from fastmlp.files import safetensors
+from fastmlp.preprocessing.fitting import MOST_CATEGORIES, fit_preprocessing
+
+KINDS = ["standard", "robust", "quantile"]
+QUICK = {"epochs": 5, "learning_rate_init": 0.01, "random_state": 0, "backend": "numpy", "hidden_layer_sizes": 6}
+DRAW = np.random.default_rng(0)
+ROWS = 120
+NUMBERS = DRAW.normal([3, -50, 1e4], [1, 20, 0.5], (ROWS, 3))
+Y = (NUMBERS[:, 0] + DRAW.normal(size=ROWS) > 3).astype(int)
+GAPS = NUMBERS.copy()
+GAPS[::7, 1] = np.nan
+MIXED = np.empty((ROWS, 5), dtype=object)
+MIXED[:, [0, 2, 3]] = GAPS
+MIXED[:, 1] = DRAW.choice(["red", "green", "blue"], ROWS)
+MIXED[:, 4] = DRAW.choice([True, False], ROWS)
+MIXED[::11, 1] = None
+WORDS = [1, 4]
+
+
+def scaler(kind, rows=ROWS):
+    quantile = QuantileTransformer(n_quantiles=rows, output_distribution="normal", random_state=0)
+    return {"standard": StandardScaler(), "robust": RobustScaler(), "quantile": quantile}[kind]
+
+
+def explicit(kind, network):
+    """Return the pipeline of scikit-learn's transformers that does what `preprocess` does for the columns of MIXED."""
+    numbers = [0, 2, 3]
+    flags = MissingIndicator(features="missing-only", error_on_new=False)
+    columns = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(strategy="median"), scaler(kind)), numbers),
+            ("flags", flags, numbers),
+            ("words", OneHotEncoder(handle_unknown="ignore", sparse_output=False), WORDS),
+        ]
+    )
+    return make_pipeline(columns, network)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_are_scaled_as_by_a_pipeline(kind, dtype):
+    raw = MLPClassifier(preprocess=kind, dtype=dtype, **QUICK).fit(NUMBERS, Y)
+    same = make_pipeline(scaler(kind), MLPClassifier(dtype=dtype, **QUICK)).fit(NUMBERS, Y)
+    np.testing.assert_allclose(raw.predict_proba(NUMBERS), same.predict_proba(NUMBERS), atol=1e-6)
+    np.testing.assert_allclose(raw.predict_proba(NUMBERS[:1]), same.predict_proba(NUMBERS[:1]), atol=1e-6)
+    np.testing.assert_allclose(raw.loss_curve_, same[-1].loss_curve_, atol=1e-6)
+    assert raw.coefs_[0].dtype == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("exact", [True, False])
+def test_mixed_columns_are_those_of_a_pipeline(kind, exact):
+    raw = MLPClassifier(preprocess=kind, exact=exact, dtype="float64", **QUICK).fit(MIXED, Y)
+    same = explicit(kind, MLPClassifier(exact=exact, dtype="float64", **QUICK)).fit(MIXED, Y)
+    np.testing.assert_allclose(raw.predict_proba(MIXED), same.predict_proba(MIXED), atol=1e-6)
+    np.testing.assert_allclose(raw.preprocessing_.transform(MIXED), same[0].transform(MIXED), atol=1e-12)
+    assert raw.n_features_in_ == 5
+    theirs = [name.partition("__")[2] for name in same[0].get_feature_names_out()]
+    ours = raw.preprocessing_.get_feature_names_out()
+    assert [name.removesuffix("nan") for name in ours] == [name.removesuffix("None") for name in theirs]
+    unseen = MIXED[:3].copy()
+    unseen[0, 1], unseen[1, 0], unseen[2, 2] = "violet", np.nan, np.nan
+    np.testing.assert_allclose(raw.predict_proba(unseen), same.predict_proba(unseen), atol=1e-6)
+    np.testing.assert_array_equal(raw.preprocessing_.transform(unseen)[0, -6:-2], 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_values_are_learned_from_raw_rows(kind, solver):
+    options = {**QUICK, "solver": solver, "dtype": "float64"}
+    options |= {"epochs": None, "max_iter": 5} if solver == "lbfgs" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        raw = MLPRegressor(preprocess=kind, **options).fit(MIXED, NUMBERS[:, :2])
+        same = explicit(kind, MLPRegressor(**options)).fit(MIXED, NUMBERS[:, :2])
+    np.testing.assert_allclose(raw.predict(MIXED), same.predict(MIXED), rtol=1e-6)
+
+
+# --- which rows it learns of ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rows_held_out_tell_it_nothing(kind):
+    estimator = MLPClassifier(preprocess=kind, early_stopping=True, **QUICK).fit(NUMBERS, Y)
+    drawn = np.random.RandomState(0)
+    train, held_out = train_test_split(np.arange(ROWS), random_state=drawn, test_size=0.1, stratify=Y)
+    expected = scaler(kind, len(train)).fit(NUMBERS[train]).transform(NUMBERS)
+    np.testing.assert_allclose(estimator.preprocessing_.transform(NUMBERS), expected, atol=1e-9)
+    assert estimator.best_validation_score_ == estimator.score(NUMBERS[held_out], Y[held_out])
+
+
+def test_rows_to_validate_with_tell_it_nothing():
+    there = MIXED[:40].copy()
+    there[:, 0], there[:, 1] = 1e3, "violet"
+    plain = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y)
+    judged = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y, X_val=there, y_val=Y[:40])
+    assert_same_bits(judged.coefs_[0], plain.coefs_[0])
+    last = fastmlp.MLP.evaluate(judged.model_, there, Y[:40].astype(np.float32))
+    assert judged.validation_loss_curve_[-1] == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_scorers_are_given_raw_rows():
+    seen = []
+
+    def shape(estimator, x, y):
+        seen.append(x)
+        return estimator.score(x, y)
+
+    MLPClassifier(preprocess="standard", early_stopping=True, scoring=shape, **QUICK).fit(MIXED, Y)
+    assert seen[0].dtype == object and seen[0].shape[1] == 5
+
+
+def test_training_that_goes_on_keeps_what_was_learned():
+    estimator = MLPClassifier(preprocess="standard", warm_start=True, **QUICK).fit(MIXED, Y)
+    learned = estimator.preprocessing_
+    shifted = MIXED.copy()
+    shifted[:, 0] += 100.0
+    estimator.fit(shifted, Y)
+    assert estimator.preprocessing_ is learned
+    estimator.partial_fit(shifted, Y)
+    assert estimator.preprocessing_ is learned
+    with pytest.raises(ValueError, match=r"preprocess='robust'.*was trained with preprocess='standard'; set that, or"):
+        estimator.set_params(preprocess="robust").fit(MIXED, Y)
+    with pytest.raises(ValueError, match="preprocess='standard' is learned of many rows at once"):
+        MLPClassifier(preprocess="standard", **QUICK).partial_fit(MIXED, Y, classes=[0, 1])
+    plain = MLPClassifier(warm_start=True, **QUICK).fit(NUMBERS, Y)
+    with pytest.raises(ValueError, match="was trained with preprocess=None"):
+        plain.set_params(preprocess="standard").fit(NUMBERS, Y)
+
+
+# --- one file ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_file_answers_raw_rows(kind, dtype, tmp_path, backend):
+    estimator = MLPClassifier(preprocess=kind, dtype=dtype, **{**QUICK, "backend": backend}).fit(MIXED, Y)
+    estimator.model_.save(tmp_path / "m")
+    model = fastmlp.load(tmp_path / "m", backend)
+    expected = estimator.predict_proba(MIXED)[:, 1:]
+    assert_same_bits(model.predict_proba(MIXED), expected)
+    assert_same_bits(estimator.model_.predict_proba(MIXED), expected)
+    assert_same_bits(pickle.loads(pickle.dumps(model)).predict_proba(MIXED), expected)
+    unseen = MIXED[:2].copy()
+    unseen[0, 1] = "violet"
+    unseen[1] = [None, None, None, None, None]
+    assert_same_bits(model.predict_proba(unseen), estimator.predict_proba(unseen)[:, 1:])
+    predictor = model.predictor()
+    np.testing.assert_allclose(
+        [predictor.outputs(row)[0] for row in MIXED[:4]], estimator.decision_function(MIXED[:4]), 1e-5
+    )
+    assert predictor(list(MIXED[0])) == model.predict(MIXED[:1])[0]
+    labels = Y.astype(np.float32)
+    assert model.evaluate(MIXED, labels)["accuracy"] == pytest.approx(estimator.score(MIXED, Y))
+    model.fit(MIXED, labels, epochs=1, verbose=0)
+    assert model.preprocessing.to_file()[0] == estimator.preprocessing_.to_file()[0]
+    assert "5 columns of any kind become 10 inputs" in summary_of(model)
+
+
+def summary_of(model):
+    lines = []
+    model.summary(lines.append)
+    return " ".join(lines)
+
+
+def test_a_checkpoint_holds_it_too(tmp_path):
+    class Stop(fastmlp.Callback):
+        def on_epoch_end(self, run, figures):
+            run.stop("enough")
+
+    estimator = MLPClassifier(preprocess="robust", **QUICK).fit(MIXED, Y)
+    callbacks = [fastmlp.Checkpoint(tmp_path / "c"), Stop()]
+    labels = Y.astype(np.float32)
+    whole, cut = copy.deepcopy(estimator.model_), estimator.model_
+    whole.fit(MIXED, labels, epochs=2, optimizer="adam", verbose=0)
+    cut.fit(MIXED, labels, epochs=2, optimizer="adam", verbose=0, callbacks=callbacks)
+    resumed = fastmlp.load(tmp_path / "c", "numpy")
+    resumed.resume(MIXED, labels, verbose=0)
+    assert_same_bits(resumed.predict_proba(MIXED), whole.predict_proba(MIXED))
+
+
+def test_an_earlier_version_refuses_the_file_rather_than_take_raw_rows_for_inputs(tmp_path):
+    MLPClassifier(preprocess="standard", **QUICK).fit(NUMBERS, Y).model_.save(tmp_path / "a")
+    MLPClassifier(**QUICK).fit(NUMBERS, Y).model_.save(tmp_path / "b")
+    assert safetensors.read(tmp_path / "a")[0]["format"] == 2
+    assert safetensors.read(tmp_path / "b")[0]["format"] == 1
+
+
+def spoil(described, name, value):
+    return {**described, name: value}
+
+
+SPOILT = [
+    ("kind", "minmax", "preprocessing must be 'standard', 'robust' or 'quantile'; got 'minmax'"),
+    ("columns", 4, "categories must be growing numbers of columns below 4"),
+    ("columns", -1, "columns must be at least 1, got -1"),
+    ("numbers", [0, 2], "center must be float64|fill must be 2 finite"),
+    ("numbers", [0, 2, 9], "numbers must be growing numbers of columns below 5"),
+    ("numbers", [3, 2, 0], "numbers must be growing"),
+    ("numbers", [0, 1, 2], "a column holds numbers or categories, not both"),
+    ("numbers", "abc", "numbers must be an integer, got 'a'"),
+    ("flagged", [3], "flagged must be growing numbers of columns below 3"),
+    ("flagged", [], "must make the 10 inputs of the network, got one of 9"),
+    ("categories", [], "must make the 10 inputs of the network, got one of 4"),
+    ("categories", [{"column": 1, "holds": "dates", "known": ["a"], "missing": False}], "holds must be"),
+    ("categories", [{"column": 1, "holds": "text", "known": ["a", "a"], "missing": False}], "known must be texts that"),
+    ("categories", [{"column": 1, "holds": "text", "known": [1], "missing": False}], "known must be texts that"),
+    ("categories", [{"column": 1, "holds": "text", "known": [], "missing": False}], "known must be one category"),
+    ("categories", [{"column": 1, "holds": "text", "known": ["a"], "missing": 3}], "missing must be True or False"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), SPOILT)
+def test_a_file_of_which_the_description_was_changed_is_refused(name, value, message, tmp_path):
+    MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y).model_.save(tmp_path / "m")
+    header, tensors = safetensors.read(tmp_path / "m")
+    header["preprocessing"] = spoil(header["preprocessing"], name, value)
+    safetensors.write(tmp_path / "m", header, tensors)
+    with pytest.raises(FileFormatError, match=message):
+        fastmlp.load(tmp_path / "m", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "change"),
+    [
+        ("standard", "fill", lambda a: np.full_like(a, np.nan)),
+        ("standard", "center", lambda a: np.full_like(a, np.inf)),
+        ("standard", "scale", np.zeros_like),
+        ("standard", "scale", lambda a: a.astype(np.float32)),
+        ("standard", "scale", lambda a: a[:2]),
+        ("quantile", "quantiles", lambda a: a[::-1]),
+        ("quantile", "quantiles", lambda a: a[:0]),
+        ("quantile", "quantiles", lambda a: a[0, 0]),
+        ("quantile", "quantiles", None),
+    ],
+)
+def test_a_file_of_which_the_arrays_were_changed_is_refused(kind, array, change, tmp_path):
+    MLPClassifier(preprocess=kind, **QUICK).fit(MIXED, Y).model_.save(tmp_path / "m")
+    header, tensors = safetensors.read(tmp_path / "m")
+    spoilt = tensors.pop(f"preprocessing.{array}")
+    safetensors.write(
+        tmp_path / "m", header, tensors if change is None else {**tensors, f"preprocessing.{array}": change(spoilt)}
+    )
+    with pytest.raises(FileFormatError, match="its description makes no sense"):
+        fastmlp.load(tmp_path / "m", "numpy")
+
+
+# --- columns that tell little ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_constant_in_training_means_nothing_later(kind):
+    x = np.column_stack([NUMBERS, np.full(ROWS, 7.0)])
+    estimator = MLPClassifier(preprocess=kind, **QUICK).fit(x, Y)
+    before = estimator.predict_proba(x)
+    x[:, 3] = 1e5
+    assert_same_bits(estimator.predict_proba(x), before)
+
+
+def test_a_column_that_is_missing_in_all_rows_is_told_and_left_out():
+    x = np.column_stack([NUMBERS, np.full(ROWS, np.nan)])
+    with pytest.warns(UserWarning, match="X: column 3 holds no value in the training rows, and is left out"):
+        estimator = MLPClassifier(preprocess="standard", **QUICK).fit(x, Y)
+    same = MLPClassifier(preprocess="standard", **QUICK).fit(NUMBERS, Y)
+    assert_same_bits(estimator.predict_proba(x), same.predict_proba(NUMBERS))
+    x[:, 3] = 1e5
+    assert_same_bits(estimator.predict_proba(x), same.predict_proba(NUMBERS))
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DataError, match="must hold a value in some column"),
+    ):
+        MLPClassifier(preprocess="standard", **QUICK).fit(np.full((ROWS, 1), np.nan), Y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-290, 1e-12, 1e12, 1e290])
+def test_columns_in_any_unit_are_scaled_alike(kind, size):
+    found = fit_preprocessing(NUMBERS * size, kind).transform(NUMBERS * size)
+    np.testing.assert_allclose(found, fit_preprocessing(NUMBERS, kind).transform(NUMBERS), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_rows_may_be_categories(kind):
+    words = MIXED[:, WORDS]
+    estimator = MLPClassifier(preprocess=kind, **QUICK).fit(words, Y)
+    assert estimator.coefs_[0].shape[0] == 6
+    assert estimator.predict(words[:1]).shape == (1,)
+
+
+# --- what is refused, by column ---
+
+
+def changed(column, value, row=3):
+    x = MIXED.copy()
+    x[row, column] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (changed(0, "abc"), "x: column 0 holds values of several kinds, number and text"),
+        (
+            np.where(np.arange(5) == 0, "abc", MIXED),
+            "x: column 0 held numbers in training, got the text 'abc' in row 0",
+        ),
+        (np.where(np.arange(5) == 1, 2.5, MIXED), "x: column 1 held text in training, got numbers, '2.5' in row 0"),
+        (np.where(np.arange(5) == 4, "yes", MIXED), "x: column 4 held booleans in training, got text, 'yes' in row 0"),
+        (changed(2, np.inf), "x: column 2 holds inf in row 3; it must be finite"),
+        (changed(2, 1e300), "x: column 2 holds 1e.300 in row 3, too far from the training rows.*float32"),
+        (changed(1, {}), "x: column 1 holds values of type dict; make text or numbers of them"),
+        (MIXED.astype(str), "x must hold numbers, or objects of which each column is text.*pass a data frame, or an"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_column(x, message):
+    estimator = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y)
+    with pytest.raises(ValueError, match=message):
+        estimator.model_.predict(x)
+    with pytest.raises(ValueError, match=r"column|numeric"):
+        estimator.predict(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (changed(0, "abc"), "X: column 0 holds values of several kinds, number and text; make them all of one kind"),
+        (changed(3, -np.inf), "X: column 3 holds -inf in row 3; it must be finite"),
+        (changed(3, 10**400), "X: column 3 holds inf in row 3"),
+    ],
+)
+def test_what_cannot_be_learned_of_is_refused_by_column(x, message):
+    with pytest.raises(DataError, match=message):
+        MLPClassifier(preprocess="standard", **QUICK).fit(x, Y)
+
+
+def test_a_column_that_names_the_rows_is_refused():
+    x = np.array([[f"name {i}"] for i in range(MOST_CATEGORIES + 1)], dtype=object)
+    with pytest.raises(DataError, match=r"X: column 0 holds 1,001 categories in 1,001 rows, expected 1,000 at most"):
+        MLPClassifier(preprocess="standard", **QUICK).fit(x, np.arange(len(x)) % 2)
+
+
+def test_sparse_rows_are_refused_with_the_cure():
+    from scipy import sparse
+
+    with pytest.raises(TypeError, match=r"X is sparse, and preprocess moves zeros; pass X.toarray\(\), or use"):
+        MLPClassifier(preprocess="standard", **QUICK).fit(sparse.csr_matrix(NUMBERS), Y)
+
+
+def test_booleans_may_come_as_numbers_and_numbers_as_booleans():
+    estimator = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y)
+    x = MIXED.copy()
+    x[:, 4] = x[:, 4].astype(int)
+    assert_same_bits(estimator.predict_proba(x), estimator.predict_proba(MIXED))
+
+
+def test_lists_keep_their_numbers():
+    estimator = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED.tolist(), Y.tolist())
+    same = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y)
+    assert_same_bits(estimator.predict_proba(MIXED.tolist()), same.predict_proba(MIXED))
+    assert_same_bits(estimator.model_.predict_proba(MIXED.tolist()), same.predict_proba(MIXED)[:, 1:])
+
+
+# --- in scikit-learn's tools ---
+
+
+def test_it_is_a_parameter_like_any_other():
+    estimator = MLPClassifier(preprocess="quantile", **QUICK)
+    assert clone(estimator).get_params() == estimator.get_params()
+    search = GridSearchCV(estimator, {"preprocess": [None, "standard", "robust"]}, cv=2).fit(NUMBERS, Y)
+    assert len(set(search.cv_results_["mean_test_score"])) > 1
+    fitted = estimator.fit(MIXED, Y, sample_weight=np.ones(ROWS))
+    assert_same_bits(pickle.loads(pickle.dumps(fitted)).predict_proba(MIXED), fitted.predict_proba(MIXED))
+    with pytest.raises(ValueError, match=r"'preprocess' parameter.*must be a str among"):
+        MLPClassifier(preprocess="minmax").fit(NUMBERS, Y)
+
+
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_any_estimator(name):
+    estimator = getattr(fastmlp, name)(backend="numpy", dtype="float64", max_iter=20, preprocess="standard")
+    refused = {
+        "check_dtype_object": "a column of dicts is refused, which they expect to pass of what takes text",
+        "check_sample_weight_equivalence_on_dense_data": "each row tells as much of its columns, whatever its weight",
+    }
+    passed = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for checked, check in estimator_checks_generator(estimator):
+            try:
+                check(checked)
+                passed += 1
+            except (pytest.skip.Exception, unittest.SkipTest):  # what needs pandas or an array library
+                pass
+            except Exception as error:
+                name = getattr(check, "func", check).__name__
+                if name not in refused and "partial_fit" not in str(error):
+                    raise AssertionError(name) from error
+    assert passed >= 45
+
+
+# --- conversion ---
+
+
+@pytest.mark.parametrize("kind", ["standard", "robust"])
+def test_what_only_scales_goes_into_the_weights_of_other_libraries(kind):
+    from fastmlp.convert import to_sklearn
+
+    estimator = MLPClassifier(preprocess=kind, dtype="float64", **QUICK).fit(NUMBERS, Y)
+    theirs = to_sklearn(estimator.model_)
+    np.testing.assert_allclose(theirs.predict_proba(NUMBERS), estimator.predict_proba(NUMBERS), atol=1e-9)
+
+
+def test_what_does_more_is_refused_there():
+    from fastmlp.convert import to_sklearn
+
+    for x, kind in ((MIXED, "standard"), (NUMBERS, "quantile")):
+        model = MLPClassifier(preprocess=kind, **QUICK).fit(x, Y).model_
+        with pytest.raises(
+            ValueError, match=f"to_sklearn: scikit-learn has no counterpart of what preprocess='{kind}'"
+        ):
+            to_sklearn(model)
