@@ -322,6 +322,7 @@ EDITED = [
     ("validation", "nan", "--validation must be finite, got nan"),
     ("validation", "true", "--validation must be a number, got True"),
     ("standardize", '"no"', "--standardize must be True or False, got 'no'"),
+    ("preprocess", "7", "--preprocess must be"),
     ("activation", "7", "--activation must be text, got 7"),
     ("optimizer", "[]", "--optimizer must be text, got ()"),
     ("lr", '"fast"', "--lr must be a number, got 'fast'"),

@@ -188,6 +188,13 @@ def train(
             "the units of the file. Default: for CSV files only."
         ),
     ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            help="How features are scaled: standard (as --standardize), robust (median 0, quartiles 1 apart) or "
+            "quantile (normally distributed)."
+        ),
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="auto, numpy, numba or cupy. Default: auto.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: float32.")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn, and kept in config.toml, when not given.")] = None,

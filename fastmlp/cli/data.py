@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_dtype
+from fastmlp.cli.scaling import Scaling
 from fastmlp.cli.settings import Settings
 from fastmlp.datasets.csv_files import line_of
 from fastmlp.datasets.mnist import load_mnist
@@ -34,10 +33,6 @@ Examples = tuple[NDArray[Any], NDArray[Any]]
 DIGITS = tuple("0123456789")
 MAX_CLASSES = 100
 """Whole numbers with more different values than this are taken as values, not as classes."""
-MAX_RATIO = 10_000
-"""Of a column's mean to its deviation; beyond it the weights of the saved model lose too many digits in float32."""
-MAX_WEIGHT = 2.0**10
-"""Up to which the weights of a network trained on scaled rows must be held in the units of the file too."""
 _SCALED_TARGETS = ("mean_squared_error", "mean_absolute_error", "huber", "quantile")
 
 
@@ -130,112 +125,6 @@ def naming_lines(
         raise
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """Features, and the target of a regression, with mean 0 and standard deviation 1 for the training.
-
-    Attributes
-    ----------
-    mean, factor : (I,) float64
-        Features become ``(x - mean) * factor``; the factor of a constant feature is 0.
-    target : two (K,) float64, or None
-        Mean and deviation; targets become ``(y - mean) / deviation``.
-    """
-
-    mean: NDArray[np.float64]
-    factor: NDArray[np.float64]
-    target: tuple[NDArray[np.float64], NDArray[np.float64]] | None
-
-    @classmethod
-    def of(cls, rows: Examples, with_target: bool) -> Scaling:
-        """Return the scaling of some rows."""
-        x, y = rows
-        mean, deviation = _moments(x)
-        with np.errstate(over="ignore"):  # `check_held` says it
-            factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-        if not with_target:
-            return cls(mean, factor, None)
-        middle, spread = _moments(y.reshape(len(y), -1))
-        return cls(mean, factor, (middle, np.where(spread > 0, spread, 1.0)))
-
-    def apply(self, x: NDArray[Any], y: NDArray[Any]) -> Examples:
-        """Return scaled copies, float64."""
-        if self.target is not None:
-            middle, spread = self.target
-            y = (y.reshape(len(y), -1) - middle) / spread
-        return (x - self.mean) * self.factor, y
-
-    def check_held(self, dtype: np.dtype[Any], data: str, names: Sequence[str], squared: bool) -> None:
-        """Raise DataError where the network's type is likely not to hold the weights that `fold` makes, or the loss.
-
-        Parameters
-        ----------
-        dtype : numpy.dtype
-        data : str
-            What the columns are of, for messages.
-        names : sequence of str
-            Of the columns.
-        squared : bool
-            Whether the loss is of the square of the target's unit.
-        """
-        limits = np.finfo(dtype)
-        low, high = MAX_WEIGHT / float(limits.max), 1 / (MAX_WEIGHT * float(limits.tiny))
-        of_features = np.divide(1.0, self.factor, out=np.ones_like(self.factor), where=self.factor > 0)
-        of_target = np.ones(0) if self.target is None else self.target[1]
-        bounds = (math.sqrt(low), math.sqrt(high)) if squared else (low, high)
-        checked = [
-            (f"column {name!r}", deviation, low, high) for name, deviation in zip(names, of_features, strict=True)
-        ]
-        checked += [("the target", deviation, *bounds) for deviation in of_target]
-        for who, deviation, least, most in checked:
-            if not least <= deviation <= most:
-                cure = "" if dtype == np.float64 else ", or use --dtype float64"
-                raise DataError(
-                    f"{data}: the standard deviation of {who} is {deviation:.3g}, and a {dtype} network can be scaled "
-                    f"by {least:.1g} to {most:.1g}; take another unit for it{cure}"
-                )
-
-    def fold(self, model: MLP) -> None:
-        """Change the weights of a network trained on scaled rows, so that it takes and gives the original units.
-
-        ``(x - m) f W + b = x (f W) + (b - m f W)`` for the first layer; the last is multiplied by the deviation of
-        the target and moved by its mean, its outputs being linear.
-
-        Raises
-        ------
-        DataError
-            One of these is more than the network's type holds; the network is as it was.
-        """
-        weights = [array.astype(np.float64) for array in model.get_weights()]
-        weights[0] *= self.factor[:, None]
-        weights[1] -= self.mean @ weights[0]
-        if self.target is not None:
-            middle, spread = self.target
-            weights[-2] *= spread
-            weights[-1] = weights[-1] * spread + middle
-        try:
-            model.set_weights(weights)
-        except ValueError as e:
-            raise DataError(
-                f"the network cannot be saved in the units of the file: {e}; take others for the columns, or use "
-                "--dtype float64"
-            ) from None
-
-
-def _moments(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each column, finite for all finite numbers."""
-    high, low = (extreme(axis=0).astype(np.float64) for extreme in (columns.max, columns.min))
-    exponent = np.frexp(np.maximum(np.abs(high), np.abs(low)))[1]
-    # beyond these the squares, or their sum, would overflow or vanish; a power of 2 changes no digit
-    exponent = np.where(np.abs(exponent) > 300, exponent, 0)
-    if exponent.any():
-        columns = np.ldexp(columns, -exponent)
-    mean = columns.mean(axis=0, dtype=np.float64)
-    deviation = columns.std(axis=0, dtype=np.float64)
-    # the rounding of the mean must not make a constant column look as if it varied
-    return np.ldexp(mean, exponent), np.where(high > low, np.ldexp(deviation, exponent), 0.0)
-
-
 def load_run(settings: Settings, by_class: bool = True) -> RunData:
     """Read what a run needs.
 
@@ -282,17 +171,10 @@ def load_run(settings: Settings, by_class: bool = True) -> RunData:
         if not in_place:
             train = table.x[parts.train], table.y[parts.train]
     if _standardizes(settings, table):
-        scaling = Scaling.of(train, name in _SCALED_TARGETS)
-        scaling.check_held(dtype, settings.data, table.feature_names, name == MeanSquaredError.name)
-        ratios = np.abs(scaling.mean) * scaling.factor
-        if settings.dtype == "float32" and ratios.max() > MAX_RATIO:
-            column = table.feature_names[ratios.argmax()]
-            warnings.warn(
-                f"column {column!r} varies by less than a {MAX_RATIO:,}th of its size, which leaves few of the digits "
-                "of float32: subtract a constant from it, or use --dtype float64",
-                stacklevel=2,
-            )
-        said += ", standardized for the training"
+        kind = settings.preprocess or "standard"
+        scaling = Scaling.of(train, kind, name in _SCALED_TARGETS, table.feature_names, settings.seed)
+        scaling.check_held(dtype, settings.data, name == MeanSquaredError.name)
+        said += ", standardized for the training" if kind == "standard" else f", scaled ({kind}) for the training"
         if scaling.target is not None:
             said += " (and so are the losses of its epochs)"
     described = _counts(len(table.x), validation, f"{table.x.shape[1]} features, {said}")
@@ -310,11 +192,13 @@ def _counts(rows: int, validation: Examples | None, rest: str) -> str:
 
 def _standardizes(settings: Settings, table: Table) -> bool:
     """Decide whether columns are scaled: those of CSV files come in units of their own, arrays as they should be."""
-    if settings.standardize is None:
+    if settings.standardize is None and settings.preprocess is None:
         return settings.data.lower().endswith(".csv")
-    if settings.standardize and table.x.dtype == np.uint8:
-        raise ValueError("--standardize: features of type uint8 are divided by 255 already")
-    return settings.standardize
+    asked = settings.standardize is not False
+    if asked and table.x.dtype == np.uint8:
+        option = "--standardize" if settings.preprocess is None else "--preprocess"
+        raise ValueError(f"{option}: features of type uint8 are divided by 255 already")
+    return asked
 
 
 def _table(settings: Settings) -> tuple[Table, str, str]:
@@ -423,11 +307,11 @@ def load_rows(
         table = load_table(data, target=target, task=task, feature_names=names, class_names=classes, header=header)
         if table.y is None:
             raise DataError(f"{data}: {wanted}")
-    if table.x.shape[1] != model.spec.units[0]:
+    made = model.preprocessing
+    columns = model.spec.units[0] if made is None else made.columns
+    if table.x.shape[1] != columns:
         cure = "" if target is not None or data == "mnist" else "; if one of them is the target, name it with --target"
-        raise DataError(
-            f"{data}: expected {model.spec.units[0]} features, as the model has inputs; got {table.x.shape[1]}{cure}"
-        )
+        raise DataError(f"{data}: expected {columns} features, as the model has inputs; got {table.x.shape[1]}{cure}")
     return table.x, table.y
 
 

@@ -9,8 +9,9 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmlp.arguments import check_count, check_flag, check_integer, check_number, check_seed
+from fastmlp.arguments import check_choice, check_count, check_flag, check_integer, check_number, check_seed
 from fastmlp.formulas.records import settle
+from fastmlp.preprocessing.record import KINDS
 
 if TYPE_CHECKING:
     from fastmlp.formulas.losses import Loss
@@ -45,7 +46,7 @@ class Settings:
     ----------
     data : str
         ``"mnist"`` or the absolute path of a file.
-    target, header, loss, standardize, weight_decay, momentum, label_smoothing, clip_norm, ema
+    target, header, loss, standardize, preprocess, weight_decay, momentum, label_smoothing, clip_norm, ema
         None where the data or the optimizer decide, or where there is none.
     dropout : tuple of float
         One rate for all hidden layers, or (input, hidden 1, ...).
@@ -63,6 +64,7 @@ class Settings:
     header: bool | None = None
     loss: str | None = None
     standardize: bool | None = None
+    preprocess: str | None = None
     activation: str = "relu"
     optimizer: str = "adam"
     lr: float | None = None
@@ -91,6 +93,12 @@ class Settings:
             checked[name] = None if given is None else check_number(option_of(name), given)
         if self.standardize is not None:
             checked["standardize"] = check_flag("--standardize", self.standardize)
+        if self.preprocess is not None:
+            check_choice("--preprocess", self.preprocess, KINDS)
+            if self.standardize is False:
+                raise ValueError(
+                    f"--preprocess {self.preprocess} scales columns, --no-standardize does not; leave out one of them"
+                )
         settle(self, **checked)
         for name in ("data", "activation", "optimizer", "schedule", "backend", "dtype", "target", "loss"):
             given = getattr(self, name)
@@ -160,7 +168,8 @@ class Settings:
 
     def complete(self, loss: str, standardize: bool | None, backend: str) -> Settings:
         """Return the settings with everything filled in that data, machine and optimizer have decided."""
-        full = replace(self, loss=loss, standardize=standardize, backend=backend, lr=self.rate)
+        kind = (self.preprocess or "standard") if standardize else None
+        full = replace(self, loss=loss, standardize=standardize, preprocess=kind, backend=backend, lr=self.rate)
         return replace(full, weight_decay=full.optimizer_record(1).weight_decay)
 
     def command(self) -> str:
@@ -214,7 +223,8 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
     values |= _names_here(values)
     if values["data"] == "mnist":
         known = ("target", "its labels are known"), ("header", "it is no CSV file")
-        for name, why in (*known, ("standardize", "pixels are divided by 255")):
+        divided = "pixels are divided by 255"
+        for name, why in (*known, ("standardize", divided), ("preprocess", divided)):
             if name in values:
                 raise ValueError(f"{option_of(name)} has no meaning for mnist: {why}")
     else:

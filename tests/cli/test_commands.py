@@ -14,6 +14,7 @@ from run_files import ALWAYS, files_of, weights
 import fastmlp
 from fastmlp.cli import data as run_data
 from fastmlp.cli.folder import Settings
+from fastmlp.cli.scaling import Scaling
 from fastmlp.datasets import write_idx
 
 
@@ -169,7 +170,7 @@ def test_scaling_is_folded_into_the_weights():
     x[:, 1] = 5.0
     model = fastmlp.MLP((3, 4, 2), loss="mean_squared_error", dtype="float64", seed=0)
     model.set_weights([draw.normal(size=w.shape) for w in model.get_weights()])  # biases are 0 at first
-    scaling = run_data.Scaling.of((x, y), with_target=True)
+    scaling = Scaling.of((x, y), "standard", True, ["a", "b", "c"])
     scaled_x, scaled_y = scaling.apply(x, y)
     np.testing.assert_allclose(scaled_x.std(axis=0), [1, 0, 1])
     np.testing.assert_allclose(scaled_y.mean(axis=0), 0, atol=1e-12)
@@ -178,6 +179,31 @@ def test_scaling_is_folded_into_the_weights():
     np.testing.assert_allclose(model.predict(x), expected, rtol=1e-9)
     x[:, 1] = 1e6  # what was constant in the training means nothing
     np.testing.assert_allclose(model.predict(x), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["standard", "robust", "quantile"])
+@pytest.mark.parametrize("values", [False, True])
+def test_one_file_takes_the_units_of_the_table_however_it_was_scaled(cli, tmp_path, kind, values):
+    draw = np.random.default_rng(0)
+    x = draw.normal(50, [3, 40, 0.1], (90, 3))
+    y = x[:, 0] * 1e3 if values else (x[:, 0] > 50).astype(int)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    options = ("--epochs", 3, "--seed", 0, "--dtype", "float64", "--backend", "numpy", "--validation", 0.2)
+    code, out, err = cli("train", "a.npz", "--preprocess", kind, *options, "--out", kind)
+    assert (code, err) == (0, "") and ("standardized" if kind == "standard" else f"scaled ({kind})") in out
+    model = fastmlp.load(tmp_path / kind / "model.safetensors", "numpy")
+    assert (model.preprocessing is not None) == (kind == "quantile")
+    code, out, err = cli("evaluate", kind, "a.npz")
+    assert (code, err) == (0, "")
+    if kind == "standard":
+        assert cli("train", "a.npz", "--standardize", *options, "--out", "short")[0] == 0
+        same = fastmlp.load(tmp_path / "short" / "model.safetensors", "numpy")
+        np.testing.assert_array_equal(same.predict(x), model.predict(x))
+    estimator = (fastmlp.MLPRegressor if values else fastmlp.MLPClassifier)(preprocess=kind, epochs=1, backend="numpy")
+    estimator.fit(x, y).model_.save(tmp_path / "theirs")
+    code, out, err = cli("predict", "theirs", "a.npz", "--out", "p.csv", "--backend", "numpy")
+    assert (code, err) == (0, ""), err
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "p.csv", skiprows=1), estimator.predict(x), rtol=1e-6)
 
 
 def test_arrays_and_images_are_learned_too(cli, tmp_path):

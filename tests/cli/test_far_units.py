@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.cli import data as run_data
+from fastmlp.cli.scaling import Scaling
+from fastmlp.preprocessing.fitting import fit_preprocessing
 
 OPTIONS = ("--epochs", "30", "--hidden", "8", "--seed", "0", "--backend", "numpy", "--target", "y")
 
@@ -109,7 +110,8 @@ def test_a_model_is_not_asked_about_what_it_cannot_hold(cli, tmp_path, command):
 @pytest.mark.parametrize("exponent", [-1060, -700, -299, 0, 299, 700, 1015])
 def test_mean_and_deviation_of_finite_columns_are_finite_and_right(exponent):
     x = np.random.default_rng(0).integers(-64, 64, (100, 2)).astype(float)
-    mean, deviation = run_data._moments(np.ldexp(x, exponent))
+    found = fit_preprocessing(np.ldexp(x, exponent), "standard").affine
+    mean, deviation = found.center, found.scale
     np.testing.assert_allclose(np.ldexp(mean, -exponent), x.mean(axis=0), rtol=0.01 if exponent < -1000 else 1e-14)
     np.testing.assert_allclose(np.ldexp(deviation, -exponent), x.std(axis=0), rtol=0.01 if exponent < -1000 else 1e-14)
 
@@ -117,7 +119,7 @@ def test_mean_and_deviation_of_finite_columns_are_finite_and_right(exponent):
 def test_folded_weights_that_cannot_be_held_leave_the_network_as_it_was():
     model = fastmlp.MLP((2, 2), seed=0, backend="numpy")
     before = model.get_weights()
-    scaling = run_data.Scaling(np.zeros(2), np.array([1.0, 1e42]), None)
+    scaling = Scaling.of((np.array([[1.0, 1e-42], [2.0, 2e-42]]), np.zeros(2)), "standard", False, ["a", "b"])
     with pytest.raises(
         fastmlp.DataError, match=r"cannot be saved in the units of the file: weights: W1 .*--dtype float64"
     ):

@@ -56,7 +56,7 @@ OPTIONS = {
     "hidden": "7", "activation": "tanh", "loss": "categorical_hinge", "epochs": "3", "batch_size": "16",
     "optimizer": "sgd", "lr": "0.01", "schedule": "constant", "dropout": "0.4", "l2": "0.1",
     "weight_decay": "0.5", "label_smoothing": "0.2", "clip_norm": "0.01", "ema": "0.9", "validation": "0.4",
-    "standardize": None, "dtype": "float64", "seed": "8",
+    "standardize": None, "preprocess": "robust", "dtype": "float64", "seed": "8",
 }  # fmt: skip
 
 
