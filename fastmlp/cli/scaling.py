@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.errors import DataError
-from fastmlp.preprocessing.fitting import fit_preprocessing
 from fastmlp.preprocessing.record import Preprocessing
 from fastmlp.preprocessing.scales import Affine
 
@@ -53,6 +52,8 @@ class Scaling:
         seed: int = 0,
     ) -> Scaling:
         """Return the scaling of some rows, of one of the kinds of `fit_preprocessing`."""
+        from fastmlp.preprocessing.fitting import fit_preprocessing  # and with it scikit-learn, which takes its time
+
         x, y = rows
         features = fit_preprocessing(x, kind, argument="x", names=names, random_state=seed % 2**32)
         if not with_target:

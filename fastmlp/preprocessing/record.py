@@ -100,14 +100,17 @@ class Preprocessing:
         -------
         (width,) array of str objects
         """
-        names = [f"x{i}" for i in range(self.columns)] if input_features is None else list(map(str, input_features))
-        if len(names) != self.columns:
-            raise ValueError(f"input_features must be {self.columns} names, got {len(names)}")
-        found = [names[i] for i in self.numbers]
-        found += [f"missingindicator_{names[i]}" for i in self.numbers[self.flagged]]
+        if input_features is not None and len(input_features) != self.columns:
+            raise ValueError(f"input_features must be {self.columns} names, got {len(input_features)}")
+
+        def name(column: int) -> str:
+            return f"x{column}" if input_features is None else str(input_features[column])
+
+        found = [name(i) for i in self.numbers]
+        found += [f"missingindicator_{name(i)}" for i in self.numbers[self.flagged]]
         for column, _, known, missing in self.categories:
-            found += [f"{names[column]}_{category}" for category in known]
-            found += [f"{names[column]}_nan"] if missing else []
+            found += [f"{name(column)}_{category}" for category in known]
+            found += [f"{name(column)}_nan"] if missing else []
         return np.array(found, dtype=object)
 
     @quiet

@@ -132,8 +132,11 @@ CSV_FILES = [
 ]
 
 
+MODELS = ("model", "checkpoint", "standard", "quantile")
+
+
 def model_files(folder):
-    """Return the headers and arrays of a model and of a checkpoint."""
+    """Return the headers and arrays of a model, of a checkpoint and of models that take raw rows."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(24, 3)), rng.integers(0, 2, 24)
 
@@ -146,7 +149,12 @@ def model_files(folder):
     model.fit(x, y, epochs=3, batch_size=8, optimizer=fastmlp.Adam(ema=0.9), callbacks=callbacks, verbose=0)
     model.class_names = ("a", "b")
     model.save(folder / "model")
-    return [safetensors.read(folder / name) for name in ("model", "checkpoint")]
+    for name, kind in (("standard", "standard"), ("quantile", "quantile")):
+        rows = np.array([[*row, "ab"[label], bool(label)] for row, label in zip(x, y, strict=True)], dtype=object)
+        rows[::5, 1] = rows[::4, 3] = None
+        estimator = fastmlp.MLPClassifier(4, preprocess=kind, epochs=1, backend="numpy", random_state=0)
+        estimator.fit(rows, y).model_.save(folder / name)
+    return [safetensors.read(folder / name) for name in MODELS]
 
 
 def config_text(folder):

@@ -69,21 +69,30 @@ class Models:
     def __init__(self, folder):
         self.path = folder / "a.safetensors"
         self.files = altered.model_files(folder)
-        whole = [(folder / name).read_bytes() for name in ("model", "checkpoint")]
+        whole = [(folder / name).read_bytes() for name in altered.MODELS]
         self.contents = altered.edited(whole) | altered.changed([header for header, _ in self.files])
 
     def read(self, contents):
         if isinstance(contents, bytes):
             self.path.write_bytes(contents)
         else:
-            arrays = self.files["optimizer" in contents][1]
+            which = altered.MODELS.index("checkpoint") if "optimizer" in contents else 0
+            raw = contents.get("preprocessing")
+            if isinstance(raw, dict):
+                which = altered.MODELS.index("quantile" if raw.get("kind") == "quantile" else "standard")
+            arrays = self.files[which][1]
             try:
                 safetensors.write(self.path, {"format": 1, **contents}, arrays)
             except (ValueError, TypeError):  # of JSON's, for what no file can hold
                 return
         model = fastmlp.load(self.path, "numpy")
         assert all(np.isfinite(array).all() for array in model.get_weights())
-        assert np.isfinite(model.predict_proba(np.zeros((1, model.spec.units[0])))).all()
+        raw = model.preprocessing
+        if raw is None:
+            assert np.isfinite(model.predict_proba(np.zeros((1, model.spec.units[0])))).all()
+        elif raw.columns < 1000:
+            assert np.isfinite(model.predict_proba(np.full((1, raw.columns), None))).all()
+            assert len(raw.get_feature_names_out()) == model.spec.units[0]
 
 
 class Configs:
