@@ -17,8 +17,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
+from fastmlp.backends.data import HostData
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
+from fastmlp.engine.checks import check_outputs
 from fastmlp.engine.learner import Learner
 from fastmlp.errors import NonFiniteLossError
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
@@ -32,7 +34,6 @@ from fastmlp.network.spec import make_spec
 from fastmlp.network.state import TrainState, initial_parameters
 
 if TYPE_CHECKING:
-    from fastmlp.backends.data import HostData
     from fastmlp.engine.history import History
     from fastmlp.engine.loop import Training
     from fastmlp.network.spec import NetworkSpec
@@ -262,7 +263,7 @@ class BaseMLP(Preprocessed):
         size = self._batch_size(rows)
         draw = Drawn(rows, self._random_state) if self.exact else None
         losses = self._losses(train, size, draw, objective)
-        run = ScikitLearnRun(curves, self._rules(incremental), rows, losses, self._scorer(judged))
+        run = ScikitLearnRun(curves, self._rules(incremental), rows, losses, self._scorer(judged, held_out))
         callbacks = [*check_callbacks(self.callbacks, 0), run]
         callbacks += [losses] if isinstance(losses, StepLosses) else []
         callbacks += [] if self.time_limit is None else [TimeLimit(self.time_limit)]
@@ -303,12 +304,13 @@ class BaseMLP(Preprocessed):
     def _strata(self, y: Any) -> Any:
         return None
 
-    def _scorer(self, judged: Any) -> Callable[[], float] | None:
+    def _scorer(self, judged: Any, there: HostData | None) -> Callable[[], float] | None:
         if judged is None:
             return None
         X, y, weights = judged
         if self.scoring is None:
-            return lambda: self._score(X, y, weights)
+            rows = X if self.preprocess is None else there  # made ready once, not after each epoch
+            return lambda: self._score(rows, y, weights)
         scorer = get_scorer(self.scoring)
         more = {} if weights is None else {"sample_weight": weights}
         return lambda: float(scorer(self, X, y, **more))
@@ -361,11 +363,20 @@ class BaseMLP(Preprocessed):
     def _outputs(self, X: Any, turn: Callable[[Any], Any]) -> Any:
         """Return what a function makes of the outputs (n, K) for a user's X."""
         check_is_fitted(self)
+        if isinstance(X, HostData):
+            return self._outputs_of(X, turn)
         rows = self._rows(X)
         if not hasattr(rows, "toarray"):
             return self._learner.answer(turn, rows)
         parts = range(0, max(rows.shape[0], 1), DENSE_ROWS)
         return np.concatenate([self._learner.answer(turn, rows[i : i + DENSE_ROWS].toarray()) for i in parts])
+
+    def _outputs_of(self, data: HostData, turn: Callable[[Any], Any]) -> Any:
+        """Return what a function makes of the outputs for rows that training holds ready."""
+        learner = self._learner
+        outputs = learner.inference.outputs(learner.spec, learner.state.evaluated, data.x)
+        check_outputs(learner.spec.loss, outputs, data.x, learner.backend, learner.dtype)
+        return turn(outputs)
 
     def _rows(self, X: Any) -> Any:
         """Return checked inputs; scikit-learn's check takes longer than a small network for a few rows."""

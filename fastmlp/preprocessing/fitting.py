@@ -109,8 +109,8 @@ def _of_numbers(
         none = np.empty(0)
         return none, Quantiles(np.empty((1, 0))) if kind == "quantile" else Affine(none, none), np.empty(0, np.intp)
     missing = np.isnan(values)
-    size = np.fmax.reduce(np.abs(values), axis=0)
-    exponent = np.frexp(size)[1]
+    high, low = np.fmax.reduce(values, axis=0), np.fmin.reduce(values, axis=0)
+    exponent = np.frexp(np.maximum(np.abs(high), np.abs(low)))[1]
     exponent = np.where(np.abs(exponent) > _FAR, exponent, 0)  # a power of 2 changes no digit
     if exponent.any():
         values = np.ldexp(values, -exponent)
@@ -127,8 +127,7 @@ def _of_numbers(
     else:
         scaler = (StandardScaler() if kind == "standard" else RobustScaler()).fit(values)
         center = scaler.mean_ if kind == "standard" else scaler.center_
-        constant = values.max(axis=0) == values.min(axis=0)
         least = np.nextafter(0, 1)  # what is above 0 stays so
-        spread = np.where(constant, np.inf, np.maximum(np.ldexp(scaler.scale_, exponent), least))
-        scale = Affine(np.ldexp(np.where(constant, values[0], center), exponent), spread)
+        spread = np.where(high == low, np.inf, np.maximum(np.ldexp(scaler.scale_, exponent), least))
+        scale = Affine(np.ldexp(np.where(high == low, values[0], center), exponent), spread)
     return np.ldexp(fill, exponent), scale, flagged

@@ -1,6 +1,5 @@
 """`preprocess`: raw rows in, scaled and one-hot by what the training rows tell, as scikit-learn does it."""
 
-import copy
 import pickle
 import unittest
 import warnings
@@ -8,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from compare import assert_same_bits
+from raw_rows import KINDS, MIXED, NUMBERS, QUICK, ROWS, WORDS, Y
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import ConvergenceWarning
@@ -19,24 +19,9 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import fastmlp
 from fastmlp import MLPClassifier, MLPRegressor
-from fastmlp.errors import DataError, FileFormatError
-from fastmlp.files import safetensors
+from fastmlp.errors import DataError
 from fastmlp.preprocessing.fitting import MOST_CATEGORIES, fit_preprocessing
-
-KINDS = ["standard", "robust", "quantile"]
-QUICK = {"epochs": 5, "learning_rate_init": 0.01, "random_state": 0, "backend": "numpy", "hidden_layer_sizes": 6}
-DRAW = np.random.default_rng(0)
-ROWS = 120
-NUMBERS = DRAW.normal([3, -50, 1e4], [1, 20, 0.5], (ROWS, 3))
-Y = (NUMBERS[:, 0] + DRAW.normal(size=ROWS) > 3).astype(int)
-GAPS = NUMBERS.copy()
-GAPS[::7, 1] = np.nan
-MIXED = np.empty((ROWS, 5), dtype=object)
-MIXED[:, [0, 2, 3]] = GAPS
-MIXED[:, 1] = DRAW.choice(["red", "green", "blue"], ROWS)
-MIXED[:, 4] = DRAW.choice([True, False], ROWS)
-MIXED[::11, 1] = None
-WORDS = [1, 4]
+from fastmlp.preprocessing.record import Preprocessing
 
 
 def scaler(kind, rows=ROWS):
@@ -121,6 +106,23 @@ def test_rows_to_validate_with_tell_it_nothing():
     assert judged.validation_loss_curve_[-1] == pytest.approx(last["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+@pytest.mark.parametrize("held_out", ["drawn", "given"])
+def test_rows_are_made_ready_once_not_after_each_epoch(kind, held_out, monkeypatch):
+    counts, transform = [], Preprocessing.transform
+
+    def counted(self, x, *more, **options):
+        counts.append(len(x))
+        return transform(self, x, *more, **options)
+
+    monkeypatch.setattr(Preprocessing, "transform", counted)
+    given = {"X_val": MIXED[:40], "y_val": Y[:40]} if held_out == "given" else {}
+    estimator = kind(preprocess="standard", early_stopping=True, **QUICK).fit(MIXED, Y, **given)
+    assert counts == ([ROWS, 40] if given else [ROWS])
+    if given:
+        assert estimator.best_validation_score_ == pytest.approx(estimator.score(MIXED[:40], Y[:40]), abs=1e-6)
+
+
 def test_scorers_are_given_raw_rows():
     seen = []
 
@@ -148,123 +150,6 @@ def test_training_that_goes_on_keeps_what_was_learned():
     plain = MLPClassifier(warm_start=True, **QUICK).fit(NUMBERS, Y)
     with pytest.raises(ValueError, match="was trained with preprocess=None"):
         plain.set_params(preprocess="standard").fit(NUMBERS, Y)
-
-
-# --- one file ---
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_one_file_answers_raw_rows(kind, dtype, tmp_path, backend):
-    estimator = MLPClassifier(preprocess=kind, dtype=dtype, **{**QUICK, "backend": backend}).fit(MIXED, Y)
-    estimator.model_.save(tmp_path / "m")
-    model = fastmlp.load(tmp_path / "m", backend)
-    expected = estimator.predict_proba(MIXED)[:, 1:]
-    assert_same_bits(model.predict_proba(MIXED), expected)
-    assert_same_bits(estimator.model_.predict_proba(MIXED), expected)
-    assert_same_bits(pickle.loads(pickle.dumps(model)).predict_proba(MIXED), expected)
-    unseen = MIXED[:2].copy()
-    unseen[0, 1] = "violet"
-    unseen[1] = [None, None, None, None, None]
-    assert_same_bits(model.predict_proba(unseen), estimator.predict_proba(unseen)[:, 1:])
-    predictor = model.predictor()
-    np.testing.assert_allclose(
-        [predictor.outputs(row)[0] for row in MIXED[:4]], estimator.decision_function(MIXED[:4]), 1e-5
-    )
-    assert predictor(list(MIXED[0])) == model.predict(MIXED[:1])[0]
-    labels = Y.astype(np.float32)
-    assert model.evaluate(MIXED, labels)["accuracy"] == pytest.approx(estimator.score(MIXED, Y))
-    model.fit(MIXED, labels, epochs=1, verbose=0)
-    assert model.preprocessing.to_file()[0] == estimator.preprocessing_.to_file()[0]
-    assert "5 columns of any kind become 10 inputs" in summary_of(model)
-
-
-def summary_of(model):
-    lines = []
-    model.summary(lines.append)
-    return " ".join(lines)
-
-
-def test_a_checkpoint_holds_it_too(tmp_path):
-    class Stop(fastmlp.Callback):
-        def on_epoch_end(self, run, figures):
-            run.stop("enough")
-
-    estimator = MLPClassifier(preprocess="robust", **QUICK).fit(MIXED, Y)
-    callbacks = [fastmlp.Checkpoint(tmp_path / "c"), Stop()]
-    labels = Y.astype(np.float32)
-    whole, cut = copy.deepcopy(estimator.model_), estimator.model_
-    whole.fit(MIXED, labels, epochs=2, optimizer="adam", verbose=0)
-    cut.fit(MIXED, labels, epochs=2, optimizer="adam", verbose=0, callbacks=callbacks)
-    resumed = fastmlp.load(tmp_path / "c", "numpy")
-    resumed.resume(MIXED, labels, verbose=0)
-    assert_same_bits(resumed.predict_proba(MIXED), whole.predict_proba(MIXED))
-
-
-def test_an_earlier_version_refuses_the_file_rather_than_take_raw_rows_for_inputs(tmp_path):
-    MLPClassifier(preprocess="standard", **QUICK).fit(NUMBERS, Y).model_.save(tmp_path / "a")
-    MLPClassifier(**QUICK).fit(NUMBERS, Y).model_.save(tmp_path / "b")
-    assert safetensors.read(tmp_path / "a")[0]["format"] == 2
-    assert safetensors.read(tmp_path / "b")[0]["format"] == 1
-
-
-def spoil(described, name, value):
-    return {**described, name: value}
-
-
-SPOILT = [
-    ("kind", "minmax", "preprocessing must be 'standard', 'robust' or 'quantile'; got 'minmax'"),
-    ("columns", 4, "categories must be growing numbers of columns below 4"),
-    ("columns", -1, "columns must be at least 1, got -1"),
-    ("numbers", [0, 2], "center must be float64|fill must be 2 finite"),
-    ("numbers", [0, 2, 9], "numbers must be growing numbers of columns below 5"),
-    ("numbers", [3, 2, 0], "numbers must be growing"),
-    ("numbers", [0, 1, 2], "a column holds numbers or categories, not both"),
-    ("numbers", "abc", "numbers must be an integer, got 'a'"),
-    ("flagged", [3], "flagged must be growing numbers of columns below 3"),
-    ("flagged", [], "must make the 10 inputs of the network, got one of 9"),
-    ("categories", [], "must make the 10 inputs of the network, got one of 4"),
-    ("categories", [{"column": 1, "holds": "dates", "known": ["a"], "missing": False}], "holds must be"),
-    ("categories", [{"column": 1, "holds": "text", "known": ["a", "a"], "missing": False}], "known must be texts that"),
-    ("categories", [{"column": 1, "holds": "text", "known": [1], "missing": False}], "known must be texts that"),
-    ("categories", [{"column": 1, "holds": "text", "known": [], "missing": False}], "known must be one category"),
-    ("categories", [{"column": 1, "holds": "text", "known": ["a"], "missing": 3}], "missing must be True or False"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "message"), SPOILT)
-def test_a_file_of_which_the_description_was_changed_is_refused(name, value, message, tmp_path):
-    MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y).model_.save(tmp_path / "m")
-    header, tensors = safetensors.read(tmp_path / "m")
-    header["preprocessing"] = spoil(header["preprocessing"], name, value)
-    safetensors.write(tmp_path / "m", header, tensors)
-    with pytest.raises(FileFormatError, match=message):
-        fastmlp.load(tmp_path / "m", "numpy")
-
-
-@pytest.mark.parametrize(
-    ("kind", "array", "change"),
-    [
-        ("standard", "fill", lambda a: np.full_like(a, np.nan)),
-        ("standard", "center", lambda a: np.full_like(a, np.inf)),
-        ("standard", "scale", np.zeros_like),
-        ("standard", "scale", lambda a: a.astype(np.float32)),
-        ("standard", "scale", lambda a: a[:2]),
-        ("quantile", "quantiles", lambda a: a[::-1]),
-        ("quantile", "quantiles", lambda a: a[:0]),
-        ("quantile", "quantiles", lambda a: a[0, 0]),
-        ("quantile", "quantiles", None),
-    ],
-)
-def test_a_file_of_which_the_arrays_were_changed_is_refused(kind, array, change, tmp_path):
-    MLPClassifier(preprocess=kind, **QUICK).fit(MIXED, Y).model_.save(tmp_path / "m")
-    header, tensors = safetensors.read(tmp_path / "m")
-    spoilt = tensors.pop(f"preprocessing.{array}")
-    safetensors.write(
-        tmp_path / "m", header, tensors if change is None else {**tensors, f"preprocessing.{array}": change(spoilt)}
-    )
-    with pytest.raises(FileFormatError, match="its description makes no sense"):
-        fastmlp.load(tmp_path / "m", "numpy")
 
 
 # --- columns that tell little ---
@@ -418,26 +303,3 @@ def test_any_estimator(name):
                 if name not in refused and "partial_fit" not in str(error):
                     raise AssertionError(name) from error
     assert passed >= 45
-
-
-# --- conversion ---
-
-
-@pytest.mark.parametrize("kind", ["standard", "robust"])
-def test_what_only_scales_goes_into_the_weights_of_other_libraries(kind):
-    from fastmlp.convert import to_sklearn
-
-    estimator = MLPClassifier(preprocess=kind, dtype="float64", **QUICK).fit(NUMBERS, Y)
-    theirs = to_sklearn(estimator.model_)
-    np.testing.assert_allclose(theirs.predict_proba(NUMBERS), estimator.predict_proba(NUMBERS), atol=1e-9)
-
-
-def test_what_does_more_is_refused_there():
-    from fastmlp.convert import to_sklearn
-
-    for x, kind in ((MIXED, "standard"), (NUMBERS, "quantile")):
-        model = MLPClassifier(preprocess=kind, **QUICK).fit(x, Y).model_
-        with pytest.raises(
-            ValueError, match=f"to_sklearn: scikit-learn has no counterpart of what preprocess='{kind}'"
-        ):
-            to_sklearn(model)
