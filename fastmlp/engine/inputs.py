@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastmlp.errors import DataError
+from fastmlp.preprocessing.record import Preprocessing
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
-    from fastmlp.preprocessing.record import Preprocessing
 
 FULL = 255
 """The largest byte; what pixels are divided by."""
@@ -87,7 +87,14 @@ class InputRules(NamedTuple):
         return inputs if self.preprocessing is None else self.preprocessing.columns
 
     def preprocessed(self, fitted: Preprocessing | None, inputs: int) -> InputRules:
-        """Return the rules of a network of so many inputs that are made by this; ValueError where it makes others."""
+        """Return the rules of a network of so many inputs that are made by this; ValueError where they cannot be."""
+        if fitted is not None and not isinstance(fitted, Preprocessing):
+            raise TypeError(f"preprocessing must be None or what an estimator has as preprocessing_, got {fitted!r}")
+        if fitted is not None and self.divisor != 1:
+            raise ValueError(
+                "preprocessing cannot be that of a network that divides its inputs by 255, as it was first trained "
+                "on uint8; train a new one"
+            )
         if fitted is not None and fitted.width != inputs:
             raise ValueError(f"preprocessing must make the {inputs} inputs of the network, got one of {fitted.width}")
         found = self._replace(preprocessing=fitted)

@@ -63,6 +63,24 @@ def test_a_checkpoint_holds_it_too(tmp_path):
     assert_same_bits(resumed.predict_proba(MIXED), whole.predict_proba(MIXED))
 
 
+def test_a_network_is_given_what_makes_its_own_inputs():
+    fitted = MLPClassifier(preprocess="standard", **QUICK).fit(NUMBERS, Y).preprocessing_
+    model = fastmlp.MLP((3, 2), backend="numpy", seed=0)
+    model.feature_names = ("a", "b", "c")
+    expected = model.predict_proba(fitted.transform(NUMBERS).astype(np.float32))
+    model.preprocessing = fitted
+    assert_same_bits(model.predict_proba(NUMBERS), expected)
+    assert model.feature_names == ("a", "b", "c")
+    with pytest.raises(TypeError, match=r"preprocessing must be None or what an estimator has.*got 'standard'"):
+        model.preprocessing = "standard"
+    with pytest.raises(ValueError, match="preprocessing must make the 3 inputs of the network, got one of 10"):
+        model.preprocessing = MLPClassifier(preprocess="standard", **QUICK).fit(MIXED, Y).preprocessing_
+    pixels = fastmlp.MLP((3, 2), backend="numpy", seed=0)
+    pixels.fit(np.full((4, 3), 200, np.uint8), [0, 1, 0, 1], epochs=1, verbose=0)
+    with pytest.raises(ValueError, match="cannot be that of a network that divides its inputs by 255"):
+        pixels.preprocessing = fitted
+
+
 def test_an_earlier_version_refuses_the_file_rather_than_take_raw_rows_for_inputs(tmp_path):
     MLPClassifier(preprocess="standard", **QUICK).fit(NUMBERS, Y).model_.save(tmp_path / "a")
     MLPClassifier(**QUICK).fit(NUMBERS, Y).model_.save(tmp_path / "b")
