@@ -39,6 +39,7 @@ def test_stages_pass_on_numpy(stage):
         assert selftest.STAGES[stage]("numpy")
 
 
+@pytest.mark.timeout(1200)  # on an emulator, beside whatever else the machine does
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
