@@ -20,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.learner import Learner
+from fastmlp.engine.row_weights import check_parts, in_range
 from fastmlp.errors import NonFiniteLossError
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
 from fastmlp.estimators.lbfgs import minimize
@@ -50,6 +51,7 @@ class BaseMLP(Parameters):
 
     n_outputs_: int
     n_features_in_: int
+    temperature_: float
 
     # --- what subclasses say ---
 
@@ -70,6 +72,10 @@ class BaseMLP(Parameters):
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
         """Return the score that early stopping goes by."""
+        raise NotImplementedError
+
+    def _temperature(self, held_out: HostData) -> float:
+        """Return what the outputs of the trained network are to be divided by, where the estimator is to calibrate."""
         raise NotImplementedError
 
     # --- fitting ---
@@ -101,9 +107,9 @@ class BaseMLP(Parameters):
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both, or neither")
         validation = None if X_val is None else (X_val, y_val, sample_weight_val)
-        if validation is not None and self.solver == "lbfgs":
+        if validation is not None and self.solver == "lbfgs" and not self.calibrate:
             raise ValueError("X_val: solver='lbfgs' has no epochs after which to validate; use 'adam' or 'sgd'")
-        if self.scoring is not None and validation is None and not self.early_stopping:
+        if self.scoring is not None and validation is None and not self._holds_out:
             raise ValueError("scoring needs rows to validate with: give X_val and y_val, or early_stopping=True")
         return self._fit(X, y, sample_weight, validation, incremental=False)
 
@@ -129,10 +135,13 @@ class BaseMLP(Parameters):
 
     def _trained(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> BaseMLP:
         begins = not hasattr(self, "_learner") or (not self.warm_start and not incremental)
+        if incremental and (self.early_stopping or self.calibrate):
+            asked = "early_stopping" if self.early_stopping else "calibrate"
+            raise ValueError(f"partial_fit does not support {asked}=True, for which rows are held out; use fit")
         X, y = self._take(X, y, incremental, begins)
         targets = self._targets(y)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        weights = self._weighted(y, weights)
+        own = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        weights = self._weighted(y, own)
         self._random_state = check_random_state(self.random_state)
         units = (X.shape[1], *self._hidden_units(), self.n_outputs_)
         if begins:
@@ -143,10 +152,14 @@ class BaseMLP(Parameters):
                 f"these parameters and data ask for {units}; use warm_start=False to begin anew"
             )
         data = self._data(X, targets, weights)
+        train, held_out, judged = self._held_out((X, y, own), data, validation)
+        self.temperature_ = 1.0  # scores of epochs are of the network that trains
         if self.solver == "lbfgs":
-            self._fit_lbfgs(data)
+            self._fit_lbfgs(train)
         else:
-            self._fit_stochastic((X, y), data, validation, incremental)
+            self._fit_stochastic(train, held_out, judged, incremental)
+        if self.calibrate:
+            self.temperature_ = self._temperature(held_out)
         return self
 
     def _begin(self, units: tuple[int, ...]) -> None:
@@ -197,6 +210,8 @@ class BaseMLP(Parameters):
     # --- L-BFGS ---
 
     def _fit_lbfgs(self, data: HostData) -> None:
+        if data.training is not None:
+            data = self._picked(data, data.training)
         objective = self._objective()
         value = objective.value if self.exact else objective.gradient
         weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
@@ -211,15 +226,12 @@ class BaseMLP(Parameters):
 
     # --- gradient descent ---
 
-    def _fit_stochastic(self, given: tuple[Any, Any], data: HostData, validation: Any, incremental: bool) -> None:
-        if self.early_stopping and incremental:
-            raise ValueError("partial_fit does not support early_stopping=True")
+    def _fit_stochastic(self, train: HostData, held_out: HostData | None, judged: Any, incremental: bool) -> None:
         learner, curves, objective = self._learner, self._curves, self._objective()
         if not incremental or not hasattr(self, "_optimizer"):
             curves.rate = float(self.learning_rate_init)
             self._optimizer = self._optimizer_of(curves, objective.gradient)
             learner.state.optimizer = None  # its moments begin anew
-        train, held_out, judged = self._held_out(given, data, validation)
         if judged is not None:
             curves.scores = curves.scores or []
             curves.validation_losses = curves.validation_losses or []
@@ -247,15 +259,23 @@ class BaseMLP(Parameters):
         self.history_: History = run.history
         self._tell(incremental, epochs)
 
-    def _held_out(self, given: tuple[Any, Any], data: HostData, validation: Any) -> tuple[HostData, Any, Any]:
-        """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not."""
+    @property
+    def _holds_out(self) -> bool:
+        """Whether rows to train on are held out where none are given."""
+        return self.calibrate or (self.early_stopping and self.solver != "lbfgs")
+
+    def _held_out(self, given: tuple[Any, Any, Any], data: HostData, validation: Any) -> tuple[HostData, Any, Any]:
+        """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not.
+
+        Class weights are for training alone, whichever way rows are held out.
+        """
         if validation is not None:
             X, y = self._take(validation[0], validation[1], True, False)
             weights = None if validation[2] is None else _check_sample_weight(validation[2], X)
             return data, self._data(X, self._targets(y), weights, " of X_val", False), (X, y, weights)
-        if not self.early_stopping:
+        if not self._holds_out:
             return data, None, None
-        X, y = given
+        X, y, own = given
         stratify = self._strata(y)
         parts = train_test_split(
             np.arange(len(data)),
@@ -268,11 +288,20 @@ class BaseMLP(Parameters):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
+        weights = None
+        if own is not None:
+            dtype = self._learner.dtype
+            in_type = in_range(own, dtype, "sample_weight", "row").astype(dtype)
+            split = f"validation_fraction={self.validation_fraction!r}"
+            check_parts(in_type, train, held_out, split, "hold out another part of the rows, or give X_val and y_val")
+            weights = in_type[held_out]
+        there = replace(self._picked(data, held_out), weights=weights, weights_there=None)
+        return replace(data, training=train), there, (X[held_out], y[held_out], weights)
+
+    def _picked(self, data: HostData, rows: NDArray[np.intp]) -> HostData:
         backend = self._learner.backend
         with backend.working():
-            there = data.taken(held_out, backend.to_numpy, backend.asarray)
-        weights = None if data.weights is None else data.weights[held_out]
-        return replace(data, training=train), there, (X[held_out], y[held_out], weights)
+            return data.taken(rows, backend.to_numpy, backend.asarray)
 
     def _strata(self, y: Any) -> Any:
         return None
@@ -355,9 +384,18 @@ class BaseMLP(Parameters):
 
     @property
     def model_(self) -> MLP:
-        """The network as an `MLP`, to be saved, summarised, moved; the estimator's own, not a copy."""
+        """The network as an `MLP`, to be saved, summarised, moved; the estimator's own, not a copy.
+
+        Where a `temperature_` was fitted it is a copy, whose last layer is divided by it: the file has the estimator's
+        probabilities, and the estimator trains on from weights that are not divided.
+        """
         check_is_fitted(self)
-        return MLP.from_learner(self._learner)
+        if self.temperature_ == 1.0:
+            return MLP.from_learner(self._learner)
+        model = MLP.from_learner(copy.deepcopy(self._learner))
+        *below, w, b = model.get_weights()
+        model.set_weights([*below, w / self.temperature_, b / self.temperature_])
+        return model
 
     @property
     def coefs_(self) -> list[NDArray[Any]]:

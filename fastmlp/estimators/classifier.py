@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,13 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from fastmlp.estimators.base import BaseMLP
+from fastmlp.estimators.calibration import temperature_of
 from fastmlp.estimators.objective import Objective
 from fastmlp.estimators.parameters import CONSTRAINTS
 from fastmlp.formulas.losses import Loss
+
+if TYPE_CHECKING:
+    from fastmlp.backends.data import HostData
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-learn has no type hints
@@ -72,6 +76,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         Factors of the weights of the rows trained on, by class.
     label_smoothing : float, default=0.0
         In [0, 1), for three classes or more.
+    calibrate : bool, default=False
+        Fit `temperature_`, after training, to X_val and y_val, or to the rows that early stopping holds out; without it
+        too a part of the rows (validation_fraction) is held out for it.  Of several labels a row one for all of them.
     exact : bool, default=False
         Train step by step as scikit-learn does, to rounding: NumPy backend, float64, the same orders of rows.
     backend : str or Backend, default='auto'
@@ -110,8 +117,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         fastmlp's loss of the rows held out, or of X_val, after each epoch.
     history_ : History
         fastmlp's figures of each epoch.
+    temperature_ : float
+        What the network's outputs are divided by before they become probabilities; 1 without `calibrate`.
     model_ : MLP
-        The network itself.
+        The network itself; with a temperature a copy, whose last layer is divided by it.
 
     Examples
     --------
@@ -129,6 +138,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         "loss": [str, Loss],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "calibrate": ["boolean"],
     }
 
     def __init__(
@@ -160,6 +170,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         loss: Any = "log_loss",
         class_weight: Any = None,
         label_smoothing: Any = 0.0,
+        calibrate: Any = False,
         exact: Any = False,
         backend: Any = "auto",
         dtype: Any = None,
@@ -202,6 +213,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         self.loss = loss
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
+        self.calibrate = calibrate
         self.exact = exact
         self.backend = backend
         self.dtype = dtype
@@ -267,7 +279,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
             if not self._is_log_loss:
                 raise ValueError(f"loss must be 'log_loss' where rows have several labels, got {self.loss!r}")
             return Objective.of_labels(self.n_outputs_)
-        return Objective.of_classes(self.loss, self.n_outputs_, self.label_smoothing)
+        found = Objective.of_classes(self.loss, self.n_outputs_, self.label_smoothing)
+        if self.calibrate and found.out_activation not in ("softmax", "logistic"):
+            raise ValueError(
+                f"calibrate=True divides the logits of probabilities, and loss={found.loss.name!r} has none; use "
+                "loss='log_loss', or sklearn.calibration.CalibratedClassifierCV"
+            )
+        return found
 
     def _weighted(self, y: Any, sample_weight: NDArray[Any] | None) -> NDArray[Any] | None:
         if self.class_weight is None:
@@ -285,6 +303,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+
+    def _temperature(self, held_out: HostData) -> float:
+        learner = self._learner
+        outputs = learner.inference.outputs(learner.spec, learner.state.evaluated, held_out.x)
+        logits = outputs if isinstance(outputs, np.ndarray) else learner.to_numpy(outputs)
+        return temperature_of(logits, held_out.y, held_out.weights)
 
     @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
@@ -344,7 +368,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         return np.column_stack([1 - found[:, 0], found[:, 0]]) if self.n_outputs_ == 1 else found
 
     def _probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        return self._learner.spec.loss.probabilities(outputs)
+        return self._learner.spec.loss.probabilities(self._logits(outputs))
+
+    def _logits(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        return outputs if self.temperature_ == 1.0 else outputs / self.temperature_
 
     def predict_log_proba(self, X: Any) -> NDArray[Any]:
         """Return the logarithms of the probabilities, parameters as for `predict_proba`."""
@@ -354,8 +381,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         return found
 
     def decision_function(self, X: Any) -> NDArray[Any]:
-        """Return the logits: (n,) for two classes, else (n, n_classes); parameters as for `predict_proba`."""
-        outputs: NDArray[Any] = self._outputs(X, lambda outputs: outputs)
+        """Return the logits: (n,) for two classes, else (n, n_classes); parameters as for `predict_proba`.
+
+        Their sigmoid, or softmax, are the probabilities: they are divided by `temperature_`.
+        """
+        outputs: NDArray[Any] = self._outputs(X, self._logits)
         return outputs[:, 0] if self.n_outputs_ == 1 else outputs
 
     def __sklearn_tags__(self) -> Any:
