@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.sparse import SparseRows
+
 if TYPE_CHECKING:
     from fastmlp._typing import Array
 
@@ -42,7 +44,7 @@ class HostData:
     Attributes
     ----------
     x : (n, I) real
-        NumPy's, or of the backend where it came from a GPU.
+        NumPy's, or of the backend where it came from a GPU, or `SparseRows`.
     y : (n,) int64 labels, or (n, K) floating targets
         NumPy's.
     weights : (n,) float or None
@@ -101,6 +103,8 @@ class HostData:
         """Return copies of some rows; what is on a backend is picked on the host, by `Backend.to_numpy`, `asarray`."""
 
         def pick(array: Array | None) -> Array | None:
+            if isinstance(array, SparseRows):
+                return array.picked(rows)
             if array is None or isinstance(array, np.ndarray):
                 return None if array is None else array[rows]
             return asarray(to_numpy(array)[rows])
@@ -117,7 +121,7 @@ class HostData:
         """
         digest = hashlib.blake2b(digest_size=16)
         sample = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_ROWS).astype(np.intp))
-        if isinstance(self.x, np.ndarray):
+        if isinstance(self.x, (np.ndarray, SparseRows)):
             rows = self.x[sample]
         else:
             rows = np.stack([to_numpy(self.x[int(row)]) for row in sample])

@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.learner import Learner
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 SOON = 1 << 16
 """Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
-DENSE_ROWS = 4096
-"""Rows of a sparse matrix that are made dense at once to be answered."""
 
 
 class BaseMLP(Parameters):
@@ -94,6 +93,8 @@ class BaseMLP(Parameters):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
+            Of a sparse one a few batches at a time are made dense, in 16 MiB; all of it by solver='lbfgs', of which a
+            step takes all rows.
         y : array-like of shape (n,) or (n, outputs)
         sample_weight : array-like of shape (n,), optional
         X_val, y_val, sample_weight_val : optional
@@ -203,8 +204,9 @@ class BaseMLP(Parameters):
     def _data(self, X: Any, targets: NDArray[Any], weights: Any, suffix: str = "", training: bool = True) -> HostData:
         """Return data for the network, its inputs in the network's type."""
         learner = self._learner
-        dense = X.toarray() if hasattr(X, "toarray") else X
-        data = learner.data(dense, targets, weights, suffix=suffix, training=training)
+        if hasattr(X, "toarray"):  # made dense a few batches at a time
+            return learner.data(SparseRows(X), targets, weights, suffix=suffix, training=training)
+        data = learner.data(X, targets, weights, suffix=suffix, training=training)
         return replace(data, x=np.ascontiguousarray(data.x, learner.dtype), names=None)
 
     # --- L-BFGS ---
@@ -212,6 +214,8 @@ class BaseMLP(Parameters):
     def _fit_lbfgs(self, data: HostData) -> None:
         if data.training is not None:
             data = self._picked(data, data.training)
+        if isinstance(data.x, SparseRows):
+            data = replace(data, x=data.x[:])  # all rows are one batch
         objective = self._objective()
         value = objective.value if self.exact else objective.gradient
         weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
@@ -367,10 +371,7 @@ class BaseMLP(Parameters):
         """Return what a function makes of the outputs (n, K) for a user's X."""
         check_is_fitted(self)
         rows = self._rows(X)
-        if not hasattr(rows, "toarray"):
-            return self._learner.answer(turn, rows)
-        parts = range(0, max(rows.shape[0], 1), DENSE_ROWS)
-        return np.concatenate([self._learner.answer(turn, rows[i : i + DENSE_ROWS].toarray()) for i in parts])
+        return self._learner.answer(turn, SparseRows(rows) if hasattr(rows, "toarray") else rows)
 
     def _rows(self, X: Any) -> Any:
         """Return checked inputs; scikit-learn's check takes longer than a small network for a few rows."""

@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy import sparse
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris, make_friedman1
@@ -167,15 +166,6 @@ def test_a_time_limit_and_callbacks():
 
 
 # --- kinds of data ---
-
-
-@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_array])
-def test_sparse_inputs_are_the_dense_ones(kind, monkeypatch):
-    monkeypatch.setattr("fastmlp.estimators.base.DENSE_ROWS", 32)
-    x = np.where(X > 0.5, X, 0)
-    a, b = classifier().fit(x, NAMES), classifier().fit(kind(x), NAMES)
-    np.testing.assert_array_equal(a.predict_proba(x), b.predict_proba(x))
-    np.testing.assert_allclose(b.predict_proba(kind(x)), a.predict_proba(x), atol=1e-6)
 
 
 def test_bytes_are_numbers_here():
