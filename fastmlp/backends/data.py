@@ -97,17 +97,15 @@ class HostData:
 
         return HostData(self.x[part], self.y[part], cut(self.weights), cut(self.y_there), cut(self.weights_there))
 
-    def taken(
-        self, rows: NDArray[np.intp], to_numpy: Callable[[Array], NDArray[Any]], asarray: Callable[[Any], Array]
-    ) -> HostData:
-        """Return copies of some rows; what is on a backend is picked on the host, by `Backend.to_numpy`, `asarray`."""
+    def taken(self, rows: NDArray[np.intp], picked: Callable[[Array, NDArray[np.intp]], Array]) -> HostData:
+        """Return copies of some rows; those of what is on a backend by `Backend.picked`."""
 
         def pick(array: Array | None) -> Array | None:
             if isinstance(array, SparseRows):
                 return array.picked(rows)
             if array is None or isinstance(array, np.ndarray):
                 return None if array is None else array[rows]
-            return asarray(to_numpy(array)[rows])
+            return picked(array, rows)
 
         return HostData(pick(self.x), self.y[rows], pick(self.weights), pick(self.y_there), pick(self.weights_there))
 

@@ -372,7 +372,7 @@ class Training:
         if data.training is None:
             return data
         with backend.working():
-            return data.taken(data.training, backend.to_numpy, backend.asarray)
+            return data.taken(data.training, backend.picked)
 
     def _validation_data(self) -> HostData | None:
         """Return the validation data; brought to the backend once a run, where there is room beside the training."""

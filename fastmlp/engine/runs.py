@@ -57,7 +57,7 @@ def take(
         # what trains stays where it is, and is picked row by row in the order of each epoch
         backend = learner.backend
         with backend.working():
-            validation = data.taken(parts.held_out, backend.to_numpy, backend.asarray)
+            validation = data.taken(parts.held_out, backend.picked)
         train = replace(data, training=parts.train)
     elif parts is not None:
         cut = len(parts.train)

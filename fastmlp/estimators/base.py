@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine import runs
@@ -23,6 +23,8 @@ from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.row_weights import check_parts, in_range
 from fastmlp.errors import NonFiniteLossError
+from fastmlp.estimators.calibration import folded
+from fastmlp.estimators.devices import OnDevices
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
@@ -42,7 +44,7 @@ SOON = 1 << 16
 """Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
 
 
-class BaseMLP(Parameters):
+class BaseMLP(Parameters, OnDevices):
     """An estimator over a `Learner`.
 
     Subclasses say what they minimise, how targets become the network's and outputs become answers.
@@ -70,7 +72,7 @@ class BaseMLP(Parameters):
         return sample_weight
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
-        """Return the score that early stopping goes by."""
+        """Return the score that early stopping goes by, of y on the host."""
         raise NotImplementedError
 
     def _temperature(self, held_out: HostData) -> float:
@@ -93,6 +95,7 @@ class BaseMLP(Parameters):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
+            On the ``"cupy"`` backend arrays of its GPU stay there; y and weights may lie there too.
             Of a sparse one a few batches at a time are made dense, in 16 MiB; all of it by solver='lbfgs', of which a
             step takes all rows.
         y : array-like of shape (n,) or (n, outputs)
@@ -140,6 +143,7 @@ class BaseMLP(Parameters):
             asked = "early_stopping" if self.early_stopping else "calibrate"
             raise ValueError(f"partial_fit does not support {asked}=True, for which rows are held out; use fit")
         X, y = self._take(X, y, incremental, begins)
+        sample_weight = self._on_host(sample_weight, "sample_weight", begins)
         targets = self._targets(y)
         own = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         weights = self._weighted(y, own)
@@ -207,7 +211,8 @@ class BaseMLP(Parameters):
         if hasattr(X, "toarray"):  # made dense a few batches at a time
             return learner.data(SparseRows(X), targets, weights, suffix=suffix, training=training)
         data = learner.data(X, targets, weights, suffix=suffix, training=training)
-        return replace(data, x=np.ascontiguousarray(data.x, learner.dtype), names=None)
+        there = not isinstance(data.x, np.ndarray)
+        return replace(data, x=data.x if there else np.ascontiguousarray(data.x, learner.dtype), names=None)
 
     # --- L-BFGS ---
 
@@ -275,7 +280,8 @@ class BaseMLP(Parameters):
         """
         if validation is not None:
             X, y = self._take(validation[0], validation[1], True, False)
-            weights = None if validation[2] is None else _check_sample_weight(validation[2], X)
+            weights = self._on_host(validation[2], "sample_weight_val")
+            weights = None if weights is None else _check_sample_weight(weights, X)
             return data, self._data(X, self._targets(y), weights, " of X_val", False), (X, y, weights)
         if not self._holds_out:
             return data, None, None
@@ -294,18 +300,18 @@ class BaseMLP(Parameters):
             )
         weights = None
         if own is not None:
-            dtype = self._learner.dtype
-            in_type = in_range(own, dtype, "sample_weight", "row").astype(dtype)
+            own = in_range(own, self._learner.dtype, "sample_weight", "row").astype(self._learner.dtype)
             split = f"validation_fraction={self.validation_fraction!r}"
-            check_parts(in_type, train, held_out, split, "hold out another part of the rows, or give X_val and y_val")
-            weights = in_type[held_out]
+            check_parts(own, train, held_out, split, "hold out another part of the rows, or give X_val and y_val")
+            weights = own[held_out]
         there = replace(self._picked(data, held_out), weights=weights, weights_there=None)
-        return replace(data, training=train), there, (X[held_out], y[held_out], weights)
+        judged = X[held_out] if isinstance(X, np.ndarray) or hasattr(X, "toarray") else there.x
+        return replace(data, training=train), there, (judged, y[held_out], weights)
 
     def _picked(self, data: HostData, rows: NDArray[np.intp]) -> HostData:
         backend = self._learner.backend
         with backend.working():
-            return data.taken(rows, backend.to_numpy, backend.asarray)
+            return data.taken(rows, backend.picked)
 
     def _strata(self, y: Any) -> Any:
         return None
@@ -379,7 +385,7 @@ class BaseMLP(Parameters):
         if plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
             if math.isfinite(np.add.reduce(X, axis=None)):
                 return X
-        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+        return self._validated(X, reset=False)
 
     # --- what it holds ---
 
@@ -393,10 +399,7 @@ class BaseMLP(Parameters):
         check_is_fitted(self)
         if self.temperature_ == 1.0:
             return MLP.from_learner(self._learner)
-        model = MLP.from_learner(copy.deepcopy(self._learner))
-        *below, w, b = model.get_weights()
-        model.set_weights([*below, w / self.temperature_, b / self.temperature_])
-        return model
+        return folded(MLP.from_learner(copy.deepcopy(self._learner)), self.temperature_)
 
     @property
     def coefs_(self) -> list[NDArray[Any]]:

@@ -7,7 +7,7 @@ Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; found as scik
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,18 @@ from sklearn.exceptions import ConvergenceWarning
 
 from fastmlp.warned import warn_caller
 
+if TYPE_CHECKING:
+    from fastmlp.model import MLP
+
 _BOUNDS = (-10.0, 10.0)
 """Of the logarithm of 1 over the temperature; scikit-learn's."""
+
+
+def folded(model: MLP, temperature: float) -> MLP:
+    """Return the model, whose last layer has been divided by a temperature."""
+    *below, w, b = model.get_weights()
+    model.set_weights([*below, w / temperature, b / temperature])
+    return model
 
 
 def temperature_of(logits: NDArray[Any], y: NDArray[Any], weights: NDArray[Any] | None) -> float:

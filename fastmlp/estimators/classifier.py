@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 
 from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.calibration import temperature_of
@@ -233,9 +233,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, dtype=(np.float64, np.float32), reset=reset
-        )
+        X, y = self._validated(X, y, multi_output=True, reset=reset)
         check_classification_targets(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
@@ -302,7 +300,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         return names if len(set(names)) == len(names) == max(self.n_outputs_, 2) else None
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        return float(accuracy_score(y, self._predicted(X), sample_weight=sample_weight))
 
     def _temperature(self, held_out: HostData) -> float:
         learner = self._learner
@@ -330,6 +328,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         if not hasattr(self, "classes_"):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit.")
+            y = self._on_host(y, "y", True)
             several = type_of_target(y).startswith("multilabel")
             self._label_binarizer = LabelBinarizer().fit(y if several else classes)
             self.classes_ = unique_labels(classes)
@@ -342,20 +341,34 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
 
     # --- answering ---
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of the predictions; parameters as for `fit`."""
+        y, weights = self._on_host(y, "y"), self._on_host(sample_weight, "sample_weight")
+        return self._score(X, y, weights)
+
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of each row, (n,), or 0 and 1 for each label, (n, labels).
+
+        For X on a GPU they are there too, if the classes are numbers.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
         """
-        outputs = self._outputs(X, lambda outputs: outputs)
+        found: NDArray[Any] = self._outputs(X, self._classes)
+        return found
+
+    def _classes(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        on_gpu, backend = not isinstance(outputs, np.ndarray), self._learner.backend
         if self._several:
-            found: NDArray[Any] = self._label_binarizer.inverse_transform((outputs > 0).astype(np.float64))
-            return found
-        labels = (outputs[:, 0] > 0).astype(np.intp) if self.n_outputs_ == 1 else outputs.argmax(axis=1)
-        chosen: NDArray[Any] = self.classes_[np.minimum(labels, len(self.classes_) - 1)]  # there may be a single class
-        return chosen
+            labels = (outputs > 0).astype(np.float64)
+            found = self._label_binarizer.inverse_transform(backend.to_numpy(labels) if on_gpu else labels)
+        else:
+            labels = (outputs[:, 0] > 0).astype(np.intp) if self.n_outputs_ == 1 else outputs.argmax(axis=1)
+            labels = backend.to_numpy(labels) if on_gpu else labels
+            found = self.classes_[np.minimum(labels, len(self.classes_) - 1)]  # there may be a single class
+        answer: NDArray[Any] = backend.asarray(found) if on_gpu and self.classes_.dtype.kind in "biuf" else found
+        return answer
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Return probabilities, (n, n_classes) in the order of `classes_`; ValueError where the loss has none.
@@ -365,19 +378,25 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         X : {array-like, sparse matrix} of shape (n, features)
         """
         found: NDArray[Any] = self._outputs(X, self._probabilities)
-        return np.column_stack([1 - found[:, 0], found[:, 0]]) if self.n_outputs_ == 1 else found
+        return found
 
     def _probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        return self._learner.spec.loss.probabilities(self._logits(outputs))
+        found = self._learner.spec.loss.probabilities(self._logits(outputs))
+        if self.n_outputs_ > 1:
+            return found
+        if isinstance(found, np.ndarray):
+            return np.column_stack([1 - found[:, 0], found[:, 0]])
+        both: NDArray[Any] = self._learner.backend.empty((len(found), 2), found.dtype)
+        both[:, 0], both[:, 1] = 1 - found[:, 0], found[:, 0]
+        return both
 
     def _logits(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return outputs if self.temperature_ == 1.0 else outputs / self.temperature_
 
     def predict_log_proba(self, X: Any) -> NDArray[Any]:
         """Return the logarithms of the probabilities, parameters as for `predict_proba`."""
-        found = self.predict_proba(X)
         with np.errstate(divide="ignore"):
-            np.log(found, out=found)
+            found: NDArray[Any] = self._outputs(X, lambda outputs: np.log(self._probabilities(outputs)))
         return found
 
     def decision_function(self, X: Any) -> NDArray[Any]:
@@ -385,8 +404,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
 
         Their sigmoid, or softmax, are the probabilities: they are divided by `temperature_`.
         """
-        outputs: NDArray[Any] = self._outputs(X, self._logits)
-        return outputs[:, 0] if self.n_outputs_ == 1 else outputs
+        logits: NDArray[Any] = self._outputs(X, self._logits)
+        return logits[:, 0] if self.n_outputs_ == 1 else logits
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

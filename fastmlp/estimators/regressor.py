@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 
 from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
@@ -196,16 +196,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr", "csc"],
-            multi_output=True,
-            y_numeric=True,
-            dtype=(np.float64, np.float32),
-            reset=reset,
-        )
+        X, y = self._validated(X, y, multi_output=True, y_numeric=True, reset=reset)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         return X, y
@@ -218,7 +209,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         return Objective.of_values(self.loss, self.n_outputs_)
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
-        found = self.predict(X)
+        found = self._predicted(X)
         return float(r2_score(y, found, sample_weight=sample_weight)) if np.isfinite(found).all() else float("nan")
 
     @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
@@ -241,8 +232,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
 
     # --- answering ---
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the coefficient of determination, R^2, of the predictions; parameters as for `fit`."""
+        y, weights = self._on_host(y, "y"), self._on_host(sample_weight, "sample_weight")
+        return float(r2_score(y, self._predicted(X), sample_weight=weights))
+
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the values, (n,) or (n, outputs).
+        """Return the values, (n,) or (n, outputs); on the GPU where X is.
 
         Parameters
         ----------
