@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import warnings
+from unittest import SkipTest
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def hold_the_checks(estimator):
             try:
                 check(checked)
                 passed += 1
-            except pytest.skip.Exception:  # what needs pandas or an array library
+            except (pytest.skip.Exception, SkipTest):  # what needs pandas or an array library
                 pass
     assert passed >= 50
 
