@@ -11,7 +11,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import fastmlp
 from fastmlp.cli.app import main
-from fastmlp.convert import from_sklearn, to_onnx
+from fastmlp.convert import from_sklearn, to_onnx, to_sklearn
 from fastmlp.formulas.activations import activation_names
 
 X = np.random.default_rng(0).normal(size=(40, 4))
@@ -148,6 +148,39 @@ def test_inputs_and_outputs_are_those_of_sklearn_onnx(onnx, kind):
             np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
         else:
             assert found[name].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 1, 2], [7, 3, 5], ["b", "a", "c"], [2.0, 1.0, 4.0], [1, 0, 1], [9, 4, 9], ["no", "yes", "no"], [1, 1, 1]],
+)
+def test_an_estimator_answers_with_its_labels_and_probabilities_as_sklearn_onnx_does(onnx, labels):
+    skl2onnx = pytest.importorskip("skl2onnx", reason="skl2onnx is not installed; pip install skl2onnx")
+    x, y = X.astype("f4"), np.array(labels)[np.arange(40) % 3]
+    estimator = fastmlp.MLPClassifier((5,), epochs=3, random_state=0, backend="numpy").fit(x, y)
+    estimator.temperature_ = 2.0
+    found = run(to_onnx(estimator), x)
+    assert list(found) == ["label", "probabilities"]
+    assert found["label"].tolist() == estimator.predict(x).tolist()
+    np.testing.assert_allclose(found["probabilities"], estimator.predict_proba(x), atol=1e-5)
+    if len(set(labels)) == 1:
+        return  # theirs has no such network
+    theirs = to_sklearn(estimator)
+    expected = run(skl2onnx.to_onnx(theirs, x[:1], options={"zipmap": False}), x)
+    assert found["label"].dtype == expected["label"].dtype
+    assert found["label"].tolist() == expected["label"].tolist()
+    np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-5)
+
+
+def test_an_estimator_of_values_and_of_several_labels(onnx):
+    x = X.astype("f4")
+    options = {"hidden_layer_sizes": (5,), "epochs": 3, "random_state": 0, "backend": "numpy"}
+    estimator = fastmlp.MLPRegressor(**options).fit(x, X[:, :2])
+    np.testing.assert_allclose(run(to_onnx(estimator), x)["variable"], estimator.predict(x), atol=1e-5)
+    estimator = fastmlp.MLPClassifier(**options).fit(x, (X[:, :3] > 0).astype(int))
+    found = run(to_onnx(estimator), x)
+    assert found["label"].tolist() == estimator.predict(x).tolist()
+    np.testing.assert_allclose(found["probabilities"], estimator.predict_proba(x), atol=1e-5)
 
 
 def test_older_runtimes_can_read_it(onnx):

@@ -212,7 +212,11 @@ REFUSED = [
     (lambda: to_sklearn(network(), classes="abc"), TypeError, "classes must be a sequence of one label a class"),
     (lambda: to_sklearn(network(1, loss="mse"), classes=[1, 2]), ValueError, "classes are of classifiers"),
     (lambda: to_sklearn(network(loss="bce"), classes=[1, 2, 3]), ValueError, "no names for several labels a row"),
-    (lambda: to_sklearn("model"), TypeError, "model must be a fastmlp.MLP, got str"),
+    (
+        lambda: to_sklearn("model"),
+        TypeError,
+        "model must be a fastmlp.MLP, or a fitted fastmlp.MLPClassifier or MLPRegressor, got str",
+    ),
     (lambda: from_sklearn(LogisticRegression()), TypeError, "an MLPClassifier or an MLPRegressor .*, got LogisticRegr"),
     (lambda: from_sklearn(MLPClassifier()), NotFittedError, "not fitted yet"),
 ]
@@ -254,3 +258,94 @@ def test_a_library_that_is_missing_is_told_with_the_cure(monkeypatch, library):
         getattr(fastmlp.convert, f"to_{library}")(network())
     cure = 'pip install "fastmlp[onnx]"' if library == "onnx" else f"pip install {library}"
     assert cure in str(caught.value)
+
+
+# --- fastmlp's own estimators ---
+
+
+def ours(kind, **options):
+    """Return a fitted estimator of fastmlp's, and what it learned."""
+    cls = fastmlp.MLPRegressor if kind in ("value", "values", "counts") else fastmlp.MLPClassifier
+    options |= {"loss": "poisson"} if kind == "counts" else {}
+    given = {"hidden_layer_sizes": (6,), "max_iter": 3, "random_state": 0, "backend": "numpy", "dtype": "float64"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return cls(**{**given, **options}).fit(X, targets(kind))
+
+
+def hold_equal_predictions(a, b):
+    for name in ("predict", "predict_proba"):
+        if hasattr(a, name):
+            found, expected = getattr(a, name)(X), getattr(b, name)(X)
+            assert found.shape == expected.shape
+            if found.dtype.kind == "f":
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+            else:
+                assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"early_stopping": True, "alpha": 0.5}, {"solver": "lbfgs"}], ids=str)
+def test_an_estimator_of_theirs_becomes_one_of_ours(kind, options):
+    theirs = fitted(kind, "tanh", (6,))
+    theirs = theirs.__class__(**{**theirs.get_params(), **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs.fit(X, targets(kind))
+    found = from_sklearn(theirs, as_estimator=True, backend="numpy")
+    assert type(found) is getattr(fastmlp, type(theirs).__name__)
+    hold_equal_predictions(found, theirs)
+    for name, value in theirs.get_params().items():
+        assert getattr(found, name) == value
+    told = ("n_iter_", "t_", "loss_", "loss_curve_", "n_features_in_", "n_outputs_", "n_layers_", "out_activation_")
+    for name in told:
+        assert getattr(found, name, None) == getattr(theirs, name, None), name
+    if not options:
+        before = found.loss_curve_[-1]
+        found.partial_fit(X, targets(kind))
+        assert len(found.loss_curve_) == len(theirs.loss_curve_) + 1
+        assert found.loss_curve_[-1] < before
+    hold_equal_predictions(from_sklearn(to_sklearn(found), as_estimator=True), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options", [{}, {"early_stopping": True}, {"solver": fastmlp.RMSprop(0.01), "alpha": 0.5}], ids=str
+)
+def test_an_estimator_of_ours_becomes_one_of_theirs(kind, options):
+    if kind == "counts":
+        fitted(kind, "tanh", (6,))  # skips where there is none
+    estimator = ours(kind, **options)
+    found = to_sklearn(estimator)
+    assert type(found) is (MLPRegressor if kind in ("value", "values", "counts") else MLPClassifier)
+    hold_equal_predictions(found, estimator)
+    assert found.alpha == estimator.alpha
+    assert found.early_stopping == estimator.early_stopping
+    assert found.solver == "adam", "an optimizer of fastmlp's has no counterpart"
+    assert found.loss_curve_ == estimator.loss_curve_
+    if not options:
+        found.partial_fit(X, targets(kind))
+        assert len(found.loss_curve_) == 4
+
+
+@pytest.mark.parametrize("kind", ["two names", "numbers"])
+def test_the_temperature_goes_along(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator = ours(kind, calibrate=True)
+    estimator.temperature_ = 3.0
+    hold_equal_predictions(to_sklearn(estimator), estimator)
+
+
+def test_frames_names_and_what_is_refused():
+    estimator = ours("numbers")
+    with pytest.raises(ValueError, match="an estimator has its own classes_; leave classes out"):
+        to_sklearn(estimator, classes=[1, 2, 3])
+    with pytest.raises(TypeError, match="got MLPClassifier of fastmlp, whose network is its model_"):
+        from_sklearn(estimator)
+    with pytest.raises(ValueError, match="seed=3 is of a network; an estimator has random_state"):
+        from_sklearn(fitted("two", "tanh", (6,)), as_estimator=True, seed=3)
+    with pytest.raises(TypeError, match="as_estimator must be True or False, got 'yes'"):
+        from_sklearn(fitted("two", "tanh", (6,)), as_estimator="yes")
+    with pytest.raises(NotFittedError):
+        to_sklearn(fastmlp.MLPClassifier())

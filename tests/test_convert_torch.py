@@ -205,7 +205,10 @@ def test_what_is_computed_by_hooks_or_by_a_class_of_ones_own_is_refused(torch):
 def test_what_is_no_module_is_told(torch):
     with pytest.raises(TypeError, match=re.escape("module must be a torch.nn.Sequential, got dict")):
         from_torch({}, "mse")
-    with pytest.raises(TypeError, match=re.escape("model must be a fastmlp.MLP, got Linear")):
+    with pytest.raises(
+        TypeError,
+        match=re.escape("model must be a fastmlp.MLP, or a fitted fastmlp.MLPClassifier or MLPRegressor, got Linear"),
+    ):
         to_torch(torch.nn.Linear(2, 2))
 
 
@@ -214,3 +217,12 @@ def test_activations_that_pytorch_has_not_are_refused(torch):
         ValueError, match="PyTorch has no counterpart of the activation 'sin'; only of 'identity', 'relu'"
     ):
         to_torch(network(activation="sin"))
+
+
+def test_an_estimator_is_taken_with_its_temperature(torch):
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype("f4")
+    estimator = fastmlp.MLPClassifier((5,), epochs=2, random_state=0, backend="numpy").fit(x, np.arange(30) % 3)
+    estimator.temperature_ = 2.0
+    with torch.no_grad():
+        found = to_torch(estimator)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, estimator.decision_function(x), atol=1e-5)

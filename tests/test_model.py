@@ -257,6 +257,7 @@ def test_copies_keep_the_options_of_the_backend(backend):
 
 
 def test_a_pickled_model_opens_where_its_backend_cannot_run(backend, monkeypatch, caplog):
+    registry._say_replaced.cache_clear()
     model = small(backend)
     dumped = pickle.dumps(model)
     expected = model.get_weights()
@@ -265,7 +266,8 @@ def test_a_pickled_model_opens_where_its_backend_cannot_run(backend, monkeypatch
     monkeypatch.setattr(registry, "_AUTOMATIC", tuple({"numpy", "numba"} - {backend.name}))
     opened = pickle.loads(dumped)
     assert opened.backend.name != backend.name
-    assert f"backend {backend.name} of a pickled model cannot be used here" in caplog.text
+    pickle.loads(dumped)
+    assert caplog.text.count(f"backend {backend.name} of a pickled model cannot be used here") == 1
     assert_same_bits(opened.get_weights()[0], expected[0])
 
 

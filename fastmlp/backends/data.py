@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.sparse import SparseRows
+
 if TYPE_CHECKING:
     from fastmlp._typing import Array
 
@@ -42,7 +44,7 @@ class HostData:
     Attributes
     ----------
     x : (n, I) real
-        NumPy's, or of the backend where it came from a GPU.
+        NumPy's, or of the backend where it came from a GPU, or `SparseRows`.
     y : (n,) int64 labels, or (n, K) floating targets
         NumPy's.
     weights : (n,) float or None
@@ -95,15 +97,15 @@ class HostData:
 
         return HostData(self.x[part], self.y[part], cut(self.weights), cut(self.y_there), cut(self.weights_there))
 
-    def taken(
-        self, rows: NDArray[np.intp], to_numpy: Callable[[Array], NDArray[Any]], asarray: Callable[[Any], Array]
-    ) -> HostData:
-        """Return copies of some rows; what is on a backend is picked on the host, by `Backend.to_numpy`, `asarray`."""
+    def taken(self, rows: NDArray[np.intp], picked: Callable[[Array, NDArray[np.intp]], Array]) -> HostData:
+        """Return copies of some rows; those of what is on a backend by `Backend.picked`."""
 
         def pick(array: Array | None) -> Array | None:
+            if isinstance(array, SparseRows):
+                return array.picked(rows)
             if array is None or isinstance(array, np.ndarray):
                 return None if array is None else array[rows]
-            return asarray(to_numpy(array)[rows])
+            return picked(array, rows)
 
         return HostData(pick(self.x), self.y[rows], pick(self.weights), pick(self.y_there), pick(self.weights_there))
 
@@ -117,7 +119,7 @@ class HostData:
         """
         digest = hashlib.blake2b(digest_size=16)
         sample = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_ROWS).astype(np.intp))
-        if isinstance(self.x, np.ndarray):
+        if isinstance(self.x, (np.ndarray, SparseRows)):
             rows = self.x[sample]
         else:
             rows = np.stack([to_numpy(self.x[int(row)]) for row in sample])

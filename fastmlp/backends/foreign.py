@@ -30,6 +30,12 @@ def speaks_dlpack(array: Any) -> bool:
     return hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__")
 
 
+def refuse_gpu(argument: str, array: Any, what: str) -> None:
+    """Raise DataError where an array is on a GPU, but must be in host memory, as in ``"where preprocess works"``."""
+    if lies_on_gpu(array):
+        raise DataError(f"{argument} must be in host memory, {what}; pass {argument}.get() or .cpu()")
+
+
 def host_array(array: Any, argument: str) -> NDArray[Any]:
     """Return what is in host memory as a NumPy array, without a copy where that can be; masked values are refused."""
     refuse_masked(argument, array)

@@ -84,7 +84,7 @@ class Operations(ABC):
             whose = f"{type(array).__module__}.{type(array).__name__}"
             raise DataError(
                 f"{argument} lies on a GPU, a {whose}, and the model runs on the {self.name} backend; move the model "
-                "there with model.to('cupy'), or pass a copy in host memory"
+                "there with model.to('cupy'), give backend='cupy' where it is made, or pass a copy in host memory"
             )
         return None
 
@@ -114,6 +114,14 @@ class Operations(ABC):
         own = self.empty(array.shape, array.dtype)
         own[...] = self.asarray(array)
         return own
+
+    def picked(self, array: Array, rows: NDArray[np.intp]) -> Array:
+        """Return copies of some rows of an array of this backend."""
+        if array.dtype.name not in ("float32", "float64"):  # to gather bytes is to divide them
+            return self.asarray(self.to_numpy(array)[rows])
+        found = self.empty((len(rows), *array.shape[1:]), array.dtype)
+        self.gather_rows(array, self.asarray(rows), found)
+        return found
 
     def synchronize(self) -> None:
         """Wait until everything that was asked for is done."""

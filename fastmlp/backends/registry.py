@@ -6,6 +6,7 @@ that to users with its type.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -94,13 +95,18 @@ def choose_backend() -> tuple[str, str]:
 
 
 def restored_backend(name: str, options: Mapping[str, Any]) -> Any:
-    """Return the backend of a pickled model; where it cannot run, "auto", with a logged warning."""
+    """Return the backend of a pickled model; where it cannot run, "auto", with a warning that is logged once."""
     try:
         return make(name, options)
     except (RuntimeError, ValueError) as e:
         found = make(choose_backend()[0], {})
-        _log.warning("backend %s of a pickled model cannot be used here, so it runs on %s: %s", name, found.name, e)
+        _say_replaced(name, found.name, str(e))
         return found
+
+
+@functools.cache
+def _say_replaced(name: str, found: str, why: str) -> None:
+    _log.warning("backend %s of a pickled model cannot be used here, so it runs on %s: %s", name, found, why)
 
 
 def register_backend(name: str, module: str, cls: str) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmlp.convert.stack import LINKS, Stack, layers_of, library
+from fastmlp.convert.stack import LINKS, Stack, layers_of, library, network_of
 from fastmlp.engine.inputs import FULL
 from fastmlp.formulas.losses import LOSSES
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+    from fastmlp.estimators.base import BaseMLP
     from fastmlp.formulas.losses import Loss
     from fastmlp.model import MLP
 
@@ -207,7 +208,7 @@ def _told(model: Any, stack: Stack) -> str:
     return told[last]
 
 
-def to_keras(model: MLP) -> Any:
+def to_keras(model: MLP | BaseMLP) -> Any:
     """Return a network as a `keras.Sequential`, not compiled.
 
     Its outputs are probabilities where the network has them, rates of Poisson, else the outputs of the layers, as
@@ -216,17 +217,18 @@ def to_keras(model: MLP) -> Any:
 
     Parameters
     ----------
-    model : MLP
+    model : MLP, or MLPClassifier or MLPRegressor of fastmlp's
 
     Raises
     ------
     ValueError
         Keras has no function for an activation, or its backend does not hold float64.
     TypeError
-        It is no MLP.
+        It is none of these.
     ImportError
         Keras is not installed.
     """
+    model = network_of("to_keras", model)
     layers = layers_of("to_keras", model, _FUNCTIONS, "Keras")
     keras, dtype = _keras(), model.dtype.name
     link = LINKS.get(model.spec.loss.name)

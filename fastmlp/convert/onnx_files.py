@@ -15,13 +15,15 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmlp._version import __version__
-from fastmlp.convert.stack import layers_of, library
+from fastmlp.convert.stack import layers_of, library, network_of
 from fastmlp.files.atomic import atomic_writer
 from fastmlp.formulas.activations import LEAK, SELU_ALPHA, SELU_SCALE
 
 if TYPE_CHECKING:
+    from fastmlp.estimators.base import BaseMLP
     from fastmlp.model import MLP
 
 _CURE = 'install it with fastmlp: pip install "fastmlp[onnx]"'
@@ -111,16 +113,17 @@ _ACTIVATIONS: dict[str, Callable[[_Graph, str], str]] = {
 }
 
 
-def to_onnx(model: MLP, path: str | PathLike[str] | None = None) -> Any:
+def to_onnx(model: MLP | BaseMLP, path: str | PathLike[str] | None = None) -> Any:
     """Return a network as an ONNX model, and write it to a file where a path is given.
 
     The input ``X`` is (n, inputs) of the network's type; a model of pixels divides it by 255 itself, so that it takes 0
     to 255.  Classes are named where the network has ``class_names``, else numbers.  A categorical hinge has no
     probabilities.  The model's metadata keep the names of classes and inputs.  onnxruntime has no gelu in float64.
+    Of an estimator the labels are its ``classes_``: whole numbers as int64, and all others as text.
 
     Parameters
     ----------
-    model : MLP
+    model : MLP, or MLPClassifier or MLPRegressor of fastmlp's
     path : path, optional
         Written in one piece; a file that is there is replaced.
 
@@ -133,12 +136,13 @@ def to_onnx(model: MLP, path: str | PathLike[str] | None = None) -> Any:
     ValueError
         An activation or the loss is your own, or the weights take 2 GiB or more, which no such file holds.
     TypeError
-        It is no MLP.
+        It is none of these.
     OSError
         The file cannot be written; one that was there is as it was.
     ImportError
         The package onnx is not installed.
     """
+    classes, model = getattr(model, "classes_", None), network_of("to_onnx", model)
     layers = layers_of("to_onnx", model, _ACTIVATIONS, "ONNX")
     if (size := sum(layer.w.nbytes + layer.b.nbytes for layer in layers)) > MOST_BYTES:
         raise ValueError(f"to_onnx: a file holds weights of up to {MOST_BYTES:,} bytes, the model has {size:,}")
@@ -148,7 +152,7 @@ def to_onnx(model: MLP, path: str | PathLike[str] | None = None) -> Any:
     for number, layer in enumerate(layers):
         names = g.constant(f"layers.{number}.weight", layer.w), g.constant(f"layers.{number}.bias", layer.b)
         z = _ACTIVATIONS[layer.activation](g, g.add("Gemm", z, *names))
-    proto = _whole(g, model, _outputs(g, model, z))
+    proto = _whole(g, model, _outputs(g, model, z, classes))
     onnx.checker.check_model(proto, full_check=True)
     if path is not None:
         with atomic_writer(path) as file:
@@ -156,15 +160,28 @@ def to_onnx(model: MLP, path: str | PathLike[str] | None = None) -> Any:
     return proto
 
 
-def _outputs(g: _Graph, model: MLP, z: str) -> list[tuple[str, Any, list[Any]]]:
+def _labels(model: MLP, classes: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return what each class is called there, by its number; None where its number is its name."""
+    if classes is None:
+        return None if model.class_names is None else np.array(model.class_names, object)
+    count = max(model.spec.units[-1], 2)
+    if len(classes) < 2:  # what the network was trained on has a single one
+        classes = np.repeat(classes, count)
+    whole = classes.dtype.kind in "biu" or (classes.dtype.kind == "f" and bool((classes % 1 == 0).all()))
+    if not whole:
+        return np.array([str(name) for name in classes], object)
+    return None if np.array_equal(classes, np.arange(count)) else classes.astype(np.int64)
+
+
+def _outputs(g: _Graph, model: MLP, z: str, classes: NDArray[Any] | None) -> list[tuple[str, Any, list[Any]]]:
     """Add what is made of the outputs of the layers; returns the name, type and shape of each result."""
     count, loss, types = model.spec.units[-1], model.spec.loss, g.onnx.TensorProto
     kind = g.onnx.helper.np_dtype_to_tensor_dtype(g.dtype)
     if not loss.has_accuracy:
         g.add("Exp" if loss.from_logits else "Identity", z, out="variable")
         return [("variable", kind, ["n", count])]
-    named = model.class_names is not None and (loss.takes_labels or count == 1)
-    label = "class" if named else "label"
+    names = _labels(model, classes) if loss.takes_labels or count == 1 else None
+    label = "label" if names is None else "class"
     if loss.takes_labels:
         g.add("ArgMax", z, out=label, axis=1, keepdims=0)
         shape: list[Any] = ["n"]
@@ -173,9 +190,9 @@ def _outputs(g: _Graph, model: MLP, z: str) -> list[tuple[str, Any, list[Any]]]:
         shape = ["n"] if count == 1 else ["n", count]
         above = g.add("Squeeze", above, g.constant("outputs_axis", np.array([1]))) if count == 1 else above
         g.add("Cast", above, out=label, to=types.INT64)
-    if named:
-        g.add("Gather", g.constant("class_names", np.array(model.class_names, object)), label, out="label")
-    found = [("label", types.STRING if named else types.INT64, shape)]
+    if names is not None:
+        g.add("Gather", g.constant("class_names", names), label, out="label")
+    found = [("label", types.STRING if names is not None and names.dtype == object else types.INT64, shape)]
     if loss.name == "softmax_cross_entropy":
         g.add("Softmax", z, out="probabilities", axis=1)
     elif not loss.takes_labels and count > 1:

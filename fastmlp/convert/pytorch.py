@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmlp.convert.stack import Stack, layers_of, library, undivided
+from fastmlp.convert.stack import Stack, layers_of, library, network_of, undivided
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+    from fastmlp.estimators.base import BaseMLP
     from fastmlp.formulas.losses import Loss
     from fastmlp.model import MLP
 
@@ -122,7 +123,7 @@ def _array(stack: Stack, where: str, parameter: Any) -> Any:
         stack.refuse(where, f"a layer whose weights NumPy cannot hold ({e})", "float32 or float64; see module.float()")
 
 
-def to_torch(model: MLP) -> Any:
+def to_torch(model: MLP | BaseMLP) -> Any:
     """Return a network as a `torch.nn.Sequential` in evaluation mode, on the CPU.
 
     Its outputs are those of the layers: logits where the loss takes logits, as PyTorch's CrossEntropyLoss and
@@ -132,17 +133,18 @@ def to_torch(model: MLP) -> Any:
 
     Parameters
     ----------
-    model : MLP
+    model : MLP, or MLPClassifier or MLPRegressor of fastmlp's
 
     Raises
     ------
     ValueError
         PyTorch has no module for an activation.
     TypeError
-        It is no MLP.
+        It is none of these.
     ImportError
         PyTorch is not installed.
     """
+    model = network_of("to_torch", model)
     layers = undivided(layers_of("to_torch", model, _MODULES, "PyTorch"), model.input_divisor)
     torch = library("torch", _CURE)
     modules: list[Any] = []

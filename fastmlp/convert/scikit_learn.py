@@ -9,16 +9,19 @@ for more classes; the identity, or the exponential of a Poisson loss, for values
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.arguments import check_sequence
-from fastmlp.convert.stack import Dense, Stack, layers_of, undivided
+from fastmlp.arguments import check_flag, check_sequence
+from fastmlp.convert.stack import Dense, Stack, layers_of, network_of, undivided
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+    from fastmlp.estimators.base import BaseMLP
+    from fastmlp.estimators.classifier import MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor
     from fastmlp.model import MLP
 
 _ACTIVATIONS = {"identity": "identity", "sigmoid": "logistic", "tanh": "tanh", "relu": "relu"}
@@ -29,36 +32,66 @@ _LOSSES = {"softmax": "softmax_cross_entropy", "logistic": "sigmoid_cross_entrop
 _LOSSES["exp"] = "poisson"
 
 
-def from_sklearn(estimator: Any, *, backend: str | Backend = "auto", seed: int | None = None) -> MLP:
+@overload
+def from_sklearn(
+    estimator: Any, *, as_estimator: Literal[False] = ..., backend: str | Backend = ..., seed: int | None = ...
+) -> MLP: ...
+
+
+@overload
+def from_sklearn(
+    estimator: Any, *, as_estimator: Literal[True], backend: str | Backend = ...
+) -> MLPClassifier | MLPRegressor: ...
+
+
+def from_sklearn(
+    estimator: Any, *, as_estimator: bool = False, backend: str | Backend = "auto", seed: int | None = None
+) -> MLP | MLPClassifier | MLPRegressor:
     """Return a fitted MLPClassifier or MLPRegressor of scikit-learn as a network with the same weights.
 
     The network computes in the type of the weights, takes inputs as they are, uint8 too, and predicts the number of a
     class; ``class_names`` are the classes as text, where they are not 0, 1, ... anyway.  What concerns training alone
-    (``alpha``, solver, rates) stays behind.
+    (``alpha``, solver, rates) stays behind, but for an estimator.
 
     Parameters
     ----------
     estimator : MLPClassifier or MLPRegressor
         Fitted.
-    backend, seed
+    as_estimator : bool
+        Return `fastmlp.MLPClassifier` or `fastmlp.MLPRegressor`, fitted, with the same parameters, classes and curves:
+        it predicts the classes themselves, and trains on, with a fresh optimizer, by `partial_fit` and `warm_start`.
+    backend
         As for `fastmlp.MLP`.
+    seed
+        As for `fastmlp.MLP`; an estimator has ``random_state``.
 
     Raises
     ------
     TypeError
         It is no such estimator.
+    ValueError
+        A seed beside as_estimator=True.
     NotFittedError
         It is not fitted.
     """
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
+    from sklearn import neural_network
     from sklearn.utils.validation import check_is_fitted
 
-    if not isinstance(estimator, (MLPClassifier, MLPRegressor)):
+    if not isinstance(estimator, (neural_network.MLPClassifier, neural_network.MLPRegressor)):
+        own = f"{type(estimator).__module__}.".startswith("fastmlp.")
         raise TypeError(
             "from_sklearn: estimator must be an MLPClassifier or an MLPRegressor of scikit-learn, got "
-            f"{type(estimator).__name__}"
+            f"{type(estimator).__name__}{' of fastmlp, whose network is its model_' if own else ''}"
         )
     check_is_fitted(estimator)
+    if check_flag("as_estimator", as_estimator):
+        from fastmlp.estimators.adopting import adopted
+
+        if seed is not None:
+            raise ValueError(
+                f"from_sklearn: seed={seed!r} is of a network; an estimator has random_state, leave it out"
+            )
+        return adopted(estimator, backend)
     stack = Stack("from_sklearn")
     last = len(estimator.coefs_) - 1
     for layer, (w, b) in enumerate(zip(estimator.coefs_, estimator.intercepts_, strict=True)):
@@ -80,20 +113,21 @@ def from_sklearn(estimator: Any, *, backend: str | Backend = "auto", seed: int |
     )
 
 
-def to_sklearn(model: MLP, *, classes: ArrayLike | None = None) -> Any:
+def to_sklearn(model: MLP | BaseMLP, *, classes: ArrayLike | None = None) -> Any:
     """Return a network as a fitted MLPClassifier or MLPRegressor of scikit-learn that predicts the same.
 
     scikit-learn keeps classes sorted, so the outputs are put into the order of the sorted names, and has one output for
     two classes: of a softmax of two the difference of its outputs.  The first weights of a model of pixels are divided
-    by 255, since its inputs are not.  Nothing is carried over that concerns training alone; ``partial_fit``
-    goes on from the weights, with a fresh optimizer.
+    by 255, since its inputs are not.  Nothing is carried over that concerns training alone, but for an estimator of
+    fastmlp's, of which scikit-learn gets its own parameters, where it has such values, and curves; ``partial_fit`` goes
+    on from the weights, with a fresh optimizer.
 
     Parameters
     ----------
-    model : MLP
+    model : MLP, or MLPClassifier or MLPRegressor of fastmlp's
     classes : (K,) array_like, optional
         What the estimator predicts, one an output (two for a single one), all different.  None: ``class_names``, or
-        0, 1, ... where the model has none.
+        0, 1, ... where the model has none.  An estimator has its own, ``classes_``.
 
     Raises
     ------
@@ -101,10 +135,16 @@ def to_sklearn(model: MLP, *, classes: ArrayLike | None = None) -> Any:
         scikit-learn has no counterpart of the loss, of an activation, or of activations that differ by layer; or
         `classes` do not suit.
     TypeError
-        It is no MLP.
+        It is none of these.
     """
     from sklearn.neural_network import MLPClassifier, MLPRegressor
 
+    given, model = model, network_of("to_sklearn", model)
+    if given is not model:
+        if classes is not None:
+            raise ValueError("to_sklearn: an estimator has its own classes_; leave classes out")
+        one = model.spec.units[-1] == 1 or model.spec.loss.name != "sigmoid_cross_entropy"
+        classes = getattr(given, "classes_", None) if one else None
     layers = undivided(layers_of("to_sklearn", model, _ACTIVATIONS, "scikit-learn"), model.input_divisor)
     spec, loss = model.spec, model.spec.loss.name
     if loss not in _CLASSES and loss not in _VALUES:
@@ -147,7 +187,27 @@ def to_sklearn(model: MLP, *, classes: ArrayLike | None = None) -> Any:
     estimator.loss_, estimator.best_loss_ = np.inf, np.inf
     if model.feature_names is not None:
         estimator.feature_names_in_ = np.array(model.feature_names, object)
+    if given is not model:
+        _carry_over(given, estimator)
     return estimator
+
+
+_ATTRIBUTES = ["feature_names_in_", "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "validation_scores_"]
+_ATTRIBUTES += ["best_validation_score_"]
+
+
+def _carry_over(ours: Any, theirs: Any) -> None:
+    """Give an estimator of scikit-learn the parameters of ours that it takes, and what ours tells of its training."""
+    settled = theirs.get_params(deep=False)
+    for name, value in ours.get_params(deep=False).items():
+        if name in settled and name not in ("hidden_layer_sizes", "activation", "loss"):
+            try:
+                theirs.set_params(**{name: value})._validate_params()
+            except ValueError:  # such as an optimizer in the place of a solver's name
+                theirs.set_params(**{name: settled[name]})
+    for name in _ATTRIBUTES:
+        if hasattr(ours, name):
+            setattr(theirs, name, getattr(ours, name))
 
 
 def _regressor(kind: Any, options: dict[str, Any]) -> Any:

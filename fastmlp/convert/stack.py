@@ -57,7 +57,21 @@ class Dense(NamedTuple):
     frozen: bool
 
 
-def layers_of(who: str, model: Any, known: Mapping[str, Any], library: str) -> list[Dense]:
+def network_of(who: str, model: Any) -> MLP:
+    """Return a model, or that of a fitted estimator of fastmlp's, a temperature folded in; TypeError for others."""
+    if isinstance(model, MLP):
+        return model
+    from fastmlp.estimators.base import BaseMLP
+
+    if not isinstance(model, BaseMLP):
+        raise TypeError(
+            f"{who}: model must be a fastmlp.MLP, or a fitted fastmlp.MLPClassifier or MLPRegressor, got "
+            f"{type(model).__name__}"
+        )
+    return model.model_
+
+
+def layers_of(who: str, model: MLP, known: Mapping[str, Any], library: str) -> list[Dense]:
     """Return the layers of a model, with the weights that predict.
 
     Parameters
@@ -71,13 +85,9 @@ def layers_of(who: str, model: Any, known: Mapping[str, Any], library: str) -> l
 
     Raises
     ------
-    TypeError
-        It is no MLP.
     ValueError
         An activation has no counterpart, or the loss is a user's own, whose link nobody knows.
     """
-    if not isinstance(model, MLP):
-        raise TypeError(f"{who}: model must be a fastmlp.MLP, got {type(model).__name__}")
     spec, weights = model.spec, model.get_weights()
     if (made := model.preprocessing) is not None:
         if made.affine is None:

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_names, check_sequence
 from fastmlp.backends.data import HostData
-from fastmlp.backends.foreign import host_array, lies_on_gpu, refuse_masked
+from fastmlp.backends.foreign import host_array, refuse_gpu, refuse_masked
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine.inputs import InputRules, as_trained, in_order, names_of
 from fastmlp.engine.ranges import check_held
 from fastmlp.engine.row_weights import check_sample_weight, in_range
@@ -32,7 +33,7 @@ SOON = 1 << 20
 
 
 def check_inputs(
-    x: ArrayLike,
+    x: ArrayLike | SparseRows,
     features: int,
     backend: Backend,
     rules: InputRules,
@@ -56,6 +57,8 @@ def check_inputs(
         Wrong shape or type, a value that is NaN or infinite, or a number that the network's type cannot hold (for
         `training`: a column of such); the message says what was got, what was expected and the cure.
     """
+    if isinstance(x, SparseRows):
+        return _check_sparse(x, features, backend, rules, argument, training)
     if hasattr(x, "toarray"):
         raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
     x = in_order(x, rules.names, argument)
@@ -98,14 +101,41 @@ def check_inputs(
 def _preprocessed(x: Any, rules: InputRules, argument: str) -> NDArray[Any]:
     """Return the inputs that a network's preprocessing makes of raw rows."""
     assert rules.preprocessing is not None
-    if lies_on_gpu(x):
-        raise DataError(f"{argument} must be in host memory, where preprocess works; pass {argument}.get() or .cpu()")
+    refuse_gpu(argument, x, "where preprocess works")
     refuse_masked(argument, x)
     return rules.preprocessing.transform(x, argument, rules.names, rules.dtype)
 
 
+def _check_sparse(
+    x: SparseRows, features: int, backend: Backend, rules: InputRules, argument: str, training: bool
+) -> SparseRows:
+    """Return sparse inputs in the network's type, their numbers looked at where they lie; errors as `check_inputs`."""
+    if x.shape[1] != features:
+        raise DataError(f"{argument} must have shape (n, {features}), got {x.shape}")
+    refuse_nonfinite(x, backend, argument)
+    if x.dtype.itemsize > rules.dtype.itemsize:
+        try:
+            check_held(x.largest(), rules.dtype, argument, training=training, names=rules.names)
+        except DataError:
+            for column in range(features):  # which row it is, found column by column
+                name: list[Any] = [column if rules.names is None else rules.names[column]]
+                numbers = x.matrix[:, [column]].toarray()
+                check_held(numbers, rules.dtype, argument, training=training, names=name)
+            raise
+    if len(x):
+        as_trained(x.range(), rules, argument)  # says what there is to say of the range
+    return x.astype(rules.dtype)
+
+
 def refuse_nonfinite(inputs: Array, backend: Backend, argument: str, rows: NDArray[np.intp] | None = None) -> None:
     """Raise DataError where inputs (n, I) hold NaN or infinity; `rows` are the user's own numbers of their rows."""
+    if isinstance(inputs, SparseRows):
+        numbers, most = np.arange(len(inputs)) if rows is None else rows, inputs.at_once(1)
+        sound = np.isfinite(inputs.matrix.data).all()
+        for start in range(0, 0 if sound else len(inputs), most):  # which it is
+            part = slice(start, start + most)
+            refuse_nonfinite(inputs[part], backend, argument, numbers[part])
+        return
     if inputs.dtype.kind == "f" and (at := nonfinite_at(inputs, backend)) is not None:
         row = at[0] if rows is None else int(rows[at[0]])
         raise DataError(
@@ -158,7 +188,7 @@ def check_outputs(loss: Loss, outputs: Array, inputs: Array, backend: Backend, d
 def check_data(
     spec: NetworkSpec,
     rules: InputRules,
-    x: ArrayLike,
+    x: ArrayLike | SparseRows,
     y: ArrayLike,
     sample_weight: ArrayLike | None = None,
     *,

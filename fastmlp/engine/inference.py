@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.network.plan import Plan, Precision
 
 if TYPE_CHECKING:
@@ -63,10 +64,10 @@ class Inference:
     def outputs(self, spec: NetworkSpec, params: Array, x: Array, batch_size: int | None = None) -> Array:
         """Return the outputs for checked inputs, (n, K), where the inputs are."""
         plan = self.plan(spec, len(x), batch_size)
-        if not isinstance(x, np.ndarray):
-            return self._outputs_there(plan, params, x)
         width = spec.units[-1] * self._dtype.itemsize
-        parts = self._parts(len(x), x.nbytes // max(len(x), 1) + width)
+        parts = self._parts(plan, x, x.nbytes // max(len(x), 1) + width)
+        if parts is None:
+            return self._outputs_there(plan, params, x)
         found = [self._pool.backend.to_numpy(self._outputs_there(plan, params, x[part])) for part in parts]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
@@ -79,9 +80,15 @@ class Inference:
             backend.predict(session, params, backend.asarray(x), out)
         return out
 
-    def _parts(self, rows: int, row_bytes: int) -> list[slice]:
-        """Cut rows in host memory into parts that fit on the backend."""
-        most = self._pool.backend.rows_at_once(row_bytes) if rows * row_bytes > SMALL_BYTES else max(rows, 1)
+    def _parts(self, plan: Plan, x: Array, row_bytes: int) -> list[slice] | None:
+        """Cut rows in host memory into parts that fit on the backend and, where sparse, here; None for those there."""
+        rows = len(x)
+        if isinstance(x, SparseRows):
+            most = x.at_once(plan.batch)
+        elif isinstance(x, np.ndarray):
+            most = self._pool.backend.rows_at_once(row_bytes) if rows * row_bytes > SMALL_BYTES else max(rows, 1)
+        else:
+            return None
         return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
 
     def evaluate(self, spec: NetworkSpec, params: Array, data: HostData) -> dict[str, float]:
@@ -90,9 +97,9 @@ class Inference:
         Where the loss is NaN the accuracy is too: a row without a prediction is neither right nor wrong.
         """
         backend, totals = self._pool.backend, np.zeros(3)
-        with self._pool.use(self.plan(spec, len(data))) as session:
-            on_host = isinstance(data.x, np.ndarray)
-            for part in self._parts(len(data), data.row_bytes) if on_host else [slice(None)]:
+        plan = self.plan(spec, len(data))
+        with self._pool.use(plan) as session:
+            for part in self._parts(plan, data.x, data.row_bytes) or [slice(None)]:
                 totals += backend.evaluate(session, params, data.window(part).on(backend.asarray))
         loss, weight, hits = totals.tolist()
         figures = {"loss": loss / weight}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.errors import DataError
 from fastmlp.preprocessing.record import Preprocessing
 from fastmlp.warned import warn_caller
@@ -40,6 +41,7 @@ class InputScale(NamedTuple):
     @classmethod
     def of(cls, x: Array) -> InputScale:
         """Return the scale that inputs settle which `as_trained` has returned for a network without one."""
+        x = x.range() if isinstance(x, SparseRows) else x
         if x.dtype == np.uint8:
             return cls(FULL, False)
         if x.dtype == np.bool_:

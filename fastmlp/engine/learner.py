@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import HostData
+    from fastmlp.backends.sparse import SparseRows
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
@@ -125,7 +126,7 @@ class Learner:
     @quiet
     def data(
         self,
-        x: ArrayLike,
+        x: ArrayLike | SparseRows,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         *,
@@ -141,7 +142,7 @@ class Learner:
     # --- asking ---
 
     @quiet
-    def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
+    def answer(self, turn: Callable[[Array], Array], x: ArrayLike | SparseRows, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
         rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False, later=True)
         size = check_batch_size(batch_size)

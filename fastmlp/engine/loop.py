@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals
 from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
+from fastmlp.engine.feed import Fed, Feed, feed_of
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
 from fastmlp.engine.run_view import RunView
@@ -24,7 +26,6 @@ from fastmlp.formulas.schedules import Schedule
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
-    from fastmlp._typing import Array
     from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.backends.session import Session
@@ -126,7 +127,7 @@ class Training(RunView):
         if monitor is not None:
             self.check_monitor(type(self._schedule).__name__, monitor)
         learner = self.learner
-        data = self._data.on(learner.backend.asarray)
+        feed = feed_of(self._data, learner.backend, self._progress.batch_size)
         for callback in self.callbacks:
             callback.on_train_begin(self)
         try:
@@ -135,12 +136,12 @@ class Training(RunView):
                 session.meanwhile = self._order_ahead
                 try:
                     self._prepare(session, ctrl_c)
-                    several = self._may_take_several(session)
+                    several = feed.whole if self._may_take_several(session) else None
                     while self.epoch < self.epochs and not self.history.stop_reason:
-                        if several and self._progress.position == 0:
-                            self._short_epochs(session, data, ctrl_c)
+                        if several is not None and self._progress.position == 0:
+                            self._short_epochs(session, several, ctrl_c)
                         else:
-                            self._epoch(session, data, ctrl_c)
+                            self._epoch(session, feed, ctrl_c)
                 finally:
                     self._session = session.meanwhile = self._validation_there = None
                     session.release()
@@ -195,7 +196,7 @@ class Training(RunView):
             session.adopt(choices)
             return session.choices()
 
-    def _epoch(self, session: Session, data: DeviceData, ctrl_c: CtrlC) -> None:
+    def _epoch(self, session: Session, feed: Feed, ctrl_c: CtrlC) -> None:
         progress, state = self._progress, self.learner.state
         began = time.perf_counter() - progress.seconds
         self._order = self._orders.of_epoch(state.step - progress.position)
@@ -203,7 +204,7 @@ class Training(RunView):
             callback.on_epoch_begin(self)
         rate = math.nan
         while progress.position < self._steps_per_epoch:
-            rate = self._steps(session, data, self._order)
+            rate = self._steps(session, feed, self._order)
             progress.seconds = time.perf_counter() - began
             for callback in self.callbacks:
                 callback.on_steps(self)
@@ -288,7 +289,7 @@ class Training(RunView):
             progress.position = report.done - whole * steps
             self._totals[:] = sums[whole]
             progress.totals = self._totals.tolist()
-            raise self._non_finite(session, data, orders[whole])
+            raise self._non_finite(session, Fed(data, orders[whole], progress.position, None))
 
     def _take_epochs(
         self, session: Session, data: DeviceData, orders: NDArray[np.intp]
@@ -317,7 +318,7 @@ class Training(RunView):
         horizon = getattr(schedule, "steps", None) or self._progress.horizon
         return schedule.rates(first, count, horizon, self._progress.memory)
 
-    def _steps(self, session: Session, data: DeviceData, order: Order) -> float:
+    def _steps(self, session: Session, feed: Feed, order: Order) -> float:
         """Carry out as many steps as suit a call; return the learning rate of the last."""
         progress, state = self._progress, self.learner.state
         count = self._steps_per_epoch - progress.position
@@ -327,25 +328,25 @@ class Training(RunView):
             due = callback.next_step(self)
             if due is not None:
                 count = min(count, due - self.steps_done)
-        count = max(count, 1)
+        count = min(max(count, 1), feed.most_steps)
         rates = self._rates(state.optimizer_step, count)
         inverse = inverse_totals(self._data.weights, order.host, progress.batch_size, progress.position, count)
         shares = self.learner.spec.l2_share(inverse)
         table = self.optimizer.table(rates, state.optimizer_step, inverse, shares)
+        data, rows, first, numbers = feed.steps(order, progress.position, count)
         start = time.perf_counter()
-        report = self.learner.backend.train_steps(
-            session, state, data, order.device, table, progress.position, self._totals
-        )
+        report = self.learner.backend.train_steps(session, state, data, rows, table, first, self._totals)
         session.seconds_per_step = (time.perf_counter() - start) / max(report.done, 1)
         progress.position += report.done
         progress.totals = self._totals.tolist()
         if not report.finite:
-            raise self._non_finite(session, data, order.device)
+            raise self._non_finite(session, Fed(data, rows, first + report.done, numbers))
         return float(rates[-1])
 
-    def _non_finite(self, session: Session, data: DeviceData, order: Array) -> NonFiniteLossError:
-        progress, state = self._progress, self.learner.state
-        row, where = self.learner.backend.first_nonfinite(session, state, data, order, progress.position)
+    def _non_finite(self, session: Session, fed: Fed) -> NonFiniteLossError:
+        state = self.learner.state
+        row, where = self.learner.backend.first_nonfinite(session, state, fed.data, fed.order, fed.first)
+        row = row if row < 0 or fed.numbers is None else int(fed.numbers[row])
         if where.startswith(("the weights", "the biases")):
             return self._spoilt(where, self.epoch + 1)
         whose = f", row {row} of the training data" if row >= 0 else ""
@@ -399,13 +400,13 @@ class Training(RunView):
         if data.training is None:
             return data
         with backend.working():
-            return data.taken(data.training, backend.to_numpy, backend.asarray)
+            return data.taken(data.training, backend.picked)
 
     def _validation_data(self) -> HostData | None:
         """Return the validation data; brought to the backend once a run, where there is room beside the training."""
         given, backend = self._validation, self.learner.backend
         if given is not None and self._validation_there is None:
-            fits = backend.rows_at_once(given.row_bytes) >= len(given)
+            fits = not isinstance(given.x, SparseRows) and backend.rows_at_once(given.row_bytes) >= len(given)
             self._validation_there = given.moved(backend.asarray) if fits else given
         return self._validation_there
 

@@ -48,6 +48,15 @@ def check_sample_weight(sample_weight: ArrayLike, rows: int, argument: str) -> N
     return weights
 
 
+def check_parts(
+    weights: NDArray[Any], train: NDArray[np.intp], held_out: NDArray[np.intp], split: str, cure: str
+) -> None:
+    """Raise DataError where the rows that train, or those held out by a split, all have weight 0."""
+    for part, what in ((train, "to train on"), (held_out, "to validate with")):
+        if not weights[part].any():
+            raise DataError(f"sample_weight: the weights of all {len(part)} rows {what} are 0 ({split}); {cure}")
+
+
 def in_range(weights: NDArray[np.float64], dtype: np.dtype[Any], argument: str, place: str) -> NDArray[np.float64]:
     """Return weights, multiplied by a power of 2 where the network's type asks for it.
 

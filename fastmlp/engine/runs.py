@@ -15,7 +15,7 @@ from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
-from fastmlp.engine.row_weights import ClassWeight, row_classes, with_class_weight
+from fastmlp.engine.row_weights import ClassWeight, check_parts, row_classes, with_class_weight
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 from fastmlp.warned import warn_caller
 
@@ -57,7 +57,7 @@ def take(
         # what trains stays where it is, and is picked row by row in the order of each epoch
         backend = learner.backend
         with backend.working():
-            validation = data.taken(parts.held_out, backend.to_numpy, backend.asarray)
+            validation = data.taken(parts.held_out, backend.picked)
         train = replace(data, training=parts.train)
     elif parts is not None:
         cut = len(parts.train)
@@ -66,12 +66,8 @@ def take(
         # training comes upon what is not finite in its own rows before it changes anything; upon these only afterwards
         refuse_nonfinite(validation.x, learner.backend, "x", parts.held_out)
     if parts is not None and data.weights is not None:
-        for part, what in ((parts.train, "to train on"), (parts.held_out, "to validate with")):
-            if not data.weights[part].any():
-                raise DataError(
-                    f"sample_weight: the weights of all {len(part)} rows {what} are 0 (validation_split={fraction!r}); "
-                    "hold out another part of the rows, or give validation_data"
-                )
+        cure = "hold out another part of the rows, or give validation_data"
+        check_parts(data.weights, parts.train, parts.held_out, f"validation_split={fraction!r}", cure)
     return with_class_weight(learner.spec, learner.dtype, train, class_weight), validation
 
 

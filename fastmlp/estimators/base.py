@@ -18,11 +18,15 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastmlp.backends.data import HostData
+from fastmlp.backends.foreign import lies_on_gpu
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.checks import check_outputs
 from fastmlp.engine.learner import Learner
+from fastmlp.engine.row_weights import check_parts, in_range
 from fastmlp.errors import NonFiniteLossError
+from fastmlp.estimators.calibration import folded
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
@@ -40,8 +44,6 @@ if TYPE_CHECKING:
 
 SOON = 1 << 16
 """Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
-DENSE_ROWS = 4096
-"""Rows of a sparse matrix that are made dense at once to be answered."""
 
 
 class BaseMLP(Preprocessed):
@@ -52,6 +54,7 @@ class BaseMLP(Preprocessed):
 
     n_outputs_: int
     n_features_in_: int
+    temperature_: float
 
     # --- what subclasses say ---
 
@@ -71,7 +74,11 @@ class BaseMLP(Preprocessed):
         return sample_weight
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
-        """Return the score that early stopping goes by."""
+        """Return the score that early stopping goes by, of y on the host."""
+        raise NotImplementedError
+
+    def _temperature(self, held_out: HostData) -> float:
+        """Return what the outputs of the trained network are to be divided by, where the estimator is to calibrate."""
         raise NotImplementedError
 
     # --- fitting ---
@@ -90,6 +97,9 @@ class BaseMLP(Preprocessed):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
+            On the ``"cupy"`` backend arrays of its GPU stay there; y and weights may lie there too.
+            Of a sparse one a few batches at a time are made dense, in 16 MiB; all of it by solver='lbfgs', of which a
+            step takes all rows.
         y : array-like of shape (n,) or (n, outputs)
         sample_weight : array-like of shape (n,), optional
         X_val, y_val, sample_weight_val : optional
@@ -103,9 +113,9 @@ class BaseMLP(Preprocessed):
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both, or neither")
         validation = None if X_val is None else (X_val, y_val, sample_weight_val)
-        if validation is not None and self.solver == "lbfgs":
+        if validation is not None and self.solver == "lbfgs" and not self.calibrate:
             raise ValueError("X_val: solver='lbfgs' has no epochs after which to validate; use 'adam' or 'sgd'")
-        if self.scoring is not None and validation is None and not self.early_stopping:
+        if self.scoring is not None and validation is None and not self._holds_out:
             raise ValueError("scoring needs rows to validate with: give X_val and y_val, or early_stopping=True")
         return self._fit(X, y, sample_weight, validation, incremental=False)
 
@@ -134,16 +144,20 @@ class BaseMLP(Preprocessed):
     def _trained(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> BaseMLP:
         begins = not hasattr(self, "_learner") or (not self.warm_start and not incremental)
         self._check_preprocess(begins, incremental)
+        if incremental and (self.early_stopping or self.calibrate):
+            asked = "early_stopping" if self.early_stopping else "calibrate"
+            raise ValueError(f"partial_fit does not support {asked}=True, for which rows are held out; use fit")
         X, y = self._take(X, y, incremental, begins)
+        sample_weight = self._on_host(sample_weight, "sample_weight", begins)
         targets = self._targets(y)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        weights = self._weighted(y, weights)
+        own = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        weights = self._weighted(y, own)
         self._random_state = check_random_state(self.random_state)
         parts = None
-        if self.preprocess is not None and self.early_stopping and validation is None and self.solver != "lbfgs":
+        if self.preprocess is not None and self._holds_out and validation is None:
             parts = self._parts(y)  # before anything is learned of the rows
-        train = None if parts is None else parts[0]
-        preprocessing = self._fit_preprocessing(X, train) if begins else self.preprocessing_
+        learned = None if parts is None else parts[0]
+        preprocessing = self._fit_preprocessing(X, learned) if begins else self.preprocessing_
         inputs = X.shape[1] if preprocessing is None else preprocessing.width
         each = self._objective().loss.outputs_per_target
         units = (inputs, *self._hidden_units(), self.n_outputs_ * each)
@@ -158,10 +172,14 @@ class BaseMLP(Preprocessed):
         else:
             self._go_on(self._spec(units))
         data = self._data(X, targets, weights)
+        train, held_out, judged = self._held_out((X, y, own), data, parts, validation)
+        self.temperature_ = 1.0  # scores of epochs are of the network that trains
         if self.solver == "lbfgs":
-            self._fit_lbfgs(data)
+            self._fit_lbfgs(train)
         else:
-            self._fit_stochastic((X, y), data, parts, validation, incremental)
+            self._fit_stochastic(train, held_out, judged, incremental)
+        if self.calibrate:
+            self.temperature_ = self._temperature(held_out)
         return self
 
     def _spec(self, units: tuple[int, ...]) -> NetworkSpec:
@@ -210,9 +228,11 @@ class BaseMLP(Preprocessed):
     def _data(self, X: Any, targets: NDArray[Any], weights: Any, suffix: str = "", training: bool = True) -> HostData:
         """Return data for the network, its inputs in the network's type."""
         learner = self._learner
-        dense = X.toarray() if hasattr(X, "toarray") else X
-        data = learner.data(dense, targets, weights, suffix=suffix, training=training)
-        return replace(data, x=np.ascontiguousarray(data.x, learner.dtype), names=None)
+        if hasattr(X, "toarray"):  # made dense a few batches at a time
+            return learner.data(SparseRows(X), targets, weights, suffix=suffix, training=training)
+        data = learner.data(X, targets, weights, suffix=suffix, training=training)
+        there = not isinstance(data.x, np.ndarray)
+        return replace(data, x=data.x if there else np.ascontiguousarray(data.x, learner.dtype), names=None)
 
     def _parts(self, y: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Draw the rows that train, and those that are held out."""
@@ -231,6 +251,10 @@ class BaseMLP(Preprocessed):
     # --- L-BFGS ---
 
     def _fit_lbfgs(self, data: HostData) -> None:
+        if data.training is not None:
+            data = self._picked(data, data.training)
+        if isinstance(data.x, SparseRows):
+            data = replace(data, x=data.x[:])  # all rows are one batch
         objective = self._objective()
         value = objective.value if self.exact else objective.gradient
         weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
@@ -245,17 +269,12 @@ class BaseMLP(Preprocessed):
 
     # --- gradient descent ---
 
-    def _fit_stochastic(
-        self, given: tuple[Any, Any], data: HostData, parts: Any, validation: Any, incremental: bool
-    ) -> None:
-        if self.early_stopping and incremental:
-            raise ValueError("partial_fit does not support early_stopping=True")
+    def _fit_stochastic(self, train: HostData, held_out: HostData | None, judged: Any, incremental: bool) -> None:
         learner, curves, objective = self._learner, self._curves, self._objective()
         if not incremental or not hasattr(self, "_optimizer"):
             curves.rate = float(self.learning_rate_init)
             self._optimizer = self._optimizer_of(curves, objective.gradient)
             learner.state.optimizer = None  # its moments begin anew
-        train, held_out, judged = self._held_out(given, data, parts, validation)
         if judged is not None:
             curves.scores = curves.scores or []
             curves.validation_losses = curves.validation_losses or []
@@ -283,23 +302,41 @@ class BaseMLP(Preprocessed):
         self.history_: History = run.history
         self._tell(incremental, epochs)
 
+    @property
+    def _holds_out(self) -> bool:
+        """Whether rows to train on are held out where none are given."""
+        return self.calibrate or (self.early_stopping and self.solver != "lbfgs")
+
     def _held_out(
-        self, given: tuple[Any, Any], data: HostData, parts: Any, validation: Any
+        self, given: tuple[Any, Any, Any], data: HostData, parts: Any, validation: Any
     ) -> tuple[HostData, Any, Any]:
-        """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not."""
+        """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not.
+
+        Class weights are for training alone, whichever way rows are held out.
+        """
         if validation is not None:
             X, y = self._take(validation[0], validation[1], True, False)
-            weights = None if validation[2] is None else _check_sample_weight(validation[2], X)
+            weights = self._on_host(validation[2], "sample_weight_val")
+            weights = None if weights is None else _check_sample_weight(weights, X)
             return data, self._data(X, self._targets(y), weights, " of X_val", False), (X, y, weights)
-        if not self.early_stopping:
+        if not self._holds_out:
             return data, None, None
-        X, y = given
+        X, y, own = given
         train, held_out = self._parts(y) if parts is None else parts
+        weights = None
+        if own is not None:
+            own = in_range(own, self._learner.dtype, "sample_weight", "row").astype(self._learner.dtype)
+            split = f"validation_fraction={self.validation_fraction!r}"
+            check_parts(own, train, held_out, split, "hold out another part of the rows, or give X_val and y_val")
+            weights = own[held_out]
+        there = replace(self._picked(data, held_out), weights=weights, weights_there=None)
+        judged = there.x if lies_on_gpu(X) else _safe_indexing(X, held_out)
+        return replace(data, training=train), there, (judged, y[held_out], weights)
+
+    def _picked(self, data: HostData, rows: NDArray[np.intp]) -> HostData:
         backend = self._learner.backend
         with backend.working():
-            there = data.taken(held_out, backend.to_numpy, backend.asarray)
-        weights = None if data.weights is None else data.weights[held_out]
-        return replace(data, training=train), there, (_safe_indexing(X, held_out), y[held_out], weights)
+            return data.taken(rows, backend.picked)
 
     def _strata(self, y: Any) -> Any:
         return None
@@ -366,10 +403,7 @@ class BaseMLP(Preprocessed):
         if isinstance(X, HostData):
             return self._outputs_of(X, turn)
         rows = self._rows(X)
-        if not hasattr(rows, "toarray"):
-            return self._learner.answer(turn, rows)
-        parts = range(0, max(rows.shape[0], 1), DENSE_ROWS)
-        return np.concatenate([self._learner.answer(turn, rows[i : i + DENSE_ROWS].toarray()) for i in parts])
+        return self._learner.answer(turn, SparseRows(rows) if hasattr(rows, "toarray") else rows)
 
     def _outputs_of(self, data: HostData, turn: Callable[[Any], Any]) -> Any:
         """Return what a function makes of the outputs for rows that training holds ready."""
@@ -384,15 +418,21 @@ class BaseMLP(Preprocessed):
         if plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
             if math.isfinite(np.add.reduce(X, axis=None)):
                 return X
-        return self._checked_rows(X)
+        return self._validated(X, reset=False)
 
     # --- what it holds ---
 
     @property
     def model_(self) -> MLP:
-        """The network as an `MLP`, to be saved, summarised, moved; the estimator's own, not a copy."""
+        """The network as an `MLP`, to be saved, summarised, moved; the estimator's own, not a copy.
+
+        Where a `temperature_` was fitted it is a copy, whose last layer is divided by it: the file has the estimator's
+        probabilities, and the estimator trains on from weights that are not divided.
+        """
         check_is_fitted(self)
-        return MLP.from_learner(self._learner)
+        if self.temperature_ == 1.0:
+            return MLP.from_learner(self._learner)
+        return folded(MLP.from_learner(copy.deepcopy(self._learner)), self.temperature_)
 
     @property
     def coefs_(self) -> list[NDArray[Any]]:

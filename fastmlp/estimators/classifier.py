@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,13 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from fastmlp.estimators.base import BaseMLP
+from fastmlp.estimators.calibration import temperature_of
 from fastmlp.estimators.objective import Objective
 from fastmlp.estimators.parameters import CONSTRAINTS
 from fastmlp.formulas.losses import Loss
+
+if TYPE_CHECKING:
+    from fastmlp.backends.data import HostData
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-learn has no type hints
@@ -72,6 +76,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         Factors of the weights of the rows trained on, by class.
     label_smoothing : float, default=0.0
         In [0, 1), for three classes or more.
+    calibrate : bool, default=False
+        Fit `temperature_`, after training, to X_val and y_val, or to the rows that early stopping holds out; without it
+        too a part of the rows (validation_fraction) is held out for it.  Of several labels a row one for all of them.
     exact : bool, default=False
         Train step by step as scikit-learn does, to rounding: NumPy backend, float64, the same orders of rows.
     backend : str or Backend, default='auto'
@@ -117,8 +124,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         fastmlp's loss of the rows held out, or of X_val, after each epoch.
     history_ : History
         fastmlp's figures of each epoch.
+    temperature_ : float
+        What the network's outputs are divided by before they become probabilities; 1 without `calibrate`.
     model_ : MLP
-        The network itself.
+        The network itself; with a temperature a copy, whose last layer is divided by it.
     preprocessing_ : Preprocessing or None
         What `preprocess` has learned; its `transform` returns what the network is given.
 
@@ -138,6 +147,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         "loss": [str, Loss],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "calibrate": ["boolean"],
     }
 
     def __init__(
@@ -169,6 +179,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         loss: Any = "log_loss",
         class_weight: Any = None,
         label_smoothing: Any = 0.0,
+        calibrate: Any = False,
         exact: Any = False,
         backend: Any = "auto",
         dtype: Any = None,
@@ -212,6 +223,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         self.loss = loss
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
+        self.calibrate = calibrate
         self.exact = exact
         self.backend = backend
         self.dtype = dtype
@@ -232,7 +244,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = self._validated(X, y, reset)
+        X, y = self._validated(X, y, reset=reset)
         check_classification_targets(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
@@ -276,7 +288,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
             if not self._is_log_loss:
                 raise ValueError(f"loss must be 'log_loss' where rows have several labels, got {self.loss!r}")
             return Objective.of_labels(self.n_outputs_)
-        return Objective.of_classes(self.loss, self.n_outputs_, self.label_smoothing)
+        found = Objective.of_classes(self.loss, self.n_outputs_, self.label_smoothing)
+        if self.calibrate and found.out_activation not in ("softmax", "logistic"):
+            raise ValueError(
+                f"calibrate=True divides the logits of probabilities, and loss={found.loss.name!r} has none; use "
+                "loss='log_loss', or sklearn.calibration.CalibratedClassifierCV"
+            )
+        return found
 
     def _weighted(self, y: Any, sample_weight: NDArray[Any] | None) -> NDArray[Any] | None:
         if self.class_weight is None:
@@ -293,7 +311,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         return names if len(set(names)) == len(names) == max(self.n_outputs_, 2) else None
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        return float(accuracy_score(y, self._predicted(X), sample_weight=sample_weight))
+
+    def _temperature(self, held_out: HostData) -> float:
+        learner = self._learner
+        outputs = learner.inference.outputs(learner.spec, learner.state.evaluated, held_out.x)
+        logits = outputs if isinstance(outputs, np.ndarray) else learner.to_numpy(outputs)
+        return temperature_of(logits, held_out.y, held_out.weights)
 
     @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
@@ -315,6 +339,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         if not hasattr(self, "classes_"):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit.")
+            y = self._on_host(y, "y", True)
             several = type_of_target(y).startswith("multilabel")
             self._label_binarizer = LabelBinarizer().fit(y if several else classes)
             self.classes_ = unique_labels(classes)
@@ -327,20 +352,34 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
 
     # --- answering ---
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of the predictions; parameters as for `fit`."""
+        y, weights = self._on_host(y, "y"), self._on_host(sample_weight, "sample_weight")
+        return self._score(X, y, weights)
+
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class of each row, (n,), or 0 and 1 for each label, (n, labels).
+
+        For X on a GPU they are there too, if the classes are numbers.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
         """
-        outputs = self._outputs(X, lambda outputs: outputs)
+        found: NDArray[Any] = self._outputs(X, self._classes)
+        return found
+
+    def _classes(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        on_gpu, backend = not isinstance(outputs, np.ndarray), self._learner.backend
         if self._several:
-            found: NDArray[Any] = self._label_binarizer.inverse_transform((outputs > 0).astype(np.float64))
-            return found
-        labels = (outputs[:, 0] > 0).astype(np.intp) if self.n_outputs_ == 1 else outputs.argmax(axis=1)
-        chosen: NDArray[Any] = self.classes_[np.minimum(labels, len(self.classes_) - 1)]  # there may be a single class
-        return chosen
+            labels = (outputs > 0).astype(np.float64)
+            found = self._label_binarizer.inverse_transform(backend.to_numpy(labels) if on_gpu else labels)
+        else:
+            labels = (outputs[:, 0] > 0).astype(np.intp) if self.n_outputs_ == 1 else outputs.argmax(axis=1)
+            labels = backend.to_numpy(labels) if on_gpu else labels
+            found = self.classes_[np.minimum(labels, len(self.classes_) - 1)]  # there may be a single class
+        answer: NDArray[Any] = backend.asarray(found) if on_gpu and self.classes_.dtype.kind in "biuf" else found
+        return answer
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Return probabilities, (n, n_classes) in the order of `classes_`; ValueError where the loss has none.
@@ -350,22 +389,34 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         X : {array-like, sparse matrix} of shape (n, features)
         """
         found: NDArray[Any] = self._outputs(X, self._probabilities)
-        return np.column_stack([1 - found[:, 0], found[:, 0]]) if self.n_outputs_ == 1 else found
+        return found
 
     def _probabilities(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        return self._learner.spec.loss.probabilities(outputs)
+        found = self._learner.spec.loss.probabilities(self._logits(outputs))
+        if self.n_outputs_ > 1:
+            return found
+        if isinstance(found, np.ndarray):
+            return np.column_stack([1 - found[:, 0], found[:, 0]])
+        both: NDArray[Any] = self._learner.backend.empty((len(found), 2), found.dtype)
+        both[:, 0], both[:, 1] = 1 - found[:, 0], found[:, 0]
+        return both
+
+    def _logits(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        return outputs if self.temperature_ == 1.0 else outputs / self.temperature_
 
     def predict_log_proba(self, X: Any) -> NDArray[Any]:
         """Return the logarithms of the probabilities, parameters as for `predict_proba`."""
-        found = self.predict_proba(X)
         with np.errstate(divide="ignore"):
-            np.log(found, out=found)
+            found: NDArray[Any] = self._outputs(X, lambda outputs: np.log(self._probabilities(outputs)))
         return found
 
     def decision_function(self, X: Any) -> NDArray[Any]:
-        """Return the logits: (n,) for two classes, else (n, n_classes); parameters as for `predict_proba`."""
-        outputs: NDArray[Any] = self._outputs(X, lambda outputs: outputs)
-        return outputs[:, 0] if self.n_outputs_ == 1 else outputs
+        """Return the logits: (n,) for two classes, else (n, n_classes); parameters as for `predict_proba`.
+
+        Their sigmoid, or softmax, are the probabilities: they are divided by `temperature_`.
+        """
+        logits: NDArray[Any] = self._outputs(X, self._logits)
+        return logits[:, 0] if self.n_outputs_ == 1 else logits
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

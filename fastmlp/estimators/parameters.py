@@ -79,6 +79,7 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
     batch_size: int | str
     beta_1: float
     beta_2: float
+    calibrate: bool = False
     callbacks: Any
     clip_norm: float | None
     dropout: Any

@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _check_y, check_consistent_length, check_is_fitted, validate_data
 
-from fastmlp.backends.foreign import refuse_masked
+from fastmlp.backends.foreign import refuse_gpu, refuse_masked
+from fastmlp.estimators.devices import OnDevices
 from fastmlp.estimators.parameters import Parameters
 from fastmlp.preprocessing.columns import is_frame
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fastmlp.preprocessing.record import Preprocessing
 
 
-class Preprocessed(Parameters):
+class Preprocessed(Parameters, OnDevices):
     """What an estimator does with X: with `preprocess` raw rows stay what they are until they come to the network."""
 
     _learner: Learner
@@ -62,29 +63,24 @@ class Preprocessed(Parameters):
         check_is_fitted(self)
         return self._learner.rules.preprocessing
 
-    def _validated(self, X: Any, y: Any, reset: bool, y_numeric: bool = False) -> tuple[Any, Any]:
+    def _validated(self, X: Any, *y: Any, reset: bool, **options: Any) -> Any:
         """Return X and y as scikit-learn checks them; raw rows stay what they are."""
-        if self.preprocess is not None:
-            if y is None:
-                raise ValueError(
-                    f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
-                )
-            X = self._raw_rows(X, reset)
-            y = _check_y(y, multi_output=True, y_numeric=y_numeric, estimator=self)
-            check_consistent_length(X, y)
-            return X, y
-        kinds: dict[str, Any] = {"accept_sparse": ["csr", "csc"], "dtype": (np.float64, np.float32)}
-        found: tuple[Any, Any] = validate_data(self, X, y, multi_output=True, y_numeric=y_numeric, reset=reset, **kinds)
-        return found
-
-    def _checked_rows(self, X: Any) -> Any:
-        """Return rows to be answered, checked."""
-        if self.preprocessing_ is not None:
-            return self._raw_rows(X, False)
-        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+        raw = self.preprocess if y else self.preprocessing_
+        if raw is None:
+            more = {"multi_output": True} if y else {}
+            return super()._validated(X, *y, reset=reset, **more, **options)
+        X = self._raw_rows(X, reset)
+        if not y:
+            return X
+        if y[0] is None:
+            raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
+        targets = _check_y(self._on_host(y[0], "y", reset), multi_output=True, estimator=self, **options)
+        check_consistent_length(X, targets)
+        return X, targets
 
     def _raw_rows(self, X: Any, reset: bool) -> Any:
         """Return raw rows as a frame or an array; an error where they are sparse, or of other columns."""
+        refuse_gpu("X", X, "where preprocess works")
         if hasattr(X, "toarray"):
             raise TypeError(
                 "X is sparse, and preprocess moves zeros; pass X.toarray(), or use preprocess=None and scale before, "

@@ -216,7 +216,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = self._validated(X, y, reset, y_numeric=True)
+        X, y = self._validated(X, y, reset=reset, y_numeric=True)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         return X, y
@@ -229,7 +229,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         return Objective.of_values(self.loss, self.n_outputs_, self.quantiles)
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
-        found = self.predict(X)
+        found = self._predicted(X)
         return self._score_of(y, found, sample_weight) if np.isfinite(found).all() else float("nan")
 
     def _score_of(self, y: Any, found: NDArray[Any], sample_weight: Any) -> float:
@@ -240,19 +240,6 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
         pairs = zip(loss.parameters, each, strict=True)
         scores = [d2_pinball_score(y, values, sample_weight=sample_weight, alpha=q) for q, values in pairs]
         return float(np.mean(scores))
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return R2, or with the loss of quantiles D2, the mean of `sklearn.metrics.d2_pinball_score` over them.
-
-        Of either 1 is the best; 0 is what a constant has: the mean of y, or its quantile.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n, features)
-        y : array-like of shape (n,) or (n, outputs)
-        sample_weight : array-like of shape (n,), optional
-        """
-        return self._score_of(y, self.predict(X), sample_weight)
 
     @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
@@ -274,8 +261,18 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
 
     # --- answering ---
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R2, or with the loss of quantiles D2, the mean of `sklearn.metrics.d2_pinball_score` over them.
+
+        Of either 1 is the best; 0 is what a constant has: the mean of y, or its quantile.  Parameters as for `fit`.
+        """
+        y, weights = self._on_host(y, "y"), self._on_host(sample_weight, "sample_weight")
+        return self._score_of(y, self._predicted(X), weights)
+
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the values, (n,) or (n, outputs); of several quantiles (n, quantiles) or (n, outputs, quantiles).
+
+        On the GPU where X is.
 
         Parameters
         ----------

@@ -1,11 +1,12 @@
 """The estimators on every backend, with fastmlp's own parameters, and in scikit-learn's tools."""
 
+import copy
 import pickle
 import warnings
 
+import joblib
 import numpy as np
 import pytest
-from scipy import sparse
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris, make_friedman1
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 import fastmlp
 from fastmlp import MLPClassifier, MLPRegressor
+from fastmlp.backends import registry
 
 IRIS = load_iris(return_X_y=True)
 X = StandardScaler().fit_transform(IRIS[0])
@@ -169,15 +171,6 @@ def test_a_time_limit_and_callbacks():
 # --- kinds of data ---
 
 
-@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_array])
-def test_sparse_inputs_are_the_dense_ones(kind, monkeypatch):
-    monkeypatch.setattr("fastmlp.estimators.base.DENSE_ROWS", 32)
-    x = np.where(X > 0.5, X, 0)
-    a, b = classifier().fit(x, NAMES), classifier().fit(kind(x), NAMES)
-    np.testing.assert_array_equal(a.predict_proba(x), b.predict_proba(x))
-    np.testing.assert_allclose(b.predict_proba(kind(x)), a.predict_proba(x), atol=1e-6)
-
-
 def test_bytes_are_numbers_here():
     """As in scikit-learn, and unlike in `MLP`, which takes them for pixels."""
     x = np.random.default_rng(0).integers(0, 256, (60, 4)).astype(np.uint8)
@@ -217,6 +210,32 @@ def test_copies():
     np.testing.assert_array_equal(clone(estimator).fit(X, NAMES).coefs_[0], estimator.coefs_[0])
     streamed = pickle.loads(pickle.dumps(estimator.partial_fit(X, NAMES))).partial_fit(X, NAMES)
     np.testing.assert_array_equal(streamed.coefs_[0], estimator.partial_fit(X, NAMES).coefs_[0])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_file_opens_where_the_backend_cannot_run(backend, by_name, monkeypatch, caplog, tmp_path):
+    registry._say_replaced.cache_clear()
+    y = IRIS[1] > 0
+    where, options = backend.name if by_name else backend, {"calibrate": True, "early_stopping": True, "epochs": 5}
+    estimator = classifier(backend=where, hidden_layer_sizes=4, **options).fit(X, y)
+    path, expected = tmp_path / "e.joblib", estimator.predict_proba(X)
+    joblib.dump([make_pipeline(StandardScaler(), estimator), estimator], path)
+    dumped = pickle.dumps(estimator)
+    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setitem(registry._BACKENDS, backend.name, ("fastmlp.backends.gone", "Gone"))
+    monkeypatch.setattr(registry, "_AUTOMATIC", tuple({"numpy", "numba"} - {backend.name}))
+    opened = [pickle.loads(dumped), joblib.load(path)[1], joblib.load(path)[0][-1]]
+    for found in opened:
+        assert found.model_.backend.name != backend.name
+        np.testing.assert_allclose(found.predict_proba(X), expected, atol=1e-5)
+        np.testing.assert_array_equal(copy.deepcopy(found).predict_proba(X), found.predict_proba(X))
+    assert caplog.text.count("of a pickled model cannot be used here") == 1
+    found.set_params(calibrate=False, early_stopping=False).partial_fit(X, y)
+    if by_name:
+        with pytest.raises(fastmlp.BackendUnavailable, match=f"backend {backend.name!r} cannot run here"):
+            clone(found).fit(X, y)
+        found.set_params(backend="auto")
+    assert clone(found).fit(X, y).model_.backend.name != backend.name
 
 
 @pytest.mark.filterwarnings("ignore:.*sample_weight.*", "ignore::FutureWarning")

@@ -24,6 +24,7 @@ TAKEN = {
     "warm_start": FLAGS,
     "nesterovs_momentum": FLAGS,
     "early_stopping": FLAGS,
+    "calibrate": FLAGS,
     "epsilon": NUMBERS,
     "n_iter_no_change": {*COUNTS, "inf"},
     "max_fun": COUNTS,
