@@ -260,3 +260,21 @@ def test_the_penalty_is_that_of_the_weights_after_each_epoch(calls, monkeypatch)
         curves.append(estimator.set_params(backend=backend).fit(X, Y).loss_curve_)
     assert max(calls) > 1
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_norm_of_the_weights_has_the_same_bits_wherever_it_is_taken(calls, monkeypatch, dtype):
+    class Norms(Blind):
+        def on_epoch_end(self, run, figures):
+            self.told.append(run.squared_norm())
+
+    found = []
+    for way in ("several", "one by one"):
+        if way == "one by one":
+            one_by_one(monkeypatch)
+        norms, model = Norms(), model_of(dtype=dtype)
+        model.fit(X, Y, epochs=9, verbose=0, callbacks=[norms])
+        found.append([t for t in norms.told if isinstance(t, float)])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 9
+    assert found[0][-1] == pytest.approx(sum(np.sum(w.astype("f8") ** 2) for w in model.get_weights()[::2]), rel=1e-14)

@@ -107,4 +107,5 @@ class RunView:
             return self._squared_norm
         state = self.learner.state
         values = self.learner.to_numpy(state.params)[: state.layout.weights_size].astype(np.float64, copy=False)
-        return float(values @ values)
+        a, b, c, d = np.add.reduce((values * values).reshape(-1, 4), axis=0).tolist()  # row by row, as kernels do
+        return float((a + b) + (c + d))

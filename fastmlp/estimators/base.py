@@ -448,10 +448,3 @@ class BaseMLP(Preprocessed):
         if not hasattr(self, "_learner"):
             raise AttributeError(f"{type(self).__name__} has no weights before fit")
         return self._learner.weights()
-
-    def _check_solver(self) -> bool:
-        if self.solver == "lbfgs":
-            raise AttributeError(
-                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
-            )
-        return True

@@ -140,6 +140,13 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         if self.n_jobs == 0:
             raise ValueError("n_jobs must be a number of threads, -1 for all or None; got 0")
 
+    def _check_solver(self) -> bool:
+        if self.solver == "lbfgs":
+            raise AttributeError(
+                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
+            )
+        return True
+
     def _hidden_units(self) -> list[int]:
         given, expected = self.hidden_layer_sizes, "a number of units, or a sequence of one a hidden layer"
         found = [given] if isinstance(given, Integral) else check_sequence("hidden_layer_sizes", given, expected)
