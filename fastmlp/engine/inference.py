@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmlp.backends.sparse import SparseRows
+from fastmlp.engine.bound import Bound
 from fastmlp.network.plan import Plan, Precision
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 PREDICT_BYTES = 16 * 2**20
 """Memory that the activations of a chunk of rows may take in prediction."""
 MAX_PREDICT_ROWS = 4096
+FEW = 2**18
+"""Rows times parameters up to which what a call costs beside its products is more than they are."""
 SMALL_BYTES = 2**20
 """Up to which nobody asks whether data fits where the model is."""
 
@@ -40,6 +45,9 @@ class Inference:
         self._pool, self._dtype = pool, dtype
         self._rows = 1
         self._last: tuple[NetworkSpec, Plan] | None = None
+        self._bound: Bound | int = 0
+        """For few rows, or how many they were the last time."""
+        self._few_at_once = threading.Lock()
 
     def plan(self, spec: NetworkSpec, rows: int, batch_size: int | None = None) -> Plan:
         """Return the plan for so many rows, worked on `batch_size` at once or as many as fit."""
@@ -60,6 +68,36 @@ class Inference:
         """Do what the first answer would wait for, such as compiling; `check` as in `Backend.prepare`."""
         with self._pool.use(self.plan(spec, rows)) as session:
             self._pool.backend.prepare(session, check)
+
+    def outputs_of_few(self, spec: NetworkSpec, params: Array, x: NDArray[Any], most: float) -> NDArray[Any] | None:
+        """Return the outputs for a few unchecked rows (n, I), to the bits of `outputs`; None where that is to be asked.
+
+        That is so the first time for a number of rows, for numbers or outputs that are not finite and numbers above
+        `most`, about which there is something to say, and while another thread is at it.
+        """
+        if len(x) * len(params) > FEW or not isinstance(params, np.ndarray):
+            return None
+        plan, bound = self.plan(spec, len(x)), self._bound
+        if not (isinstance(bound, Bound) and bound.fits(plan, params, len(x))):
+            if bound == len(x):  # again: then it is worth being made ready for
+                with self._pool.backend.working():
+                    self._bound = Bound(self._pool.backend, plan, params, len(x))
+            else:
+                self._bound = len(x)
+            return None
+        if not self._few_at_once.acquire(blocking=False):
+            return None
+        try:
+            bound.x[...] = x
+            sound = math.isfinite(np.add.reduce(bound.x, axis=None)) and np.maximum.reduce(bound.x, axis=None) <= most
+            if not sound:
+                return None
+            with self._pool.backend.working():
+                bound.run()
+            found: NDArray[Any] = bound.out.copy()
+        finally:
+            self._few_at_once.release()
+        return found if math.isfinite(np.add.reduce(found, axis=None)) else None
 
     def outputs(self, spec: NetworkSpec, params: Array, x: Array, batch_size: int | None = None) -> Array:
         """Return the outputs for checked inputs, (n, K), where the inputs are."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmlp.backends.sparse import SparseRows
 from fastmlp.errors import DataError
@@ -19,6 +21,7 @@ FULL = 255
 """The largest byte; what pixels are divided by."""
 SEEN = 1 << 20
 """Numbers of which all are looked at for their range; of more, some rows, where at most a warning is misled."""
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _FAR = 16
 """Numbers so large are of another scale than those of a network that was trained on numbers up to 1."""
 
@@ -83,6 +86,17 @@ class InputRules(NamedTuple):
     def divisor(self) -> int:
         """What inputs are divided by; 1 where that is not settled yet."""
         return 1 if self.scale is None else self.scale.divisor
+
+    def take_as_is(self, x: Any, inputs: int) -> TypeGuard[NDArray[Any]]:
+        """Return whether rows, if they are finite, are taken as they are, with nothing to be said but of large ones."""
+        plain = type(x) is np.ndarray and x.ndim == 2 and x.dtype in _FLOATS
+        settled = self.scale is not None and self.scale.divisor == 1 and self.preprocessing is None
+        return plain and settled and len(x) > 0 and x.shape[1] == inputs
+
+    @property
+    def largest(self) -> float:
+        """The largest number about which there is nothing to say."""
+        return 1.0 if self.scale is not None and self.scale.unit else math.inf
 
     def columns(self, inputs: int) -> int:
         """Return how many columns the rows have that a network of so many inputs is given."""

@@ -144,11 +144,15 @@ class Learner:
     @quiet
     def answer(self, turn: Callable[[Array], Array], x: ArrayLike | SparseRows, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
-        rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False, later=True)
-        size = check_batch_size(batch_size)
-        outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
-        if isinstance(outputs, np.ndarray):  # elsewhere to look would be to wait
-            check_outputs(self.spec.loss, outputs, rows, self.backend, self.dtype)
+        outputs = None
+        if batch_size is None and self.rules.take_as_is(x, self.spec.units[0]):
+            outputs = self.inference.outputs_of_few(self.spec, self.state.evaluated, x, self.rules.largest)
+        if outputs is None:
+            rows = check_inputs(x, self.spec.units[0], self.backend, self.rules, may_wait=False, later=True)
+            size = check_batch_size(batch_size)
+            outputs = self.inference.outputs(self.spec, self.state.evaluated, rows, size)
+            if isinstance(outputs, np.ndarray):  # elsewhere to look would be to wait
+                check_outputs(self.spec.loss, outputs, rows, self.backend, self.dtype)
         with self.backend.placed():
             return turn(outputs)
 

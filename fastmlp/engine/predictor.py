@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.backends.foreign import host_array
+from fastmlp.engine.bound import Bound
 from fastmlp.engine.checks import check_inputs, check_outputs
 from fastmlp.engine.inputs import FULL, InputRules, in_order
 from fastmlp.errors import DataError
@@ -45,12 +46,9 @@ class Predictor:
         self._loss, self._inputs, self._dtype, self._rules = spec.loss, spec.units[0], dtype, rules
         self._as_is = rules.preprocessing is None and rules.divisor == 1
         self._backend = backend
-        session = backend.open(Plan(spec.deterministic(), 1, Precision.of(dtype)))
-        self._x, self._out = backend.zeros((1, self._inputs), dtype), backend.empty((1, spec.units[-1]), dtype)
-        self._params = backend.copy(params)
+        bound = Bound(backend, Plan(spec.deterministic(), 1, Precision.of(dtype)), backend.copy(params), 1)
+        self._bound, self._x, self._out, self._run = bound, bound.x, bound.out, bound.run
         self._no_input, self._no_output = np.zeros(self._inputs, dtype), np.zeros(spec.units[-1], dtype)
-        self._run = backend.bind_predict(session, self._params, self._x, self._out)
-        self._session = session
 
     def outputs(self, x: ArrayLike) -> Array:
         """Return the outputs of the network for one example (logits where the loss takes logits).

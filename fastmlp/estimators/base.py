@@ -399,7 +399,7 @@ class BaseMLP(Preprocessed):
 
     def _outputs(self, X: Any, turn: Callable[[Any], Any]) -> Any:
         """Return what a function makes of the outputs (n, K) for a user's X."""
-        check_is_fitted(self)
+        _ = hasattr(self, "_learner") or check_is_fitted(self)
         if isinstance(X, HostData):
             return self._outputs_of(X, turn)
         rows = self._rows(X)
