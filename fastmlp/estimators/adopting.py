@@ -44,7 +44,7 @@ def adopted(theirs: Any, backend: str | Backend) -> MLPClassifier | MLPRegressor
         several = theirs.out_activation_ == "logistic" and theirs.n_outputs_ > 1
         made._label_binarizer = LabelBinarizer().fit(np.eye(theirs.n_outputs_, dtype=int) if several else made.classes_)
     made._random_state = check_random_state(made.random_state)
-    made._begin((theirs.coefs_[0].shape[0], *(b.shape[0] for b in theirs.intercepts_)))
+    made._begin(made._spec((theirs.coefs_[0].shape[0], *(b.shape[0] for b in theirs.intercepts_))))
     learner, curves, made.temperature_ = made._learner, made._curves, 1.0
     learner.rules = learner.rules._replace(scale=InputScale(1, False))
     MLP.from_learner(learner).set_weights(
