@@ -192,8 +192,8 @@ class BaseMLP(Preprocessed):
 
     def _go_on(self, spec: NetworkSpec) -> None:
         """Train the weights that are there as the parameters now ask, which may have changed."""
-        learner = self._learner
-        spec = replace(spec, frozen=learner.spec.frozen)
+        self._go_where_asked()
+        learner, spec = self._learner, replace(spec, frozen=self._learner.spec.frozen)
         if spec.loss != learner.spec.loss:
             self.__dict__.pop("_optimizer", None)  # its rates are those for the gradients of another loss
         if spec != learner.spec:
@@ -213,7 +213,7 @@ class BaseMLP(Preprocessed):
         key = copy.deepcopy(self._random_state).randint(0, 2**62, dtype=np.int64)  # what is drawn next stays the same
         if self.initializer is not None:
             params = initial_parameters(spec, layout, dtype, int(key))
-        backend = self._backend()
+        backend = self._backend_asked()
         with backend.working():
             state = TrainState(layout, backend.copy(params), int(key))
         self._learner = Learner(spec, dtype, backend, state)

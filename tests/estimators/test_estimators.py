@@ -322,3 +322,26 @@ def test_checkpoints_of_exact_runs_are_refused(tmp_path):
     estimator = MLPClassifier(exact=True, max_iter=2, callbacks=[fastmlp.Checkpoint(tmp_path / "c.safetensors")])
     with pytest.raises(ValueError, match="checkpoint"):
         estimator.fit(X, NAMES)
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+@pytest.mark.parametrize(
+    "changed", [{"backend": "numba"}, {"backend": "numba", "n_jobs": 2}, {"backend": fastmlp.get_backend("numba")}]
+)
+def test_training_goes_on_where_it_is_asked_to(call, changed):
+    found = MLPRegressor(hidden_layer_sizes=(5,), epochs=2, warm_start=True, random_state=0, backend="numpy")
+    found.fit(X, IRIS[1])
+    getattr(found.set_params(**changed), call)(X, IRIS[1])
+    assert found.model_.backend.name == "numba"
+    assert found.model_.backend.options == ({"threads": 2} if "n_jobs" in changed else {})
+    there = found.model_.to("numpy").backend  # by hand, and no parameter asks for another one
+    getattr(found, call)(X, IRIS[1])
+    assert found.model_.backend is there
+
+
+def test_training_does_not_go_on_in_another_type():
+    found = MLPRegressor(hidden_layer_sizes=(5,), epochs=2, warm_start=True, random_state=0).fit(X, IRIS[1])
+    with pytest.raises(ValueError, match="dtype='float64', and the network that training goes on with is of float32"):
+        found.set_params(dtype="float64").fit(X, IRIS[1])
+    assert found.set_params(dtype=np.float32).fit(X, IRIS[1]).model_.dtype == np.float32
+    assert found.set_params(dtype="float64", warm_start=False).fit(X, IRIS[1]).model_.dtype == np.float64
