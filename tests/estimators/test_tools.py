@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import sklearn
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed, parallel_backend
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris, make_friedman1
 from sklearn.ensemble import AdaBoostRegressor, BaggingRegressor, StackingClassifier
@@ -189,6 +189,6 @@ def test_the_limit_of_threads_of_a_worker_is_kept(limit):
     def threads():
         return MLPClassifier(backend="numba", epochs=1).fit(X, IRIS[1]).model_.backend.threads
 
-    with parallel_config("loky", inner_max_num_threads=limit):
+    with parallel_backend("loky", inner_max_num_threads=limit):
         found = Parallel(n_jobs=2)(delayed(threads)() for _ in range(2))
     assert max(found) <= limit
