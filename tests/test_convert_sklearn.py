@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import sklearn
 from compare import assert_same_bits
 from sklearn.datasets import make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -291,7 +292,10 @@ def test_an_estimator_of_theirs_becomes_one_of_ours(kind, options):
     theirs = theirs.__class__(**{**theirs.get_params(), **options})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        theirs.fit(X, targets(kind))
+        try:
+            theirs.fit(X, targets(kind))
+        except TypeError as e:  # of 1.6 with early_stopping and names of classes
+            pytest.skip(f"scikit-learn {sklearn.__version__} itself fails here: {e}")
     found = from_sklearn(theirs, as_estimator=True, backend="numpy")
     assert type(found) is getattr(fastmlp, type(theirs).__name__)
     hold_equal_predictions(found, theirs)

@@ -10,6 +10,7 @@ from sklearn.ensemble import AdaBoostRegressor, BaggingRegressor, StackingClassi
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - makes the next one importable
 from sklearn.feature_selection import SelectFromModel
 from sklearn.inspection import permutation_importance
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -117,7 +118,8 @@ def test_weights_of_rows_are_routed_through_a_pipeline_and_a_search(kind):
     pipeline.fit(X, y, sample_weight=weights)
     np.testing.assert_array_equal(pipeline[-1].coefs_[0], alone.coefs_[0])
     grid = {f"{kind.__name__.lower()}__alpha": [1e-4, 1e-2]}
-    search = GridSearchCV(pipeline, grid, cv=3, refit=True).fit(X, y, sample_weight=weights)
+    scorer = get_scorer("accuracy" if kind is MLPClassifier else "r2").set_score_request(sample_weight=True)
+    search = GridSearchCV(pipeline, grid, cv=3, scoring=scorer).fit(X, y, sample_weight=weights)
     best = search.best_estimator_[-1]
     again = kind(**QUICK).set_params(alpha=best.alpha).fit(StandardScaler().fit_transform(X), y, sample_weight=weights)
     np.testing.assert_array_equal(best.coefs_[0], again.coefs_[0])
