@@ -7,6 +7,7 @@ import fastmlp
 from fastmlp import MLP, Callback
 from fastmlp.backends.cpu.backend import NumbaBackend
 from fastmlp.engine import loop
+from fastmlp.engine.batches import Orders
 from fastmlp.errors import NonFiniteLossError, TrainingInterrupted
 
 RNG = np.random.default_rng(0)
@@ -278,3 +279,17 @@ def test_the_norm_of_the_weights_has_the_same_bits_wherever_it_is_taken(calls, m
     assert found[0] == found[1]
     assert len(set(found[0])) == 9
     assert found[0][-1] == pytest.approx(sum(np.sum(w.astype("f8") ** 2) for w in model.get_weights()[::2]), rel=1e-14)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("training", [None, np.arange(7, 37)])
+def test_orders_of_several_epochs_are_those_of_each(shuffle, training):
+    orders = Orders(5, 30, shuffle, np.asarray, training)
+    begins = range(3, 12, 4)
+    np.testing.assert_array_equal(orders.of_epochs(begins), [orders.of_epoch(step).host for step in begins])
+
+
+def test_a_function_of_ones_own_goes_on_epoch_by_epoch(calls):
+    fastmlp.register_activation("cube", lambda z: (z**3, 3 * z**2))
+    MLP((6, 8, 3), activation="cube", seed=3, backend="numba").fit(X, Y, epochs=3, verbose=0)
+    assert calls == []

@@ -73,7 +73,7 @@ class Session:
     """
 
     call_seconds: ClassVar[float] = math.inf
-    takes_epochs: ClassVar[bool] = False
+    takes_epochs = False
 
     def __init__(self, backend: Operations, plan: Plan) -> None:
         self.backend, self.plan = backend, plan

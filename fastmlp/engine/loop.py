@@ -39,7 +39,8 @@ CALL_SECONDS = 0.2
 AT_ONCE_SECONDS, MOST_AT_ONCE = 0.01, 64
 """How long epochs are trained at once, and how many at most: so long is lost where something ends the run before."""
 SHORT_EPOCH = 1 << 27
-"""Rows times parameters of an epoch that is short enough to be taken without a look at Ctrl-C: a few milliseconds."""
+"""Rows times parameters of an epoch that is taken without a look at Ctrl-C: six times as many operations are less than
+`CALL_SECONDS` on a slow core too."""
 
 
 class Callback:

@@ -56,4 +56,5 @@ def adopted(theirs: Any, backend: str | Backend) -> MLPClassifier | MLPRegressor
     curves.best_loss = min(curves.losses, default=curves.best_loss)
     curves.best_score = max(curves.scores or [], default=curves.best_score)
     made.n_iter_, made.t_ = theirs.n_iter_, curves.samples
-    return made  # type: ignore[no-any-return]
+    adopted: MLPClassifier | MLPRegressor = made
+    return adopted

@@ -369,9 +369,7 @@ class BaseMLP(Preprocessed):
 
     def _penalty(self, run: Training) -> float:
         """Return ``alpha / 2 ||W||^2``, of the weights that train."""
-        if not self.alpha:
-            return 0.0
-        return 0.5 * self.alpha * run.squared_norm()
+        return 0.5 * self.alpha * run.squared_norm() if self.alpha else 0.0
 
     def _tell(self, incremental: bool, epochs: int) -> None:
         """Set the attributes that end with an underscore, and warn where training came to its last epoch."""
@@ -399,7 +397,8 @@ class BaseMLP(Preprocessed):
 
     def _outputs(self, X: Any, turn: Callable[[Any], Any]) -> Any:
         """Return what a function makes of the outputs (n, K) for a user's X."""
-        _ = hasattr(self, "_learner") or check_is_fitted(self)
+        if not hasattr(self, "_learner"):  # a look that takes no time
+            check_is_fitted(self)
         if isinstance(X, HostData):
             return self._outputs_of(X, turn)
         rows = self._rows(X)

@@ -118,13 +118,10 @@ class ScikitLearnRun(Callback):
     ) -> None:
         self.curves, self._rules, self._rows = curves, rules, rows
         self._epoch_loss, self._score = epoch_loss, score
+        # an epoch is scored, or has a rate that what came before it decides
+        self.sees_model = score is not None or rules.learning_rate != "constant"
         self._best: dict[str, Any] = {}
         self.history = History()
-
-    @property
-    def sees_model(self) -> bool:  # type: ignore[override]
-        """Whether an epoch is scored, or has a rate that what came before it decides."""
-        return self._score is not None or self._rules.learning_rate != "constant"
 
     def on_train_begin(self, run: Training) -> None:
         self.curves.epochs, self.curves.stopped = 0, False

@@ -2,13 +2,10 @@
 
 import importlib
 import inspect
-import warnings
-from unittest import SkipTest
 
 import numpy as np
 import pytest
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.estimator_checks import estimator_checks_generator
+from estimator_checks import hold_the_checks
 
 import fastmlp
 
@@ -30,20 +27,6 @@ def test_any_estimator_on_cupy(name):
     options = {"hidden_layer_sizes": 10, "max_iter": 8, "learning_rate_init": 0.1}
     backend = fastmlp.get_backend("cupy", way="eager")
     hold_the_checks(getattr(fastmlp, name)(backend=backend, dtype="float64", **options))
-
-
-def hold_the_checks(estimator):
-    passed = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        for checked, check in estimator_checks_generator(estimator):
-            try:
-                check(checked)
-                passed += 1
-            except (pytest.skip.Exception, SkipTest):  # what needs pandas or an array library
-                pass
-    assert passed >= 50
 
 
 PRIVATE = {

@@ -33,10 +33,9 @@ CHUNK_BYTES = 512 * 1024
 class NumbaSession(Session):
     """A session whose memory is laid out for compiled calls; that of composed operations is there when it is needed."""
 
-    takes_epochs = True
-
     def __init__(self, backend: Backend, plan: Plan, most_now: Callable[[], int], forms: Forms) -> None:
         super().__init__(backend, plan)
+        self.takes_epochs = plan.compiled
         most = most_now()
         self.chosen = Choices(plan, self.chunk, most, forms)
         self._most, self._most_now = most, most_now
