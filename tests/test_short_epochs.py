@@ -293,3 +293,12 @@ def test_a_function_of_ones_own_goes_on_epoch_by_epoch(calls):
     fastmlp.register_activation("cube", lambda z: (z**3, 3 * z**2))
     MLP((6, 8, 3), activation="cube", seed=3, backend="numba").fit(X, Y, epochs=3, verbose=0)
     assert calls == []
+
+
+@pytest.mark.parametrize("rate", ["constant", "invscaling", "adaptive"])
+def test_an_estimators_rate_that_follows_the_epochs_is_that_of_each(calls, rate):
+    asked = {"solver": "sgd", "learning_rate": rate, "max_iter": 4, "epochs": 4, "random_state": 0}
+    found = fastmlp.MLPClassifier((8,), backend="numba", **asked).fit(X, Y)
+    assert calls == ([1, 3] if rate == "constant" else [])
+    same = fastmlp.MLPClassifier((8,), backend="numpy", **asked).fit(X, Y)
+    assert found.history_.history["learning_rate"] == same.history_.history["learning_rate"]
