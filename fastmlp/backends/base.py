@@ -327,19 +327,18 @@ class Backend(Operations):
         spec = session.plan.spec
         a = views.x
         if spec.dropout[0]:
-            scratch = session.buffer("input dropout", session.x.shape, session.plan.precision.products)[: len(a)]
-            self.dropout(a, None, spec.dropout[0], key, step, 0, scratch)
+            room = session.buffer("input dropout", session.x.shape, session.plan.precision.products)[: len(a)]
+            self.dropout(a, None, spec.dropout[0], key, step, 0, room)
         for layer, (w, b) in enumerate(layers):
-            z, slope = views.z[layer], views.slopes[layer]
-            self.dense_forward(a, w, b, z)
+            z, slope, scratch = views.z[layer], views.slopes[layer], views.scratch[layer]
             if look is not None:
+                self.dense_forward(a, w, b, z)
                 look(layer, "pre-activations")
-            if slope is not None or not get_activation(spec.activations[layer]).is_identity:
-                self.activate(spec.activations[layer], z, slope, views.scratch[layer])
+            self.dense_activate(spec.activations[layer], a, w, b, z, slope, scratch)
             if look is not None:
                 look(layer, "activations")
             if layer + 1 < spec.layers and spec.dropout[layer + 1]:
-                self.dropout(z, slope, spec.dropout[layer + 1], key, step, layer + 1, views.scratch[layer][0])
+                self.dropout(z, slope, spec.dropout[layer + 1], key, step, layer + 1, scratch[0])
             a = z
 
     def _losses(

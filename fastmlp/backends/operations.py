@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fastmlp.backends.foreign import lies_on_gpu
 from fastmlp.backends.registry import restored_backend
 from fastmlp.errors import DataError
+from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -163,6 +164,14 @@ class Operations(ABC):
     @abstractmethod
     def activate(self, activation: str, z: Array, slope: Array | None, scratch: tuple[Array, Array]) -> None:
         """Z becomes f(z); slope, where it is given, becomes f'(z); all (N, O)."""
+
+    def dense_activate(
+        self, activation: str, x: Array, w: Array, b: Array, z: Array, slope: Array | None, scratch: tuple[Array, Array]
+    ) -> None:
+        """`dense_forward` into z, then `activate`, where there is anything to do; in as few passes as there can be."""
+        self.dense_forward(x, w, b, z)
+        if slope is not None or not get_activation(activation).is_identity:
+            self.activate(activation, z, slope, scratch)
 
     @abstractmethod
     def activation_backward(self, activation: str, a: Array, slope: Array | None, d: Array, scratch: Array) -> None:

@@ -18,31 +18,47 @@ enum Chunk : int { START, STOP, IS_WEIGHT, SLABS, BEHIND, SLAB_STRIDE, CHUNK_NUM
 
 constexpr int THREADS = 256;
 
-// One step of a parameter.  mean: of gradients, or the momentum; square: the mean of their squares; null for none.
+// One step of a parameter.  mean: of gradients, or the momentum; square: the mean of their squares.
 template <typename T>
-__device__ __forceinline__ T updated(int optimizer, T p, T g, T* mean, T* square, const double* rule,
+__device__ __forceinline__ T updated(int optimizer, T p, T g, bool has_mean, T& mean, T& square, const double* rule,
                                      const double* scalars) {
   T rate = T(scalars[RATE]), mean_decay = T(rule[MEAN_DECAY]);
   switch (optimizer) {
     case SGD: {
-      if (mean == nullptr) return p - g * rate;
-      T m = *mean = *mean * mean_decay + g;
-      return p - (rule[NESTEROV] != 0 ? m * mean_decay + g : m) * rate;
+      if (!has_mean) return p - g * rate;
+      mean = mean * mean_decay + g;
+      return p - (rule[NESTEROV] != 0 ? mean * mean_decay + g : mean) * rate;
     }
     case RMSPROP: {
-      T v = *square = *square * T(rule[SQUARE_DECAY]) + g * g * T(1 - rule[SQUARE_DECAY]);
-      T step = g / (sqrt(v) + T(rule[EPSILON]));
-      if (mean == nullptr) return p - step * rate;
-      T m = *mean = *mean * mean_decay + step;
-      return p - m * rate;
+      square = square * T(rule[SQUARE_DECAY]) + g * g * T(1 - rule[SQUARE_DECAY]);
+      T step = g / (sqrt(square) + T(rule[EPSILON]));
+      if (!has_mean) return p - step * rate;
+      mean = mean * mean_decay + step;
+      return p - mean * rate;
     }
     default: {  // ADAM, ADAMW
-      T m = *mean = *mean * mean_decay + g * T(1 - rule[MEAN_DECAY]);
-      T v = *square = *square * T(rule[SQUARE_DECAY]) + g * g * T(1 - rule[SQUARE_DECAY]);
-      T root = sqrt(v) * T(scalars[CORRECTION2]) + T(rule[EPSILON]);
-      return p - m / root * T(scalars[RATE] * scalars[CORRECTION1]);
+      mean = mean * mean_decay + g * T(1 - rule[MEAN_DECAY]);
+      square = square * T(rule[SQUARE_DECAY]) + g * g * T(1 - rule[SQUARE_DECAY]);
+      T root = sqrt(square) * T(scalars[CORRECTION2]) + T(rule[EPSILON]);
+      return p - mean / root * T(scalars[RATE] * scalars[CORRECTION1]);
     }
   }
+}
+
+// Of one array, null for none: what a thread holds of it, THREADS apart from `first` on and as far as `stop`.
+constexpr int HELD = 4;
+
+template <typename T>
+__device__ __forceinline__ void load_held(T (&held)[HELD], const T* from, long long first, long long stop) {
+#pragma unroll
+  for (int j = 0; j < HELD; ++j) held[j] = from != nullptr && first + j * THREADS < stop ? from[first + j * THREADS] : T(0);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_held(T* to, const T (&held)[HELD], long long first, long long stop) {
+#pragma unroll
+  for (int j = 0; j < HELD; ++j)
+    if (to != nullptr && first + j * THREADS < stop) to[first + j * THREADS] = held[j];
 }
 
 template <typename T>
@@ -96,14 +112,32 @@ update_parameters(int optimizer, const long long* __restrict__ chunks, T* __rest
   bool is_weight = chunk[IS_WEIGHT];
   T l2 = is_weight ? T(rule[L2]) * T(scalars[L2_SHARE]) : T(0);
   T kept = is_weight ? T(1 - scalars[RATE] * rule[WEIGHT_DECAY]) : T(1);
-  for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
-    T p = params[i], g = gradient_at(grads, chunk, i);
-    if (l2 != 0) g += l2 * p;
-    if (clip != 1) g *= clip;
-    p = updated(optimizer, p * kept, g, mean == nullptr ? nullptr : mean + i, square == nullptr ? nullptr : square + i,
-                rule, scalars);
-    params[i] = p;
-    if (average != nullptr) average[i] += (p - average[i]) * T(1 - scalars[AVERAGE_DECAY]);
+  const T* grads_here = grads + chunk[BEHIND];
+  long long stop = chunk[STOP], slabs = chunk[SLABS], slab_stride = chunk[SLAB_STRIDE];
+  for (long long first = chunk[START] + threadIdx.x; first < stop; first += HELD * THREADS) {
+    T p[HELD], g[HELD], m[HELD], v[HELD], a[HELD];  // all on their way at once: a small network waits for memory once
+    load_held(p, params, first, stop);
+    load_held(g, grads_here, first, stop);
+    load_held(m, mean, first, stop);
+    load_held(v, square, first, stop);
+    load_held(a, average, first, stop);
+    for (long long s = 1; s < slabs; ++s) {
+      T more[HELD];
+      load_held(more, grads_here + s * slab_stride, first, stop);
+#pragma unroll
+      for (int j = 0; j < HELD; ++j) g[j] += more[j];
+    }
+#pragma unroll
+    for (int j = 0; j < HELD; ++j) {
+      if (l2 != 0) g[j] += l2 * p[j];
+      if (clip != 1) g[j] *= clip;
+      p[j] = updated(optimizer, p[j] * kept, g[j], mean != nullptr, m[j], v[j], rule, scalars);
+      a[j] += (p[j] - a[j]) * T(1 - scalars[AVERAGE_DECAY]);
+    }
+    store_held(params, p, first, stop);
+    store_held(mean, m, first, stop);
+    store_held(square, v, first, stop);
+    store_held(average, a, first, stop);
   }
 }
 
@@ -112,9 +146,12 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS)
 update(int optimizer, T* __restrict__ p, const T* __restrict__ g, T* __restrict__ mean, T* __restrict__ square,
        double kept, const double* __restrict__ rule, const double* __restrict__ scalars, long long n) {
-  for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < n; i += gridDim.x * (long long)THREADS)
-    p[i] = updated(optimizer, p[i] * T(kept), g[i], mean == nullptr ? nullptr : mean + i,
-                   square == nullptr ? nullptr : square + i, rule, scalars);
+  for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < n; i += gridDim.x * (long long)THREADS) {
+    T m = mean == nullptr ? T(0) : mean[i], v = square == nullptr ? T(0) : square[i];
+    p[i] = updated(optimizer, p[i] * T(kept), g[i], mean != nullptr, m, v, rule, scalars);
+    if (mean != nullptr) mean[i] = m;
+    if (square != nullptr) square[i] = v;
+  }
 }
 
 // Each column of w (i, o) is scaled down to the 2-norm `limit` where its own is longer.  Threads (32, 8), a block for

@@ -1,19 +1,19 @@
 // The three matrix products of a layer, each with what follows it: in place of cuBLAS and layers.cu in captured steps.
 //
-// While a stream is captured CuPy refuses to call cuBLAS; and in small steps its launches cost more than its speed gains.
+// In small steps a launch of cuBLAS and one after it cost more than its speed gains.
 //
 //   forward          z (n, o) = x (n, i) w (i, o);        then + bias, activation, slope, dropout
 //   input gradient   dx (n, i) = dz (n, o) w' (o, i);     then times the slope of the layer below
 //   weight gradient  dw (i, o) = x' (i, n) dz (n, o);     and db (o), the sums of the columns of dz
 //
 // One scheme serves all: a block computes a TILE x TILE part of C (M, N) = A (M, K) B (K, N).  Its 256 threads are
-// SLICES groups, and in each round group s multiplies the s-th of SLICES panels of DEPTH rows along K, so that few tiles
-// of a long product still keep a whole block busy; in the end the groups' sums are added in order.  While a round is
-// computed from shared memory, the next one's numbers are on their way into registers.
+// SLICES groups, and in each round group s multiplies the s-th of SLICES panels of DEPTH bytes along K, so that few
+// tiles of a long product still keep a whole block busy; in the end the groups' sums are added in order.  While a round
+// is computed from shared memory, the next one's numbers are on their way into registers.
 //
-//   TILE 16, 8 slices   a thread computes 4 x 2 numbers   few tiles: 32 x 64 x 784
-//   TILE 32, 4 slices                     4 x 4
-//   TILE 64, 1 slice                      4 x 4           many tiles
+//   TILE 16, 16 slices   a thread computes 4 x 4 numbers   few tiles: 32 x 64 x 784
+//   TILE 32, 8 slices                      8 x 4
+//   TILE 64, 2 slices                      8 x 4           many tiles
 #include "common.cuh"
 #include "philox.cuh"
 #include "activations.cuh"
@@ -21,13 +21,15 @@
 
 constexpr int THREADS = 256;
 
-// Of a panel: 64 bytes, so that no configuration takes more than 32 KiB of shared memory.
-template <typename T> constexpr int DEPTH = 64 / int(sizeof(T));
-
+// What a thread computes of a tile takes ROWS + COLUMNS numbers from shared memory for ROWS x COLUMNS products.  Shared
+// memory gives a warp 32 numbers a cycle, while four warps multiply: 8 x 4 wait for it a third of the time, 4 x 2 two
+// thirds.  (8 x 8 were no faster on an NVIDIA H100: one block, not two, fits its registers.)
 template <int TILE> struct Shape;
-template <> struct Shape<16> { static constexpr int SLICES = 8, ROWS = 4, COLUMNS = 2; };
-template <> struct Shape<32> { static constexpr int SLICES = 4, ROWS = 4, COLUMNS = 4; };
-template <> struct Shape<64> { static constexpr int SLICES = 1, ROWS = 4, COLUMNS = 4; };
+template <> struct Shape<16> { static constexpr int SLICES = 16, ROWS = 4, COLUMNS = 4, DEPTH = 32; };
+template <> struct Shape<32> { static constexpr int SLICES = 8, ROWS = 8, COLUMNS = 4, DEPTH = 32; };
+template <> struct Shape<64> { static constexpr int SLICES = 2, ROWS = 8, COLUMNS = 4, DEPTH = 64; };
+
+template <typename T, int TILE> constexpr int DEPTH = Shape<TILE>::DEPTH / int(sizeof(T));
 
 // A round's part of an operand: STEPS steps along K of TILE rows of A (or columns of B), held as [k][row].  Each thread
 // carries EACH of its numbers from memory into registers, and from there to shared memory.  ALONG_K: neighbours in
@@ -38,7 +40,7 @@ template <> struct Shape<64> { static constexpr int SLICES = 1, ROWS = 4, COLUMN
 // neighbouring threads read one row, so that their stores to shared memory meet in few banks.
 // Else: one number at a time, neighbouring threads at neighbouring addresses.
 template <typename T, int TILE, bool ALONG_K> struct Panel {
-  static constexpr int STEPS = Shape<TILE>::SLICES * DEPTH<T>, EACH = STEPS * TILE / THREADS;
+  static constexpr int STEPS = Shape<TILE>::SLICES * DEPTH<T, TILE>, EACH = STEPS * TILE / THREADS;
   static constexpr int WIDTH = TILE + 4;  // neighbours along K lie in other banks of shared memory
   static constexpr int VECTOR = 16 / int(sizeof(T)), VECTORS = EACH / VECTOR, TOGETHER = 4;
   static constexpr int CONTIGUOUS = ALONG_K ? STEPS : TILE;
@@ -100,11 +102,13 @@ template <typename T, int TILE, bool ALONG_K> struct Panel {
   }
 };
 
+// PART: rows whose sums are written at a time, so that they take no more room than the panels.
 template <typename T, int TILE> union __align__(16) Shared {
+  static constexpr int PART = 16;
   struct {
     T a[Panel<T, TILE, true>::STEPS][TILE + 4], b[Panel<T, TILE, true>::STEPS][TILE + 4];
   } panels;
-  T sums[Shape<TILE>::SLICES][TILE][TILE];
+  T sums[Shape<TILE>::SLICES][PART][TILE];
 };
 
 // C's tile at (row0, column0), its sums over K from k_begin to k_end; `finish(row, column, value)` is called once for
@@ -119,9 +123,10 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
   using S = Shape<TILE>;
   using A = Panel<T, TILE, A_ALONG_K>;
   using B = Panel<T, TILE, B_ALONG_K>;
-  constexpr int STEPS = A::STEPS;
+  constexpr int STEPS = A::STEPS, PART = Shared<T, TILE>::PART;
   constexpr int GROUP = THREADS / S::SLICES, ACROSS = TILE / S::COLUMNS;
   static_assert(GROUP * S::ROWS * S::COLUMNS == TILE * TILE, "each element has one thread of each slice");
+  static_assert(PART % S::ROWS == 0, "the rows of a thread are written together");
   __shared__ Shared<T, TILE> shared;
 
   int slice = int(threadIdx.x) / GROUP, member = int(threadIdx.x) % GROUP;
@@ -151,7 +156,7 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
       of_b.read(next_b, b_at, b_stride, columns_left, k_left - STEPS);
     }
 #pragma unroll 4
-    for (int k = slice * DEPTH<T>; k < (slice + 1) * DEPTH<T>; ++k) {
+    for (int k = slice * DEPTH<T, TILE>; k < (slice + 1) * DEPTH<T, TILE>; ++k) {
       T left[S::ROWS], right[S::COLUMNS];
 #pragma unroll
       for (int i = 0; i < S::ROWS; ++i) left[i] = shared.panels.a[k][row + i];
@@ -167,17 +172,23 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
   }
   if (sums_columns && column0 + threadIdx.x < n) column_sums[column0 + threadIdx.x] = column_sum;
 
-  __syncthreads();  // the last round has been computed, and its memory is free
+#pragma unroll 1
+  for (int part = 0; part < TILE; part += PART) {
+    __syncthreads();  // the last round has been computed, or the part before read, and its memory is free
+    if (row >= part && row < part + PART) {
 #pragma unroll
-  for (int i = 0; i < S::ROWS; ++i)
+      for (int i = 0; i < S::ROWS; ++i)
 #pragma unroll
-    for (int j = 0; j < S::COLUMNS; ++j) shared.sums[slice][row + i][column + j] = c[i][j];
-  __syncthreads();
+        for (int j = 0; j < S::COLUMNS; ++j) shared.sums[slice][row - part + i][column + j] = c[i][j];
+    }
+    __syncthreads();
 #pragma unroll 1  // what follows is long, and once is enough
-  for (int e = threadIdx.x; e < TILE * TILE; e += THREADS) {
-    T sum = shared.sums[0][e / TILE][e % TILE];
-    for (int s = 1; s < S::SLICES; ++s) sum += shared.sums[s][e / TILE][e % TILE];
-    finish(row0 + e / TILE, column0 + e % TILE, sum);
+    for (int e = threadIdx.x; e < PART * TILE; e += THREADS) {
+      int at = e / TILE, across = e % TILE;
+      T sum = shared.sums[0][at][across];
+      for (int s = 1; s < S::SLICES; ++s) sum += shared.sums[s][at][across];
+      finish(row0 + part + at, column0 + across, sum);
+    }
   }
 }
 

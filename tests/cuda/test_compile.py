@@ -13,7 +13,7 @@ from fastmlp.formulas.optimizers import OPTIMIZERS
 
 REGISTERS = {"float": 80, "double": 128}
 """A thread, at most.  Blocks have 256 threads and a multiprocessor 65,536 registers: three and two blocks fit."""
-PRODUCT_REGISTERS = {"float": 120, "double": 152}
+PRODUCT_REGISTERS = {"float": 128, "double": 184}
 """Of products, which hold what they multiply in registers: two blocks fit, and one."""
 
 # the oldest, which has the fewest instructions, in every run; all of them with --whole-ladder

@@ -10,9 +10,11 @@ from itertools import pairwise
 import cupy_double
 import numpy as np
 import pytest
+from compare import assert_close, normal
 from emulator import Traffic, needs_emulator
 from scenarios import Scenario
 
+import fastmlp
 from fastmlp.backends.cuda import backend as cupy_backend
 from fastmlp.backends.cuda import products as cupy_products
 from fastmlp.backends.cuda.choice import make_step
@@ -75,6 +77,18 @@ def test_a_captured_step_of_three_layers_is_twelve_launches():
 )
 def test_what_clipping_max_norm_and_average_add(changes, more):
     assert sorted(names(replace(THREE_LAYERS, **changes))) == sorted(names(THREE_LAYERS) + more)
+
+
+def test_a_layer_of_a_prediction_is_a_product_and_one_launch():
+    network = {"activation": ("tanh", "relu", "sigmoid"), "loss": "mse"}
+    model = fastmlp.MLP((12, 8, 7, 3), backend=cupy_backend.CupyBackend(), seed=0, **network)
+    x = normal((5, 12), "float32", 1)
+    model.predict(x)
+    cupy_double.launches.clear()
+    found = model.predict(x)
+    assert [name for name, _ in cupy_double.launches if name.startswith("bias")] == ["bias_activation<float>"] * 3
+    assert not [name for name, _ in cupy_double.launches if name.startswith("activation")]
+    assert_close(found, fastmlp.MLP((12, 8, 7, 3), backend="numpy", seed=0, **network).predict(x), k=100)
 
 
 @pytest.mark.parametrize(("steps", "nodes"), [(1, 9), (16, 1 + 16 * 8)])

@@ -10,9 +10,8 @@ from emulator import EmulatorError, module, needs_emulator
 from fastmlp.backends.cuda import backend as cupy_backend
 from fastmlp.backends.cuda import sources
 from fastmlp.backends.cuda.kernels import gradient_slabs
-from fastmlp.backends.cuda.products import SLABS, OwnProducts, choose_tile, weight_slabs
+from fastmlp.backends.cuda.products import SLABS, TILES, OwnProducts, choose_tile, weight_slabs
 
-TILES = (16, 32, 64)
 # (n, i, o): single numbers, one less and one more than tiles and panels, long sums
 SIZES = ((1, 1, 1), (16, 128, 16), (17, 129, 31), (5, 300, 3), (65, 63, 66), (2, 3, 70), (33, 1, 17), (66, 12, 68))
 # all read wide

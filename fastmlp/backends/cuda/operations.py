@@ -210,6 +210,15 @@ class CupyOperations(Backend):
         else:
             self._on_host(activation, get_activation(activation).function, (z, slope), (z, slope), scratch)
 
+    def dense_activate(
+        self, activation: str, x: Array, w: Array, b: Array, z: Array, slope: Array | None, scratch: tuple[Array, Array]
+    ) -> None:
+        if not get_activation(activation).compiled:
+            super().dense_activate(activation, x, w, b, z, slope, scratch)
+            return
+        self._blas.forward(self._dense(x), self._dense(w), z)
+        self._bias_activation(activation, self._dense(b), z, slope)
+
     def _bias_activation(self, activation: str, b: Array | None, z: Array, slope: Array | None) -> None:
         n, o = z.shape
         code = sources.code_of("activation", activation)

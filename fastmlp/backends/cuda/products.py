@@ -26,29 +26,30 @@ SLABS = 8
 """Parts, at most, that the rows of a weight gradient are cut into; the optimizer adds them in order."""
 _ROWS_A_SLAB = 256
 _BLOCKS_A_MULTIPROCESSOR = 2
-# How much of its multiprocessor's arithmetic a block of each configuration uses, relative to that of 64: by the times
-# of products of 4096 x 1024 x 1024 on an NVIDIA H200 (`benchmarks/gpu_day.py`, stage "products").
-_EFFICIENCY = {16: 0.55, 32: 0.86, 64: 1.0}
+TILES = (16, 32, 64)
+# How much of its multiprocessor's arithmetic each tile uses, relative to the largest, and a block that has it to itself
+# beside one of several, by times of products on an NVIDIA H100 (`benchmarks/gpu_day.py`, stage "products").
+_EFFICIENCY = {16: 0.41, 32: 0.76, 64: 1.0}
+_ALONE = 1.2
 _LARGEST_GRID = 65535
 
 
 def choose_tile(m: int, n: int, k: int, multiprocessors: int, *, slabs: bool = False) -> int:
-    """Return the side of the tiles in which a product (m, k) (k, n) is computed: 16, 32 or 64.
+    """Return the side of the tiles in which a product (m, k) (k, n) is computed, one of `TILES`.
 
-    A block computes one tile, and the blocks that a device holds at once run in waves; the tile is the one whose waves
-    take the least time.  Small tiles fill the device with few rows and columns, large ones load each number less often.
-    Where the sum may be cut into slabs, as in weight gradients, there are as many blocks more.
+    A block computes one tile; the tile is the one whose busiest multiprocessor is done first.  Small tiles fill the
+    device with few rows and columns, large ones load each number less often.  Where the sum may be cut into slabs, as
+    in weight gradients, there are as many blocks more.
     """
 
     def time(tile: int) -> float:
         parts = weight_slabs(m, n, k, tile, multiprocessors) if slabs else 1
-        blocks = -(-m // tile) * -(-n // tile) * parts
-        waves = -(-blocks // (multiprocessors * _BLOCKS_A_MULTIPROCESSOR))
-        return waves * tile * tile * -(-k // parts) / _EFFICIENCY[tile]
+        busiest = -(-(-(-m // tile) * -(-n // tile) * parts) // multiprocessors)
+        return max(busiest, _ALONE) * tile * tile * -(-k // parts) / _EFFICIENCY[tile]
 
-    fitting = [tile for tile in _EFFICIENCY if -(-n // tile) <= _LARGEST_GRID]
+    fitting = [tile for tile in TILES if -(-n // tile) <= _LARGEST_GRID]
     if not fitting:
-        raise ValueError(f"a layer of {n} units is wider than CUDA's grids allow, {_LARGEST_GRID * max(_EFFICIENCY)}")
+        raise ValueError(f"a layer of {n} units is wider than CUDA's grids allow, {_LARGEST_GRID * max(TILES)}")
     return min(fitting, key=time)
 
 
@@ -93,6 +94,14 @@ class StepProducts(Protocol):
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         """Return in how many slabs the gradients of weights and of biases are left."""
 
+    def alone(self, fan_in: int, fan_out: int) -> bool:
+        """Return whether a layer's products should have the device to themselves.
+
+        cuBLAS cuts a product into about as many blocks as there are multiprocessors.  Where something else is at work
+        as they start, several fall to one, and the product takes as many times as long: on an NVIDIA H100 82
+        microseconds for 32 beside the gathering of a batch, 110 for 40 beside another weight gradient.
+        """
+
     def forward(
         self,
         x: Array,
@@ -117,13 +126,16 @@ class StepProducts(Protocol):
 
 
 class _Products:
-    """What products have that need no memory of a step's."""
+    """What products have that need no memory of a step's, nor the whole of a device."""
 
     def workspaces(self, plan: Plan) -> int:
         return 0
 
     def bind(self, places: list[tuple[Any, Array]]) -> None:
         assert not places
+
+    def alone(self, fan_in: int, fan_out: int) -> bool:
+        return False
 
 
 class OwnProducts(_Products):
@@ -214,6 +226,9 @@ class BlasProducts(_Products):
     def through(self, operations: CupyOperations) -> BlasProducts:
         return BlasProducts(operations, self._multiprocessors)
 
+    def alone(self, fan_in: int, fan_out: int) -> bool:
+        return True
+
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         return 1, gradient_slabs(rows, fan_out, self._multiprocessors)
 
@@ -254,12 +269,12 @@ class BlasProducts(_Products):
         self._operations._launch("layers.cu", "column_sums<{real}>", dz.dtype, column_grid(o, slabs[1]), args)
 
 
-WORTH = {"float32": 1.3e6, "float64": 5e4}
+WORTH = {"float32": 2e6, "float64": 5e4}
 """Multiply-adds of a product for each multiprocessor, from which cuBLAS gains more than a launch of its own costs.
 
-Measured on an NVIDIA H200 (`benchmarks/gpu_day.py`, stage "products"): all three products of a layer together take 43
-microseconds by own kernels and 48 by cuBLAS at 1.0e6 (512 x 512 x 512, float32), 72 and 67 at 1.6e6.  In float64, where
-cuBLAS has tensor cores there, the two are alike from 1e4 to 2e4, and cuBLAS takes 0.75 of the time at 1.3e5.
+Measured on an NVIDIA H100 (`benchmarks/gpu_day.py`, stage "products"): all three products of a layer together take 62
+microseconds by own kernels and 67 by cuBLAS at 1.6e6 (512 x 784 x 512, float32), 113 and 95 at 3.1e6.  In float64,
+where cuBLAS has tensor cores there, the two are alike from 1e4 to 2e4, and cuBLAS takes 0.75 of the time at 1.3e5.
 """
 
 
@@ -298,6 +313,9 @@ class CapturedProducts:
 
     def slabs(self, rows: int, fan_in: int, fan_out: int) -> tuple[int, int]:
         return self._of_batch(rows, fan_in, fan_out).slabs(rows, fan_in, fan_out)
+
+    def alone(self, fan_in: int, fan_out: int) -> bool:
+        return self._of(fan_in, fan_out).alone(fan_in, fan_out)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ steps, and reads their report: one synchronisation a call.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ class TrainingStep:
         own_data, params, moments, average, key = self.source
         same = own_data.x is data.x and own_data.y is data.y and own_data.weights is data.weights
         same &= params is state.params and average is state.average and key == state.key
-        return same and len(moments) == len(state.moments) and all(map(_is, moments, state.moments))
+        return same and len(moments) == len(state.moments) and all(map(operator.is_, moments, state.moments))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -263,12 +264,7 @@ class TrainingStep:
         def queue() -> None:
             self._gather(0, rows, self._views(rows, 0))
             for index in range(steps):
-                views = self._views(rows, index)
-                if index + 1 < steps:  # the next batch is on its way meanwhile, into the other place
-                    with self._ahead.beside():
-                        self._gather(index + 1, rows, self._views(rows, index + 1))
-                self._learn(index, rows, views)
-                self._ahead.join()
+                self._learn(index, rows, self._views(rows, index), more=index + 1 < steps)
             self._advance(steps)
 
         return captured(self._stream, queue, self._operations.cuda_errors)
@@ -323,14 +319,18 @@ class TrainingStep:
         self._gather(index, n, views)
         self._learn(index, n, views)
 
-    def _learn(self, index: int, n: int, views: dict[str, Array]) -> None:
-        """Queue what follows the gathering of the batch."""
+    def _learn(self, index: int, n: int, views: dict[str, Array], *, more: bool = False) -> None:
+        """Queue what follows the gathering of the batch, and the gathering of the next, where there is one `more`."""
         layers = self._plan.layout.views(self._params)
         self._forward(index, views, layers)
+        if more:  # into the other place; beside the small kernels of the loss, since large products want to be alone
+            with self._ahead.beside():
+                self._gather(index + 1, n, self._views(n, index + 1))
         self._loss(index, n, views)
         self._backward(views, layers)
         self._side.join()
         self._apply_gradients(index, layers)
+        self._ahead.join()
 
     def _views(self, n: int, index: int = 0) -> dict[str, Array]:
         """Return what has a row for each row of a batch; that of every second step of a graph has another place."""
@@ -384,15 +384,19 @@ class TrainingStep:
 
     def _backward(self, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
         spec = self._plan.spec
-        top, grads = spec.layers - 1, self.memory["grads"]
+        top, grads, beside = spec.layers - 1, self.memory["grads"], False
         self._output_slope(views)
         for layer in range(top, spec.lowest_trainable - 1, -1):
             dz = views[f"dz{layer}"]
             below = views[f"z{layer - 1}"] if layer else views["x"]
             more, place = layer > spec.lowest_trainable, self.gradients[layer]
+            alone = self._products.alone(*layers[layer][0].shape)
+            if alone and beside:
+                self._side.join()
+            beside = more and not alone
             if place is not None:
                 dw, db = grads[place.weights : place.stop], grads[place.biases : place.stop]
-                with self._side.beside() if more else contextlib.nullcontext():
+                with self._side.beside() if beside else contextlib.nullcontext():
                     self._products.weight_gradient(below, dz, dw, db, place.stride, place.slabs)
             if more:
                 slope, activation = views.get(f"slope{layer - 1}"), spec.activations[layer - 1]
@@ -442,7 +446,3 @@ def _counting(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[int, ...
     """Return which arguments of a launch are the number of the step: in two steps they alone differ."""
     pairs = enumerate(zip(first, second, strict=True))
     return tuple(place for place, (a, b) in pairs if isinstance(a, np.int32) and a != b)
-
-
-def _is(a: object, b: object) -> bool:
-    return a is b
