@@ -32,7 +32,7 @@ BEYOND = 'extern "C" __global__ void beyond(float* x) { x[threadIdx.x + 1024] = 
 
 def apart(arena: Arena, cupy: Any) -> dict[str, Any]:
     """Return the arrays of an arena as allocations of their own: an access beyond one is then none within another."""
-    return {name: cupy.empty(shape, dtype) for name, (shape, dtype) in arena._parts.items()}
+    return {name: cupy.empty(shape, dtype) for name, (shape, dtype) in arena.parts.items()}
 
 
 def main(which: str) -> None:

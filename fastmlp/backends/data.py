@@ -30,11 +30,14 @@ class DeviceData:
         Targets.
     weights : (n,) or None
         Row weights; None means 1 each.
+    changes : bool
+        Whether the same arrays hold other rows at each call.
     """
 
     x: Array
     y: Array
     weights: Array | None
+    changes: bool = False
 
 
 @dataclass(frozen=True)

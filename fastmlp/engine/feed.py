@@ -69,7 +69,7 @@ class SparseFeed(Feed):
         def room(like: NDArray[np.generic] | SparseRows) -> Array:
             return backend.empty((rows, *like.shape[1:]), like.dtype)
 
-        self._there = DeviceData(room(x), room(data.y), None if weights is None else room(weights))
+        self._there = DeviceData(room(x), room(data.y), None if weights is None else room(weights), changes=True)
         on_host = isinstance(self._there.x, np.ndarray)
         self._dense = self._there.x if on_host else np.empty((rows, x.shape[1]), x.dtype)
         self._order = backend.asarray(np.arange(rows))

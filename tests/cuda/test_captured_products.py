@@ -143,7 +143,7 @@ def test_memory_to_work_in_is_part_of_what_a_fit_is_said_to_take(monkeypatch):
     from_cublas_on(monkeypatch, 0)
     products = own._ways_of(plan)[0]
     arena = cupy_memory.step_arena(plan, products, 41, np.empty((0,), np.int64))
-    assert {"workspace0", "workspace1"} <= set(arena._parts)
+    assert {"workspace0", "workspace1"} <= set(arena.parts)
     assert products.workspaces(plan) == 2
     assert arena.nbytes >= without
 
@@ -175,6 +175,7 @@ def test_without_memory_to_work_in_the_capture_is_refused_and_training_goes_on_e
 @pytest.mark.parametrize("way", ["captured", "eager"])
 def test_the_memory_of_steps_is_free_when_a_run_has_ended_before_any_garbage_is_collected(way, monkeypatch):
     from_cublas_on(monkeypatch, 0)
+    monkeypatch.setattr(cupy_memory, "KEPT", 0)
     x, y = np.random.default_rng(0).normal(size=(42, 5)).astype("f4"), np.arange(42) % 3
     model, used = fastmlp.MLP((5, 7, 3), backend=cupy_backend.CupyBackend(way=way), seed=0), []
     gc.disable()

@@ -344,12 +344,12 @@ def test_steps_that_go_wrong_only_in_a_kind_of_graph_that_a_run_has_are_told(kin
         "a second step": lambda index, n: index == 1,
     }[kind]
 
-    def wrong(self, index, n, views):
+    def wrong(self, index, n, views, **options):
         # as if the scalars of another step had been written into the graph
         memory = dict(self.memory)
         if self._stream.is_capturing() and when(index, n):
             self.memory |= {"cursor": zeros} if n < 4 else {"table": memory["table"][1:]}
-        learn(self, index, n, views)
+        learn(self, index, n, views, **options)
         self.memory |= memory
 
     monkeypatch.setattr(cupy_step.TrainingStep, "_learn", wrong)

@@ -178,8 +178,8 @@ def test_training_goes_on_after_a_step_that_was_not_finite():
     own = backend()
     scenario = replace(LONG, epochs=1)
     session, state = own.open(scenario.plan("float32")), scenario.state(own, "float32")
-    data, order = scenario.device_data(own, "float32"), own.asarray(scenario.order(0))
-    table = scenario.table(0, 0, "float32")
+    data = replace(scenario.device_data(own, "float32"), changes=True)
+    order, table = own.asarray(scenario.order(0)), scenario.table(0, 0, "float32")
     row = int(scenario.order(0)[0])
     kept = float(data.x[row, 1].get())
     data.x[row, 1] = np.nan

@@ -160,7 +160,8 @@ def test_a_look_waits_for_at_most_50_ms_of_work(model, monkeypatch):
     assert [c["uploads"] for c in counting.epochs[1:]] == [4 * 2]
 
 
-def test_the_memory_of_steps_and_data_is_free_when_a_run_has_ended(model):
+def test_the_memory_of_steps_and_data_is_free_when_a_run_has_ended(model, monkeypatch):
+    monkeypatch.setattr("fastmlp.backends.cuda.memory.KEPT", 0)
     fit(model)
     used = [model.backend.memory_info()["used"]]
     x, y = rows(120)

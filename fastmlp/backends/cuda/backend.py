@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_flag
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
-from fastmlp.backends.cuda.memory import arena_bytes, check_fit, data_bytes
+from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
@@ -189,7 +189,7 @@ class CupyBackend(CupyOperations):
     def workspace_bytes(self, plan: Plan, data: HostData) -> int:
         if not _compiled(plan):
             return super().workspace_bytes(plan, data)
-        return max(arena_bytes(plan, products, data) for products in self._ways_of(plan))
+        return max(steps_bytes(plan, products, data) for products in self._ways_of(plan))
 
     def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
         if _compiled(plan):
@@ -248,7 +248,7 @@ def _compiled(plan: Plan) -> bool:
 
 
 class CupySession(Session):
-    """A session that also keeps its training steps, with their memory and graphs, while a run lasts."""
+    """A session that also keeps its training steps, with their memory and graphs; those on much data for one run."""
 
     call_seconds = 0.05
 
@@ -270,14 +270,18 @@ class CupySession(Session):
             self._resumed, self._way, self._training = choices["way"], None, None
 
     def training(self, state: TrainState, data: DeviceData) -> TrainingStep:
-        """Return the steps that train these buffers on this data; made anew for others."""
-        if self._training is None or not self._training.fits(state, data):
-            self._training = None  # its memory is free before more is taken
+        """Return the steps that train these buffers on this data; made anew for others, where they have to be."""
+        step = self._training
+        if step is not None and step.trains(state) and not step.reads(data) and step.can_read(data):
+            step.read(data)
+        if step is None or not step.fits(state, data):
+            step = self._training = None  # its memory is free before more is taken
             backend = self._cupy_backend
             if self._way is None:
                 self._way = backend.way_of(self.plan, state, data, self._resumed)
-            self._training = make_step(backend, self.plan, state, data, captured=self._way == "captured")
-        return self._training
+            step = self._training = make_step(backend, self.plan, state, data, captured=self._way == "captured")
+        return step
 
     def release(self) -> None:
-        self._training = None
+        if self._training is not None and not self._training.let_go():
+            self._training = None

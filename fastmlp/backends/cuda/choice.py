@@ -185,7 +185,7 @@ def _results(step: TrainingStep, plan: Plan, state: TrainState, operations: Cupy
     x = host(memory["x"])
     a = [x, *(host(memory[f"z{layer}"]) for layer in range(spec.layers))]
     yield Result("the inputs of the batch", "gather_batch", x, 0.0)
-    layers = plan.layout.views(host(step.source[1]))
+    layers = plan.layout.views(host(step.trained[0]))
     for layer in range(spec.layers):
         size = largest(a[layer]) * largest(layers[layer][0])
         yield Result(f"the activations of layer {layer}", "product_forward", a[layer + 1], size)

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cuda.products import StepProducts
+from fastmlp.backends.data import DeviceData
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.formulas.optimizers import StepScalars
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.cuda.operations import CupyOperations
-    from fastmlp.backends.data import DeviceData, HostData
+    from fastmlp.backends.data import HostData
     from fastmlp.network.plan import Plan
 
 NORM_BLOCKS = 256
@@ -24,6 +26,9 @@ BATCH = ("x", "y", "weights")
 """What is gathered of a batch; captured steps have a second place for it, for that of the next step."""
 WORKSPACE = 8 * 2**20
 """Bytes that cuBLAS works in on each stream of a captured step: as much as it takes by itself on a large device."""
+KEPT = 64 * 2**20
+"""Bytes of device memory up to which captured steps outlast a run, with a copy of its data: they are larger only where
+a step takes so long that to capture it anew is nothing."""
 _CHUNK, _LARGE_CHUNK, _LARGE = 1024, 8192, 1 << 22
 _ALIGNMENT = 256
 _APART = 64
@@ -40,7 +45,7 @@ class Arena:
     """
 
     def __init__(self, parts: dict[str, tuple[tuple[int, ...], Any]]) -> None:
-        self._parts, self._starts, self.nbytes = parts, {}, 0
+        self.parts, self._starts, self.nbytes = parts, {}, 0
         for name, (shape, dtype) in parts.items():
             self._starts[name] = self.nbytes
             size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -50,7 +55,7 @@ class Arena:
         """Return the arrays, as views into one new allocation."""
         memory = cupy.empty((max(self.nbytes, 1),), np.uint8)
         arrays = {}
-        for name, (shape, dtype) in self._parts.items():
+        for name, (shape, dtype) in self.parts.items():
             start = self._starts[name]
             size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             arrays[name] = memory[start : start + size].view(np.dtype(dtype)).reshape(shape)
@@ -193,9 +198,26 @@ def held(operations: CupyOperations, data: DeviceData, plan: Plan) -> tuple[Arra
     return dense(x), dense(y), None if weights is None else dense(weights)
 
 
-def arena_bytes(plan: Plan, products: StepProducts, data: HostData) -> int:
-    """Return the bytes that a training step on some data works in."""
-    return step_arena(plan, products, len(data), _held_targets(plan, data)).nbytes
+def copies_of(plan: Plan, products: StepProducts, data: HostData | DeviceData, arena: Arena) -> Arena:
+    """Return what captured steps have a copy of a data set in; nothing where they end with their run."""
+    x_type, y_type = held_types(plan, data.x, data.y)
+    parts: dict[str, tuple[tuple[int, ...], Any]] = {"x": (data.x.shape, x_type), "y": (data.y.shape, y_type)}
+    if data.weights is not None:
+        parts["weights"] = (data.weights.shape, plan.precision.products)
+    copies = Arena(parts)
+    changes = isinstance(data.x, SparseRows) or (isinstance(data, DeviceData) and data.changes)
+    ends = changes or not products.capturable or arena.nbytes + copies.nbytes > KEPT
+    return Arena({}) if ends else copies
+
+
+def steps_bytes(plan: Plan, products: StepProducts, data: HostData) -> int:
+    """Return the bytes that training steps on some data take where there is room, a copy of the data included."""
+    arena = _arena_on(plan, products, data)
+    return arena.nbytes + copies_of(plan, products, data, arena).nbytes
+
+
+def _arena_on(plan: Plan, products: StepProducts, data: HostData) -> Arena:
+    return step_arena(plan, products, len(data), _held_targets(plan, data))
 
 
 def _held_targets(plan: Plan, data: HostData) -> NDArray[Any]:
@@ -231,7 +253,7 @@ def check_fit(plan: Plan, ways: Sequence[StepProducts], data: HostData, more: in
     """
     free, rows = memory["free"] + memory["kept"], len(data)
     resident = data_bytes(plan, data) + 16 * rows
-    arenas = {products: arena_bytes(plan, products, data) for products in ways}
+    arenas = {products: _arena_on(plan, products, data).nbytes for products in ways}
     products = min(arenas, key=lambda p: arenas[p])
     needed = more + resident + arenas[products]
     if needed <= free:

@@ -16,16 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cuda import sources
 from fastmlp.backends.cuda.blas import GRAPH_CUBLAS, Call
 from fastmlp.backends.cuda.capture import Branch, captured
-from fastmlp.backends.cuda.kernels import column_grid, row_grid
-from fastmlp.backends.cuda.memory import BATCH, NORM_BLOCKS, check_room, chunk_table, gradients_of, held, step_arena
-from fastmlp.backends.cuda.operations import loss_grid, rule_numbers
-from fastmlp.backends.cuda.products import Masks, StepProducts
+from fastmlp.backends.cuda.launches import StepLaunches
+from fastmlp.backends.cuda.memory import (
+    BATCH,
+    Arena,
+    check_room,
+    chunk_table,
+    copies_of,
+    gradients_of,
+    held,
+    held_types,
+    step_arena,
+)
+from fastmlp.backends.cuda.operations import rule_numbers
+from fastmlp.backends.cuda.products import StepProducts
 from fastmlp.errors import KernelError
-from fastmlp.formulas.activations import get_activation
-from fastmlp.formulas.random_bits import keep_threshold
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -42,8 +49,11 @@ _ROW_ARRAYS = ("x", "y", "weights", "row_losses", "row_hits", "z", "dz", "slope"
 """What the arena holds a row of for each row of a batch; z, dz and slope with the number of their layer."""
 
 
-class TrainingStep:
+class TrainingStep(StepLaunches):
     """The steps of one run: what it trains, on which data, in which way; keeps alive all that it touches.
+
+    Graphs know the addresses of what they work on.  Of a small data set they have a copy, so that they serve the next
+    run as well, on data of that kind; those of a large one end with the run.
 
     Parameters
     ----------
@@ -73,7 +83,7 @@ class TrainingStep:
         self._cupy = operations._cupy
         assert plan.optimizer is not None, "the session was made for prediction"
         self._optimizer = plan.optimizer
-        self.source = data, state.params, tuple(state.moments), state.average, state.key
+        self.trained = state.params, tuple(state.moments), state.average, state.key
         self._key = state.key
         self._params, self._average = state.params, state.average
         self._moments = plan.optimizer.by_role(state.moments)
@@ -81,16 +91,20 @@ class TrainingStep:
         self._side, self._ahead = Branch(self._stream, side), Branch(self._stream, ahead)
         self._graphs: dict[tuple[int, int], Any] = {}
         self._listed: dict[int, list[Call]] = {}
-        self._order_given: Array | None = None
-        self._x, self._y, self._weights = held(operations, data, plan)
-        self._rows = len(self._x)
         self.gradients = gradients_of(plan, products)
         self._chunks_on_host = chunk_table(plan, self.gradients)
-        arena = step_arena(plan, products, len(self._x), self._y)
-        check_room(arena.nbytes, plan, products, self._x, self._y, operations.memory_info())
-        self.nbytes = arena.nbytes
+        targets = np.empty((0, *data.y.shape[1:]), held_types(plan, data.x, data.y)[1])
+        self._arena = arena = step_arena(plan, products, len(data.x), targets)
+        memory = operations.memory_info()
+        check_room(arena.nbytes, plan, products, data.x, targets, memory)
+        copies = copies_of(plan, products, data, arena)
+        if arena.nbytes + copies.nbytes > memory["free"] + memory["kept"]:
+            copies = Arena({})
+        self.nbytes = arena.nbytes + copies.nbytes
         """Bytes of device memory beside the model's and the data's own."""
         self.memory = arena.allocate(self._cupy)
+        self._copies, self._room = copies.allocate(self._cupy), len(data.x)
+        self.read(data)
         streams = enumerate((self._stream, side)[: products.workspaces(plan)])
         self._workspaces = [(stream, self.memory[f"workspace{place}"]) for place, stream in streams]
         self._row_names = [n for n in self.memory if n.rstrip("0123456789") in _ROW_ARRAYS]
@@ -99,12 +113,43 @@ class TrainingStep:
         if numbers := plan.spec.loss.parameters:
             operations.fill(self.memory["loss_parameters"], np.array(numbers, plan.precision.products))
 
+    def trains(self, state: TrainState) -> bool:
+        """Return whether it trains these very buffers."""
+        params, moments, average, key = self.trained
+        same = params is state.params and average is state.average and key == state.key
+        return same and len(moments) == len(state.moments) and all(map(operator.is_, moments, state.moments))
+
+    def reads(self, data: DeviceData) -> bool:
+        """Return whether it works on this very data."""
+        own = self._data
+        return own is not None and own.x is data.x and own.y is data.y and own.weights is data.weights
+
     def fits(self, state: TrainState, data: DeviceData) -> bool:
         """Return whether it trains these very buffers on this very data."""
-        own_data, params, moments, average, key = self.source
-        same = own_data.x is data.x and own_data.y is data.y and own_data.weights is data.weights
-        same &= params is state.params and average is state.average and key == state.key
-        return same and len(moments) == len(state.moments) and all(map(operator.is_, moments, state.moments))
+        return self.trains(state) and self.reads(data)
+
+    def can_read(self, data: DeviceData) -> bool:
+        """Return whether it can go on on this data, of the kind that its graphs were captured on."""
+        parts = copies_of(self._plan, self._products, data, self._arena).parts
+        alike = {name: (shape[1:], dtype) for name, (shape, dtype) in parts.items()}
+        own = {name: (array.shape[1:], array.dtype) for name, array in self._copies.items()}
+        return bool(parts) and alike == own and len(data.x) <= self._room
+
+    def read(self, data: DeviceData) -> None:
+        """Work on this data from now on."""
+        self._data: DeviceData | None = data
+        self._order_given: Array | None = None
+        self._rows = len(data.x)
+        arrays = dict(zip(BATCH, held(self._operations, data, self._plan), strict=True))
+        for name, copy_of in self._copies.items():
+            copy_of[: self._rows] = arrays[name]
+            arrays[name] = copy_of
+        self._x, self._y, self._weights = arrays.values()
+
+    def let_go(self) -> bool:
+        """Let go of the data; return whether steps on others can follow."""
+        self._data = self._order_given = None
+        return bool(self._copies)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -310,9 +355,6 @@ class TrainingStep:
         listing._enqueue(index, rows)
         return calls
 
-    def _launch(self, file: str, name: str, grid: tuple[Any, Any], args: tuple[Any, ...]) -> None:
-        self._operations._launch(file, name, self._plan.precision.products, grid, args)
-
     def _enqueue(self, index: int, n: int) -> None:
         """Queue step `index` of the graph, or of the call, on n rows."""
         views = self._views(n)
@@ -337,109 +379,6 @@ class TrainingStep:
         views = {name: self.memory[name][:n] for name in self._row_names}
         second = index % 2 and self._products.capturable
         return views if not second else views | {name: self.memory[f"next_{name}"][:n] for name in BATCH}
-
-    def _masks(self, layer: int) -> Masks | None:
-        rate = self._plan.spec.dropout[layer] if layer < self._plan.spec.layers else 0.0
-        return Masks(keep_threshold(rate), 1 / (1 - rate), self._key, layer) if rate else None
-
-    def _gather(self, index: int, n: int, views: dict[str, Array]) -> None:
-        real = sources.REALS[self._plan.precision.products.name]
-        types = ", ".join((*(sources.CTYPES[a.dtype.name] for a in (self._x, self._y)), real))
-        masks = self._masks(0) or Masks(0, 1.0, 0, 0)
-        args = (
-            *(self._x, self._y, self._weights, self.memory["order"], self.memory["cursor"], np.int32(index)),
-            *(np.int64(self._plan.batch), views["x"], views["y"], views["weights"], np.int64(n)),
-            *(np.int64(self._x.shape[1]), np.int64(1 if self._y.ndim == 1 else self._y.shape[1])),
-            *(np.uint32(masks.threshold), self._plan.precision.products.type(masks.scale), np.uint64(masks.key)),
-        )
-        self._launch("gather.cu", f"gather_batch<{types}>", row_grid(n), args)
-
-    def _forward(self, index: int, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
-        a = views["x"]
-        for layer, (w, b) in enumerate(layers):
-            z = views[f"z{layer}"]
-            activation, masks = self._plan.spec.activations[layer], self._masks(layer + 1)
-            cursor = self.memory["cursor"]
-            self._products.forward(a, w, b, z, views.get(f"slope{layer}"), activation, masks, cursor, index)
-            a = z
-
-    def _loss(self, index: int, n: int, views: dict[str, Array]) -> None:
-        plan, memory, loss = self._plan, self.memory, self._plan.spec.loss
-        top = plan.spec.layers - 1
-        outputs, real = views[f"z{top}"], sources.REALS[plan.precision.products.name]
-        grid, warps = loss_grid(*outputs.shape)
-        held = sources.CTYPES[self._y.dtype.name]
-        weights = None if self._weights is None else views["weights"]
-        where = (memory["table"], memory["cursor"], np.int32(index))
-        rows = (views["row_losses"], views["row_hits"])
-        args = (
-            *(sources.code_of("loss", loss.name), memory.get("loss_parameters"), np.int64(len(loss.parameters))),
-            *(outputs, views["y"], weights, np.float64(0), *where, views[f"dz{top}"], *rows, np.int64(n)),
-            np.int64(outputs.shape[1]),
-        )
-        self._launch("losses.cu", f"loss_rows<{real}, {held}, {warps}>", grid, args)
-        totals = (*rows, weights, *where, memory["report"], memory["frozen"], np.int64(n))
-        with self._side.beside():
-            self._launch("losses.cu", "finish_batch<{real}>", ((1,), (256,)), totals)
-
-    def _backward(self, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
-        spec = self._plan.spec
-        top, grads, beside = spec.layers - 1, self.memory["grads"], False
-        self._output_slope(views)
-        for layer in range(top, spec.lowest_trainable - 1, -1):
-            dz = views[f"dz{layer}"]
-            below = views[f"z{layer - 1}"] if layer else views["x"]
-            more, place = layer > spec.lowest_trainable, self.gradients[layer]
-            alone = self._products.alone(*layers[layer][0].shape)
-            if alone and beside:
-                self._side.join()
-            beside = more and not alone
-            if place is not None:
-                dw, db = grads[place.weights : place.stop], grads[place.biases : place.stop]
-                with self._side.beside() if beside else contextlib.nullcontext():
-                    self._products.weight_gradient(below, dz, dw, db, place.stride, place.slabs)
-            if more:
-                slope, activation = views.get(f"slope{layer - 1}"), spec.activations[layer - 1]
-                self._products.input_gradient(dz, layers[layer][0], views[f"dz{layer - 1}"], activation, below, slope)
-
-    def _output_slope(self, views: dict[str, Array]) -> None:
-        """Multiply by the slope of the outputs, where the loss is not one with their activation."""
-        top = self._plan.spec.layers - 1
-        activation, slope, d = self._plan.spec.activations[top], views.get(f"slope{top}"), views[f"dz{top}"]
-        if slope is not None or not get_activation(activation).is_identity:
-            self._operations.activation_backward(activation, views[f"z{top}"], slope, d, d)
-
-    def _apply_gradients(self, index: int, layers: list[tuple[Array, Array]]) -> None:
-        plan, memory, spec = self._plan, self.memory, self._plan.spec
-        count = len(self._chunks_on_host)
-        where = (memory["table"], memory["cursor"], np.int32(index))
-        if not count:
-            return
-        grads, rule = memory["grads"], memory["rule"]
-        parts = 0
-        if self._optimizer.clip_norm is not None:
-            parts = min(count, NORM_BLOCKS)
-            norm = (memory["chunks"], np.int64(count), grads, self._params, rule, memory["partials"], *where)
-            self._launch("optimizers.cu", "gradient_norm<{real}>", ((parts,), (256,)), norm)
-        # where max-norm changes parameters after the update, the average is taken after both
-        late = spec.max_norm is not None
-        args = (
-            sources.code_of("optimizer", self._optimizer.name),
-            *(memory["chunks"], self._params, grads, *self._moments, None if late else self._average, rule),
-            *(memory["partials"], np.int32(parts), *where, memory["frozen"]),
-        )
-        self._launch("optimizers.cu", "update_parameters<{real}>", ((count,), (256,)), args)
-        if spec.max_norm is None:
-            return
-        for (w, _), still in zip(layers, spec.frozen, strict=True):
-            if not still:
-                i, o = w.shape
-                sizes = plan.precision.weights.type(spec.max_norm), np.int64(i), np.int64(o)
-                limit = (w, *sizes, *where, memory["frozen"])
-                self._launch("optimizers.cu", "max_norm<{real}>", column_grid(o), limit)
-        if self._average is not None:
-            average = (memory["chunks"], self._params, self._average, *where, memory["frozen"])
-            self._launch("optimizers.cu", "average_parameters<{real}>", ((count,), (256,)), average)
 
 
 def _counting(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[int, ...]:
