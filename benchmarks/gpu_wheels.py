@@ -29,8 +29,8 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def there(text: str) -> dict[str, str]:
-    """Return {name: version} of what a machine has; the version is empty where it is not told.
+def there(text: str) -> set[str]:
+    """Return the names of what a machine has.
 
     Parameters
     ----------
@@ -38,11 +38,10 @@ def there(text: str) -> dict[str, str]:
         Of ``pip list --format=freeze``, or names, one a line.
     """
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    pairs = [line.partition("==") for line in lines if line and not line.startswith("-")]
-    return {canonical(name.partition("@")[0]): version.strip() for name, _, version in pairs}
+    return {canonical(re.split("[=@ ]", line)[0]) for line in lines if line and not line.startswith("-")}
 
 
-def missing(report: dict[str, Any], have: dict[str, str]) -> list[str]:
+def missing(report: dict[str, Any], have: set[str]) -> list[str]:
     """Return what pip would install and a machine has not, as ``name==version``, sorted; fastmlp itself left out."""
     wanted = [item["metadata"] for item in report["install"]]
     absent = [m for m in wanted if canonical(m["name"]) not in {*have, "fastmlp"}]
@@ -56,7 +55,7 @@ def pip(*arguments: str) -> None:
         sys.exit(f"pip {arguments[0]} failed; its own words are above")
 
 
-def collect(out: Path, have: dict[str, str], python: str, extras: str, also: list[str]) -> list[str]:
+def collect(out: Path, have: set[str], python: str, extras: str, also: list[str]) -> list[str]:
     """Put the wheels into a folder; return what was brought beside fastmlp."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("fastmlp-*.whl"):
@@ -66,10 +65,10 @@ def collect(out: Path, have: dict[str, str], python: str, extras: str, also: lis
     target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     target += [word for name in PLATFORMS for word in ("--platform", name)]
     with tempfile.TemporaryDirectory() as work:
-        kept, report = Path(work) / "kept.txt", Path(work) / "report.json"
-        kept.write_text("".join(f"{name}=={version}\n" for name, version in have.items() if version))
+        # not constrained to what is there: such machines have what their own resolver would refuse
+        report = Path(work) / "report.json"
         options = ["--quiet", "--dry-run", "--ignore-installed", "--target", work, "--report", str(report)]
-        pip("install", *options, "--constraint", str(kept), *target, f"{wheel}[{extras}]", *also)
+        pip("install", *options, *target, f"{wheel}[{extras}]", *also)
         brought = missing(json.loads(report.read_text()), have)
     if brought:
         pip("download", "--quiet", "--no-deps", "--dest", str(out), *target, *brought)
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--extras", default="test", help="of fastmlp (default: %(default)s, which the suite needs)")
     parser.add_argument("--also", action="append", default=[], metavar="REQUIREMENT", help="may be repeated")
     options = parser.parse_args()
-    have = there(options.there.read_text(encoding="utf-8")) if options.there else {}
+    have = there(options.there.read_text(encoding="utf-8")) if options.there else set()
     brought = collect(options.out, have, options.python, options.extras, options.also)
     size = sum(path.stat().st_size for path in options.out.glob("*.whl"))
     print(f"{options.out}: fastmlp and {len(brought)} more, {size / 1e6:.1f} MB: {', '.join(brought) or 'it has all'}")

@@ -28,6 +28,7 @@ TESTS = {
     "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/launches.py": (STEP, OWNS, LATE, FIRST_FIT, KERNELS, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/step.py": (
         STEP,
         OWNS,

@@ -18,6 +18,7 @@ from scenarios import SCENARIOS, Scenario, train
 import fastmlp
 from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.cuda import choice, kernels, memory, operations, sources
+from fastmlp.backends.cuda import launches as cupy_launches
 from fastmlp.backends.cuda import step as cupy_step
 from fastmlp.backends.cuda.products import choose_tile, weight_slabs
 from fastmlp.formulas.optimizers import SGD, Adam
@@ -60,10 +61,10 @@ def test_every_parameter_is_updated_however_many_there_are(way, large, optimizer
     """Chunks of many parameters are longer than a block has threads, those of few may be too."""
     monkeypatch.setattr(memory, "_LARGE", large)
     monkeypatch.setattr(memory, "_CHUNK", 300)
-    monkeypatch.setattr(memory, "_LARGE_CHUNK", 700)
+    monkeypatch.setattr(memory, "_LARGE_CHUNK", 1300)
     scenario = Scenario("", (30, 50, 3), {**TANH, "max_norm": 2.0}, optimizer, rows=9, batch=4, epochs=1)
     chunks = memory.chunk_table(scenario.plan("float32"), [memory.Gradients(0, 0, 0, (1, 1), 0)] * 2)
-    assert max(stop - start for start, stop, *_ in chunks.tolist()) == (700 if large == 100 else 300)
+    assert max(stop - start for start, stop, *_ in chunks.tolist()) == (1300 if large == 100 else 300)
     hold_against_numpy(scenario, way)
 
 
@@ -85,7 +86,7 @@ def test_row_weights_and_losses_are_right_of_just_512_outputs_and_of_one_more():
 
 @ways
 def test_the_norm_is_that_of_all_chunks_where_there_are_more_than_blocks(way, monkeypatch):
-    for module in (memory, cupy_step):
+    for module in (memory, cupy_launches):
         monkeypatch.setattr(module, "NORM_BLOCKS", 2)
     monkeypatch.setattr(memory, "_CHUNK", 16)
     hold_against_numpy(Scenario("", (9, 8, 3), {**TANH, "l2": 0.1}, SGD(0.5, clip_norm=0.01), epochs=1), way)

@@ -100,6 +100,21 @@ def test_steps_that_take_more_than_a_bound_end_with_their_run(less, again, captu
     assert model.backend.memory_info()["used"] - before == moments
 
 
+def test_where_there_is_no_room_for_copies_there_are_none(monkeypatch):
+    plan, products = _plan_and_products()
+    x, y = rows(40, 0)
+    taken = cupy_memory.steps_bytes(plan, products, fastmlp.backends.data.HostData(x, y, None))
+    model = made()
+    state, backend = model._learner.state, model.backend
+    state.begin(plan.optimizer, backend.zeros, backend.copy)
+    data = fastmlp.backends.data.DeviceData(cp.asarray(x), cp.asarray(y), None)
+    for less, copied in ((0, True), (1, False)):
+        monkeypatch.setattr(type(backend), "memory_info", lambda self, less=less: {"free": taken - less, "kept": 0})
+        step = cupy_step.TrainingStep(backend, products, plan, state, data, captured=True)
+        assert bool(step._copies) == step.let_go() == copied
+        assert (step.nbytes == taken) == copied
+
+
 def _plan_and_products():
     backend = cupy_backend.CupyBackend(way="captured")
     plan = made()._learner.plan(BATCH, fastmlp.Adam())
