@@ -292,6 +292,16 @@ class _KernelFiles(IndexDataCacheFile):
 _DIGEST = hashlib.sha256().digest_size
 
 
+def is_current(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file of the cache is whole, and of these kernels and this version of Numba."""
+    try:
+        whole = Path(path).read_bytes()
+    except OSError:
+        return False
+    contents = whole[_DIGEST:]
+    return contents.startswith(_VERSION) and hashlib.sha256(contents).digest() == whole[:_DIGEST]
+
+
 class _KernelCache(FunctionCache):
     """Numba's cache on disk, stamped with all kernel files; what is wrong with it is said and ends no run."""
 
