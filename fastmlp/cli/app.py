@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastmlp._version import __version__
-from fastmlp.cli import doctor
+from fastmlp.cli import doctor, parity
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
 from fastmlp.cli.folder import RunFolder
@@ -432,6 +432,7 @@ def warmup() -> None:
 
 
 doctor.add_to(app)
+parity.add_to(app, _load, _options)
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
