@@ -187,6 +187,7 @@ def test_what_is_not_finite_is_a_bug(rows):
 
 
 def test_a_constant_of_a_compiled_kernel(rows, monkeypatch):
+    network(backend="numba").fit(*rows, epochs=1, verbose=0)  # proven before it is broken
     right = cpu_session.network_rule
 
     def wrong(optimizer, dtype):

@@ -189,15 +189,16 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         cause = f"NUMBA_CACHE_DIR={given} cannot be written, so compiled kernels are kept in {folder}"
         found.troubles.append(Trouble(cause, cure))
     files = sorted(folder.glob("*-hashed*.nb[ci]")) if folder.is_dir() else []
-    tables = sorted(folder.glob("products-*.json")) if folder.is_dir() else []
+    whats = ("products", "proven-train", "proven-predict")
+    tables = [t for what in whats for t in sorted(folder.glob(f"{what}-*.json"))] if folder.is_dir() else []
     found.add("caches", ("compiled kernels", f"{folder}, {_size(files)}"))
-    current = {calibration.table_path(_dtype(name)) for name in ("float32", "float64")}
+    current = {calibration.kept_path(what, _dtype(name)) for what in whats for name in ("float32", "float64")}
     stale = [f for f in files if not compiling.is_current(f)] + [t for t in tables if t not in current]
     if stale:
         cause = (
             f"{_size(stale)} in {folder} are of other versions of fastmlp or Numba, or damaged, and of no use any more"
         )
-        names = r"\( -name '*-hashed*.nb[ci]' -o -name 'products-*.json' \)"
+        names = r"\( -name '*-hashed*.nb[ci]' -o -name 'pro*-*.json' \)"
         found.troubles.append(Trouble(cause, f"find {folder} {names} -delete && fastmlp warmup"))
     free = shutil.disk_usage(folder).free if folder.is_dir() else _LITTLE_ROOM
     if free < _LITTLE_ROOM:

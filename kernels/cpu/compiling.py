@@ -230,8 +230,9 @@ def folder_stamp() -> str:
     return digest.hexdigest()
 
 
-_STAMP = folder_stamp()
-_VERSION = f"{numba.__version__} {_STAMP}\n".encode()
+STAMP = folder_stamp()
+"""Of this process."""
+_VERSION = f"{numba.__version__} {STAMP}\n".encode()
 """How every file in the cache begins; of other kernels nothing is unpickled, which may name modules that are gone."""
 
 _told: set[str] = set()
@@ -309,7 +310,7 @@ class _KernelCache(FunctionCache):
         super().__init__(function)
         # under names of their own: files that Numba wrote itself would pass for damaged ones
         name = f"{self._impl.filename_base}-hashed"
-        self._cache_file = _KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=_STAMP)
+        self._cache_file = _KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=STAMP)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
