@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.registry import available_backends as available_backends
     from fastmlp.backends.registry import register_backend as register_backend
     from fastmlp.doctor.gradients import gradcheck as gradcheck
+    from fastmlp.doctor.parity import parity as parity
     from fastmlp.engine.callbacks import Checkpoint as Checkpoint
     from fastmlp.engine.callbacks import CSVLog as CSVLog
     from fastmlp.engine.callbacks import EarlyStopping as EarlyStopping
@@ -83,6 +84,7 @@ _PUBLIC = {
     "backends.registry": "available_backends register_backend",
     "engine.callbacks": "Checkpoint CSVLog EarlyStopping ProgressBar TimeLimit",
     "doctor.gradients": "gradcheck",
+    "doctor.parity": "parity",
     "engine.loop": "Callback",
     "formulas.registration": "register_activation register_loss",
     "errors": "BackendUnavailable DataError FileFormatError KernelError NonFiniteLossError ReproducibilityWarning "

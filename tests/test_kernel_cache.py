@@ -103,7 +103,7 @@ def test_damaged_files_are_noticed_said_once_and_compiled_anew_and_one_that_is_g
 def test_no_altered_byte_and_no_cut_passes(tmp_path, monkeypatch):
     from fastmlp.kernels.cpu import compiling
 
-    cache = compiling._KernelFiles(str(tmp_path), "kernel", compiling._STAMP)
+    cache = compiling._KernelFiles(str(tmp_path), "kernel", compiling.STAMP)
     cache.save(("a type", "a processor"), {"code": bytes(range(256))})
     assert cache.load(("a type", "a processor")) == {"code": bytes(range(256))}
     assert cache.load(("another type", "a processor")) is None
@@ -142,7 +142,7 @@ def test_what_several_processes_keep_at_once_is_all_found_again(run, tmp_path):
 def test_versions_of_numba_keep_their_code_beside_each_other(tmp_path, monkeypatch):
     from fastmlp.kernels.cpu import compiling
 
-    cache = compiling._KernelFiles(str(tmp_path), "kernel", compiling._STAMP)
+    cache = compiling._KernelFiles(str(tmp_path), "kernel", compiling.STAMP)
     for version in ("0.61.0", "0.99.0"):
         monkeypatch.setattr(numba, "__version__", version)
         cache.save("key", version)

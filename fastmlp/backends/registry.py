@@ -40,7 +40,7 @@ class Availability:
     ----------
     available : bool
     reason : str
-        Why not, and the cure; or, where it can, on what it runs.
+        Why not and, after the last semicolon, the cure; or, where it can, on what it runs.
     """
 
     available: bool

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastmlp._version import __version__
+from fastmlp.cli import doctor, parity
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
 from fastmlp.cli.folder import RunFolder
@@ -428,6 +429,10 @@ def warmup() -> None:
         print(f"{dtype}: {time.perf_counter() - began:.1f} s", flush=True)
     folder = cache_folder()
     print(f"kept in {folder}" if folder else "kept nowhere: no cache folder can be written; set NUMBA_CACHE_DIR")
+
+
+doctor.add_to(app)
+parity.add_to(app, _load, _options)
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,1 +1,1 @@
-"""Whether this machine, or a gradient, is right: the self-test of a backend and checks against differences."""
+"""Whether this machine, a backend or a gradient is right; whatever of it must run first imports Python's own alone."""

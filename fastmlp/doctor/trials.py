@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cuda.blas import rounds_to_tf32
+from fastmlp.floating import rounding
 from fastmlp.formulas.optimizers import Adam, Optimizer
 from fastmlp.model import MLP
 
@@ -67,8 +68,7 @@ def compare(found: list[NDArray[Any]], expected: list[NDArray[Any]], dtype: str,
     worst = 0.0
     for a, b in zip(found, expected, strict=True):
         scale = np.maximum(1.0, np.abs(b))
-        allowed = 64 * np.finfo(dtype).eps * np.sqrt(50 * ROWS) * scale
-        difference = np.abs(a.astype(np.float64) - b) / allowed
+        difference = np.abs(a.astype(np.float64) - b) / rounding(64 * float(np.finfo(dtype).eps), 50 * ROWS, scale)
         if not (difference <= 1).all():
             raise SelfTestError(f"{what} in {dtype}: off by {difference.max():.3g} times what rounding allows")
         worst = max(worst, float(difference.max()))

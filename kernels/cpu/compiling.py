@@ -230,8 +230,9 @@ def folder_stamp() -> str:
     return digest.hexdigest()
 
 
-_STAMP = folder_stamp()
-_VERSION = f"{numba.__version__} {_STAMP}\n".encode()
+STAMP = folder_stamp()
+"""Of this process."""
+_VERSION = f"{numba.__version__} {STAMP}\n".encode()
 """How every file in the cache begins; of other kernels nothing is unpickled, which may name modules that are gone."""
 
 _told: set[str] = set()
@@ -292,6 +293,16 @@ class _KernelFiles(IndexDataCacheFile):
 _DIGEST = hashlib.sha256().digest_size
 
 
+def is_current(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file of the cache is whole, and of these kernels and this version of Numba."""
+    try:
+        whole = Path(path).read_bytes()
+    except OSError:
+        return False
+    contents = whole[_DIGEST:]
+    return contents.startswith(_VERSION) and hashlib.sha256(contents).digest() == whole[:_DIGEST]
+
+
 class _KernelCache(FunctionCache):
     """Numba's cache on disk, stamped with all kernel files; what is wrong with it is said and ends no run."""
 
@@ -299,7 +310,7 @@ class _KernelCache(FunctionCache):
         super().__init__(function)
         # under names of their own: files that Numba wrote itself would pass for damaged ones
         name = f"{self._impl.filename_base}-hashed"
-        self._cache_file = _KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=_STAMP)
+        self._cache_file = _KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=STAMP)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,14 @@ from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
+from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session
 from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
     from fastmlp.backends.data import HostData
+    from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan, Precision
     from fastmlp.network.state import TrainState
 
@@ -42,6 +44,8 @@ MOST_THREADS = 4096
 
 _compiled: set[tuple[bool, Precision]] = set()
 """Of the calls that train (True) and that predict, those that are compiled in this process."""
+_proven: dict[tuple[bool, Precision], bool] = {}
+"""Of these, whether they compute what NumPy does; where one does not, nothing that is compiled is used any more."""
 
 
 def probe() -> Availability:
@@ -56,6 +60,10 @@ def probe() -> Availability:
             "(pip install . or pip install -e .) and start Python in another folder, or with the option -P",
         )
     return Availability(True)
+
+
+_here = threading.local()
+_NUMPY = NumpyBackend()
 
 
 class NumbaBackend(NumbaOperations):
@@ -127,6 +135,7 @@ class NumbaBackend(NumbaOperations):
             "blas": blas.version(),
             "threads": self.threads,
             "products": self.forms.way,
+            **({} if _trusted() else {"computed by": _NUMPY.name}),
         }
 
     def open(self, plan: Plan) -> NumbaSession:
@@ -146,11 +155,30 @@ class NumbaBackend(NumbaOperations):
             return
         assert isinstance(session, NumbaSession)
         self._compile(session, check)
+        if not self._prove(plan):
+            return
         dtype = plan.precision.products
         if self.forms.lacks(dtype):
             with _said_if_it_takes_long(f"measuring which products are the fastest in {dtype}, about five seconds"):
                 self.forms.measure(dtype, check)
         session.choose_again()
+
+    def _prove(self, plan: Plan) -> bool:
+        """Return whether compiled calls may be trusted; see `proof`."""
+        kind = plan.optimizer is not None, plan.precision
+        if kind in _proven or not _trusted() or getattr(_here, "proving", False):
+            return _trusted()
+        import numba
+
+        from fastmlp.backends.cpu.proof import prove
+
+        _here.proving = True  # this thread goes on, to show it; others prove it too
+        try:
+            interpreted = bool(getattr(numba.config, "DISABLE_JIT", 0))
+            _proven[kind] = interpreted or prove(*kind, lambda form: NumbaBackend(threads=1, products=form))
+        finally:
+            _here.proving = False
+        return _trusted()
 
     def _compile(self, session: NumbaSession, check: Callable[[], None]) -> None:
         plan = session.plan
@@ -179,8 +207,8 @@ class NumbaBackend(NumbaOperations):
         totals: NDArray[np.float64],
     ) -> StepReport:
         plan = session.plan
-        if plan.optimizer is None or not _compiles(plan):
-            return super().train_steps(session, state, data, order, table, first, totals)
+        if plan.optimizer is None or not self._runs_compiled(session):
+            return self._composed().train_steps(session, state, data, order, table, first, totals)
         return self._train(session, state, data, (order, len(order)), table, first, (totals.reshape(1, 3), np.empty(0)))
 
     def train_epochs(
@@ -194,8 +222,8 @@ class NumbaBackend(NumbaOperations):
         norms: NDArray[np.float64],
     ) -> StepReport:
         plan = session.plan
-        if plan.optimizer is None or not _compiles(plan):
-            return super().train_epochs(session, state, data, orders, table, totals, norms)
+        if plan.optimizer is None or not self._runs_compiled(session):
+            return self._composed().train_epochs(session, state, data, orders, table, totals, norms)
         return self._train(session, state, data, (orders.reshape(-1), orders.shape[1]), table, 0, (totals, norms))
 
     def _train(
@@ -212,7 +240,6 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.train import train_thread
 
         assert isinstance(session, NumbaSession)
-        self.prepare(session, _go_on)
         done = np.zeros(1, np.int64)
         memory, parts = session.memory, session.chosen.parts
         shared = session.network, session.rule, session.data(data), session.buffers(state), memory
@@ -233,13 +260,12 @@ class NumbaBackend(NumbaOperations):
         return StepReport(steps, steps == len(table))
 
     def predict(self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]) -> None:
-        if not _compiles(session.plan):
-            super().predict(session, params, x, out)
+        if not self._runs_compiled(session):
+            self._composed().predict(session, params, x, out)
             return
         from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
-        self.prepare(session, _go_on)
         data = session.inputs(x)
         threads = self._threads_for(session, len(x))
         memories, batch = session.inference_memory(threads), session.chunk
@@ -254,12 +280,11 @@ class NumbaBackend(NumbaOperations):
     def bind_predict(
         self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
     ) -> Callable[[], object]:
-        if not _compiles(session.plan):
-            return super().bind_predict(session, params, x, out)
+        if not self._runs_compiled(session):
+            return self._composed().bind_predict(session, params, x, out)
         from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
-        self.prepare(session, _go_on)
         target, nothing = out.reshape(-1), np.empty(0)
         data, memory, batch = session.inputs(x), session.inference_memory(1)[0], session.chunk
         return functools.partial(
@@ -267,12 +292,11 @@ class NumbaBackend(NumbaOperations):
         )
 
     def evaluate(self, session: Session, params: NDArray[Any], data: DeviceData) -> tuple[float, float, float]:
-        if not _compiles(session.plan):
-            return super().evaluate(session, params, data)
+        if not self._runs_compiled(session):
+            return self._composed().evaluate(session, params, data)
         from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
-        self.prepare(session, _go_on)
         rows = len(data.x)
         record = session.data(data)
         threads = self._threads_for(session, rows)
@@ -286,6 +310,30 @@ class NumbaBackend(NumbaOperations):
         on_threads(threads, work)
         loss, weight, hits = parts.sum(axis=0).tolist()
         return loss, weight, hits
+
+    def loss_and_gradients(
+        self, session: Session, params: NDArray[Any], data: DeviceData, inverse_total: float
+    ) -> float:
+        return self._composed().loss_and_gradients(session, params, data, inverse_total)
+
+    def apply_gradients(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
+        self._composed().apply_gradients(session, state, scalars)
+
+    def first_nonfinite(
+        self, session: Session, state: TrainState, data: DeviceData, order: NDArray[np.intp], position: int
+    ) -> tuple[int, str]:
+        return self._composed().first_nonfinite(session, state, data, order, position)
+
+    def _runs_compiled(self, session: Session) -> bool:
+        """Make ready for a call; return whether it is a compiled one, or composed of single operations."""
+        if not _compiles(session.plan):
+            return False
+        self.prepare(session, _go_on)
+        return _trusted()
+
+    def _composed(self) -> NumpyBackend:
+        """Return what composes calls of single operations: this backend, or NumPy's where kernels cannot be trusted."""
+        return cast("NumpyBackend", super()) if _trusted() else _NUMPY
 
 
 @functools.cache
@@ -320,6 +368,10 @@ def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
     return functools.partial(
         predict_thread, 0, 0, session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
     )
+
+
+def _trusted() -> bool:
+    return all(_proven.values())
 
 
 def _with_last(function: Callable[..., object], arguments: tuple[Any, ...], t: int) -> None:

@@ -121,19 +121,24 @@ def machine() -> dict[str, Any]:
         "vector_bytes": vectors.VECTOR_BYTES,
         "numba": numba.__version__,
         "blas": blas.version(),
-        "kernels": compiling.folder_stamp()[:16],
+        "kernels": compiling.STAMP[:16],
     }
 
 
 def table_path(dtype: np.dtype[Any]) -> Path | None:
     """Return where the table of a type is kept, or None where no folder can be written."""
+    return kept_path("products", dtype)
+
+
+def kept_path(what: str, dtype: np.dtype[Any]) -> Path | None:
+    """Return where what holds for a type on this `machine` is kept, or None where no folder can be written."""
     from fastmlp.kernels.cpu.compiling import cache_folder
 
     folder = cache_folder()
     if folder is None:
         return None
     name = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:16]
-    return Path(folder) / f"products-{name}-{dtype}.json"
+    return Path(folder) / f"{what}-{name}-{dtype}.json"
 
 
 def _read(path: Path) -> Table | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastmlp.backends.cpu.choices import Choices
 from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.session import Session
+from fastmlp.floating import negligible
 from fastmlp.formulas.random_bits import keep_threshold
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
         nesterov=constants.nesterov,
         weight_decay=real(optimizer.weight_decay),
         clip_norm=real(optimizer.clip_norm or 0.0),
-        smallest=real(np.finfo(dtype).tiny * 2**30),
+        smallest=real(negligible(dtype)),
         has_average=optimizer.ema is not None,
     )
 

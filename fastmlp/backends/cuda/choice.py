@@ -21,6 +21,7 @@ from fastmlp.backends.cuda.blas import CUBLAS, TF32_EPS, rounds_to_tf32
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.cuda.step import GRAPH_STEPS, TrainingStep
 from fastmlp.errors import KernelError
+from fastmlp.floating import in_units_of, rounding
 from fastmlp.formulas.optimizers import StepScalars
 
 if TYPE_CHECKING:
@@ -112,15 +113,15 @@ def prove(operations: CupyOperations, plan: Plan, state: TrainState, data: Devic
     for a, b in zip(graph, single, strict=True):
         if a.array.tobytes() != b.array.tobytes():
             return f"the kernel {a.kernel} computes {a.what} in a graph otherwise than by itself"
-    rounding = _TOLERANCE * float(np.finfo(plan.precision.products).eps)
+    unit = _TOLERANCE * float(np.finfo(plan.precision.products).eps)
     if rounds_to_tf32() and plan.precision.products == np.float32:
-        rounding = _TF32_TOLERANCE * TF32_EPS
+        unit = _TF32_TOLERANCE * TF32_EPS
         _log.warning(
             "cupy: NVIDIA_TF32_OVERRIDE=1 makes cuBLAS round factors in float32 to 11 bits: own kernels are held "
             "against it to that only, and eager steps and predictions are no more precise"
         )
     for b, c in zip(single, eager, strict=True):
-        off = _difference(b, c, plan, rounding)
+        off = _difference(b, c, plan, unit)
         if off > 1:
             return f"the kernel {b.kernel} computes {b.what} off by {off:.3g} times what rounding allows"
     return _whole_epoch(operations, plan, state, data)
@@ -247,18 +248,14 @@ def _by_cublas(
     return [replace(r, array=forward.get(r.what, r.array)) for r in _results(step, plan, copied, operations)]
 
 
-def _difference(found: Result, expected: Result, plan: Plan, rounding: float) -> float:
+def _difference(found: Result, expected: Result, plan: Plan, unit: float) -> float:
     """Return the largest difference in units of what rounding allows; what is not finite in both is alike."""
     if math.isinf(found.scale):
         return 0.0
-    a, b = found.array.astype(np.float64), expected.array.astype(np.float64)
-    alike = (a == b) | ~(np.isfinite(a) | np.isfinite(b))
-    finite = np.abs(b[np.isfinite(b)])
+    finite = np.abs(expected.array[np.isfinite(expected.array)])
     scale = max(float(finite.max(initial=0.0)), 0.0 if math.isnan(found.scale) else found.scale)
-    allowed = rounding * math.sqrt(max(plan.batch, *plan.spec.units)) * scale
-    with np.errstate(all="ignore"):
-        off = np.where(alike, 0.0, np.abs(a - b) / allowed)
-    return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))
+    allowed = rounding(unit, max(plan.batch, *plan.spec.units), scale)
+    return float(in_units_of(allowed, found.array, expected.array).max(initial=0.0))
 
 
 # --- measurement ----------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ def cuda_availability() -> Availability:
     if len(wheels) > 1:
         return Availability(
             False,
-            f"several CuPy packages are installed, {', '.join(wheels)}, and overwrite each other; uninstall all, then "
-            + INSTALL,
+            f"several CuPy packages are installed, {', '.join(wheels)}, and overwrite each other; "
+            f"pip uninstall {' '.join(wheels)}, then {INSTALL}",
         )
     try:
         import cupy

@@ -1,0 +1,309 @@
+"""``fastmlp doctor``: planted troubles are named, each with the command that mends it, whatever cannot be imported."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fastmlp.backends.cpu import limits
+from fastmlp.backends.cuda import probe
+from fastmlp.doctor import checkup, looks, versions
+from fastmlp.doctor.findings import Findings, Trouble
+
+ROOT = Path(__file__).parent.parent.parent
+THREADS = looks.THREAD_VARIABLES
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in (*THREADS, "OPENBLAS_CORETYPE", "NUMBA_DISABLE_JIT", "NUMBA_CPU_NAME", "NVIDIA_TF32_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """Put modules, or the metadata of packages, before those that are installed, here and in every process started."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(**files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+
+    def package(name, version, needs=()):
+        folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        lines = [
+            "Metadata-Version: 2.1",
+            f"Name: {name}",
+            f"Version: {version}",
+            *(f"Requires-Dist: {n}" for n in needs),
+        ]
+        (folder / "METADATA").write_text("\n".join(lines) + "\n")
+
+    write.package = package
+    return write
+
+
+def the_one(found, cause, cure, stops=False):
+    """Assert that one of the troubles has this cause and this cure, both regular expressions; return it."""
+    those = [t for t in found.troubles if re.search(cause, t.cause)]
+    assert len(those) == 1, found
+    assert re.search(cure, those[0].cure), those
+    assert those[0].stops is stops
+    return those[0]
+
+
+# --- planted troubles -------------------------------------------------------------------------------------------------
+
+
+def test_a_package_that_raises_on_import(plant):
+    plant(numba="raise RuntimeError('no LLVM for you')")
+    found = checkup.examine(("numba", "caches"))
+    cure = r'^python -m pip install --force-reinstall --no-cache-dir "numba>=0\.61"$'
+    the_one(found, "^numba cannot be used: RuntimeError: no LLVM for you$", cure, stops=True)
+    assert found.facts["not looked at"] == [("caches", "cannot be told before numba can be used")]
+    assert len(found.troubles) == 1
+
+
+def test_a_package_that_is_missing(plant):
+    plant(scipy_openblas32="raise ModuleNotFoundError(\"No module named 'scipy_openblas32'\", name='scipy_openblas32')")
+    found = checkup.examine(("scipy_openblas32",))
+    the_one(found, "^scipy-openblas32 is not installed$", r'^python -m pip install "scipy-openblas32>=0\.3', stops=True)
+
+
+def test_a_package_of_a_package_that_is_missing(plant):
+    plant(numba="import llvmlite_of_old")
+    cure = "^python -m pip install llvmlite_of_old$"
+    the_one(checkup.examine(("numba",)), "numba cannot be used: .*llvmlite_of_old", cure, stops=True)
+
+
+def test_kernels_that_the_processor_cannot_run(plant, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "SkylakeX")
+    plant(numpy="import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    found = checkup.examine(("numpy", "scipy"))
+    cause = "OPENBLAS_CORETYPE=SkylakeX forces kernels that this processor cannot run: numpy ends the process by SIGILL"
+    the_one(found, cause, "^unset OPENBLAS_CORETYPE$", stops=True)
+    assert len(found.troubles) == 1
+
+
+def test_kernels_that_are_forced_and_run(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell" if "x86" in os.uname().machine else "ARMV8")
+    the_one(checkup.examine(("numpy",)), "^OPENBLAS_CORETYPE=.* keeps the BLAS from", "^unset OPENBLAS_CORETYPE$")
+
+
+def test_a_package_that_hangs(plant, monkeypatch):
+    monkeypatch.setattr(checkup, "SECONDS", 1)
+    plant(rich="import time; time.sleep(60)")
+    cure = '--force-reinstall --no-cache-dir "rich>=13'
+    the_one(checkup.examine(("rich",)), "^rich cannot be used: took longer than 1 s: it hangs$", cure, stops=True)
+
+
+def test_versions_that_do_not_go_together(plant):
+    plant.package("numpy", "1.26.4")
+    found = checkup.examine(())
+    cause = r"^numpy 1\.26\.4 is installed, but fastmlp .* needs numpy>=2\.0"
+    cure = the_one(found, cause, r'^python -m pip install "numpy', stops=True).cure
+    assert ">=2.0" in cure  # and what numba and SciPy need
+
+
+def test_versions_that_another_package_does_not_take(plant):
+    plant.package("numba", "0.99", needs=["numpy<2.0"])
+    the_one(checkup.examine(()), r"but numba 0\.99 needs numpy<2\.0$", '^python -m pip install "numpy<2.0,', stops=True)
+
+
+def test_a_package_that_fails_for_its_versions_has_their_cure(plant):
+    plant.package("numpy", "1.26.4")
+    plant(numpy="raise ImportError('compiled for another Python')")
+    found = checkup.examine(("numpy",))
+    assert len({t.cure for t in found.troubles}) == 1
+    the_one(found, "^numpy cannot be used: ImportError: compiled", '^python -m pip install "numpy', stops=True)
+
+
+def test_two_cupys(plant):
+    plant.package("cupy-cuda12x", "14.2.0")
+    plant.package("cupy-cuda13x", "14.2.0")
+    plant(cupy="")
+    cause = "several CuPy packages are installed, cupy-cuda12x, cupy-cuda13x, and overwrite each other"
+    cure = r"^pip uninstall cupy-cuda12x cupy-cuda13x, then pip install 'fastmlp\[cuda13\]'"
+    the_one(checkup.examine(("cuda",)), cause, cure)
+
+
+CUPY = """
+import types
+
+def no(*_):
+    raise RuntimeError("libnvrtc.so: cannot open shared object file")
+
+class Device:
+    compute_capability = "90"
+
+runtime = types.SimpleNamespace(
+    driverGetVersion=lambda: {driver}, runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 1
+)
+cuda = types.SimpleNamespace(runtime=runtime, Device=Device, nvrtc=types.SimpleNamespace(getVersion=no))
+"""
+
+
+@pytest.mark.parametrize(
+    ("driver", "cause", "cure"),
+    [
+        (0, "there is no NVIDIA driver, or no GPU$", "^install a driver: https"),
+        (12090, "the driver is for CUDA 12, this CuPy for CUDA 13$", r"pip install 'fastmlp\[cuda12\]' instead$"),
+        (13000, r"NVRTC is not found \(RuntimeError: libnvrtc.so", r"\[ctk\] extra: pip install 'fastmlp\[cuda13\]'"),
+    ],
+    ids=["no driver", "an old driver", "no toolkit"],
+)
+def test_a_cupy_that_cannot_run(plant, driver, cause, cure):
+    plant.package("cupy-cuda13x", "14.2.0")
+    plant(cupy=CUPY.format(driver=driver))
+    the_one(checkup.examine(("cuda",)), f"^the backend cupy cannot run: .*{cause}", cure)
+
+
+def test_a_gpu_without_cupy(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.12, 143771 MiB, 9.0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(probe, "cupy_wheels", list)
+    the_one(looks.LOOKS["cuda"](), "^there is a GPU .NVIDIA H200, 570", r"^python -m pip install 'fastmlp\[cuda12\]'$")
+
+
+def test_no_folder_for_compiled_kernels(monkeypatch):
+    from fastmlp.kernels.cpu import compiling
+
+    monkeypatch.setattr(compiling, "cache_folder", lambda: None)
+    cause = "^compiled kernels are kept nowhere, .*: every process compiles anew$"
+    the_one(looks.LOOKS["caches"](), cause, "^export NUMBA_CACHE_DIR=.* && fastmlp warmup$")
+
+
+def test_a_folder_for_compiled_kernels_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    cause = "^NUMBA_CACHE_DIR=.*cache cannot be written, so compiled kernels are kept in "
+    the_one(checkup.examine(("caches",)), cause, "^export NUMBA_CACHE_DIR=.* && fastmlp warmup$")
+
+
+def test_kernels_of_another_version(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    found = checkup.examine(("caches",))
+    assert found.troubles == []
+    folder = Path(dict(found.facts["caches"])["compiled kernels"].partition(",")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train.train_thread-1.py311-hashed.0.nbc", "products-0-float32.json", "of_someone_else.nbc"):
+        (folder / name).write_bytes(bytes(1000))
+    cause = r"^2 files \(0.0 MB\) in .* are of other versions of fastmlp or Numba, or damaged"
+    cure = the_one(checkup.examine(("caches",)), cause, "^find .* -delete && fastmlp warmup$").cure
+    subprocess.run(cure.partition(" && ")[0], shell=True, check=True)
+    assert [p.name for p in folder.iterdir()] == ["of_someone_else.nbc"]
+    assert checkup.examine(("caches",)).troubles == []
+
+
+def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    the_one(looks.LOOKS["caches"](), "^the home folder .*file cannot be written", "^export CUPY_CACHE_DIR=")
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "NUMBA_NUM_THREADS"])
+def test_threads_that_are_held_back(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(limits, "physical_cores", lambda: 8)
+    monkeypatch.setattr(limits, "default_threads", lambda: 1)
+    cause = f"^training takes 1 of 8 physical cores, because of {name}=1$"
+    the_one(looks.LOOKS["threads"](), cause, f"^unset {name}$")
+
+
+def test_kernels_that_are_not_compiled(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    the_one(checkup.examine(("numba",)), "^NUMBA_DISABLE_JIT is set", "^unset NUMBA_DISABLE_JIT$")
+
+
+def test_a_source_folder_without_kernels(monkeypatch):
+    monkeypatch.setattr(checkup, "find_spec", lambda name: None)
+    the_one(checkup.examine(()), "^fastmlp was imported from its source folder", "^python -m pip install -e .")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments, code="from fastmlp.cli import main; main()", **environment):
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_it_runs_where_nothing_can_be_imported(tmp_path):
+    for module in versions.REQUIRED:
+        (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is broken')\n")
+    done = command("doctor", "--json", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    found = Findings.from_dict(json.loads(done.stdout))
+    first = set(versions.REQUIRED) - set(checkup.NEEDS)  # the others wait for those
+    told = {t.cause for t in found.troubles if "cannot be used: ImportError: " in t.cause}
+    assert told == {f"{versions.REQUIRED[m]} cannot be used: ImportError: {m} is broken" for m in first}
+    assert {name for name, _ in found.facts["not looked at"]} >= {"scipy", "numba", "sklearn", "threads", "cuda"}
+
+    done = command("train", "mnist", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: fastmlp cannot start (ImportError: typer is broken)" in done.stderr
+    assert "fastmlp doctor tells what is wrong here, and what mends it" in done.stderr
+
+
+def test_a_whole_look_at_this_machine(cli):
+    code, out, err = cli("doctor")
+    assert (code, err) == (0, ""), out
+    for fact in ("of NumPy ", "of fastmlp's kernels ", "compiled kernels ", "physical cores ", "GPUs, by nvidia-smi "):
+        assert fact in out
+
+
+def test_options_and_help(cli, monkeypatch):
+    found = Findings({"a": [("b", f"{os.path.expanduser('~')}/c")]}, [Trouble("broken", "mend it", stops=True)])
+    monkeypatch.setattr("fastmlp.doctor.__main__.examine", lambda: found)
+    code, out, _ = cli("doctor")
+    assert code == 1
+    assert "1. stops work: broken\n   mend it by: mend it\n" in out
+    code, out, _ = cli("doctor", "--markdown")
+    assert code == 1
+    assert "- stops work: broken\n\n      mend it\n" in out
+    assert "  b  ~/c\n```" in out
+    code, out, _ = cli("doctor", "--json")
+    assert Findings.from_dict(json.loads(out)) == found
+    assert "--markdown" in cli("doctor", "--help")[1]
+    assert "doctor    Say what is installed" in cli("--help")[1]
+    assert cli("doctor", "--wrong")[0] == 2
+
+
+def test_markdown_names_no_user_and_no_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    found = Findings({"paths": [("a", "/home/ada/x:/home/ada-2/y:/scratch/ada/z:/home/ada")]})
+    assert "  a  ~/x:/home/ada-2/y:/scratch/USER/z:~\n" in found.markdown()
+
+
+@pytest.mark.parametrize(
+    ("troubles", "line"),
+    [
+        ([], "nothing is wrong"),
+        ([Trouble("a", "b")], "1 thing is wrong, none of which stop work"),
+        ([Trouble("a", "b", True), Trouble("c", "d")], "2 things are wrong, 1 of which stops work"),
+    ],
+)
+def test_the_first_line_tells_how_many_troubles_there_are(troubles, line):
+    assert str(Findings({}, troubles)).startswith(f"fastmlp doctor: {line}\n")
+
+
+def test_every_package_that_is_needed_is_looked_at():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
+    assert needed == set(versions.REQUIRED.values())
+    assert set(versions.REQUIRED) <= set(looks.LOOKS)
