@@ -28,6 +28,7 @@ from fastmlp.engine.row_weights import check_parts, in_range
 from fastmlp.errors import NonFiniteLossError
 from fastmlp.estimators.calibration import folded
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
+from fastmlp.estimators.going_on import GoesOn
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
 from fastmlp.estimators.preprocessed import Preprocessed
@@ -46,7 +47,7 @@ SOON = 1 << 16
 """Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
 
 
-class BaseMLP(Preprocessed):
+class BaseMLP(GoesOn, Preprocessed):
     """An estimator over a `Learner`.
 
     Subclasses say what they minimise, how targets become the network's and outputs become answers.
@@ -126,14 +127,11 @@ class BaseMLP(Preprocessed):
         self._check_together()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, *, incremental: bool) -> BaseMLP:
-        before = dict(self.__dict__)
-        spec = self._learner.spec if "_learner" in before else None
+        undo = self._undoing()
         try:
             return self._trained(X, y, sample_weight, validation, incremental)
         except BaseException as e:
-            self.__dict__ = before
-            if spec is not None:
-                self._learner.spec = spec
+            undo()
             if not isinstance(e, NonFiniteLossError):
                 raise
             raise ValueError(
@@ -190,15 +188,6 @@ class BaseMLP(Preprocessed):
         spec = make_spec(units, activation, objective.loss, self.dropout, l2, self.max_norm, self.initializer)
         return replace(spec, l2_over_rows=True)
 
-    def _go_on(self, spec: NetworkSpec) -> None:
-        """Train the weights that are there as the parameters now ask, which may have changed."""
-        self._go_where_asked()
-        learner, spec = self._learner, replace(spec, frozen=self._learner.spec.frozen)
-        if spec.loss != learner.spec.loss:
-            self.__dict__.pop("_optimizer", None)  # its rates are those for the gradients of another loss
-        if spec != learner.spec:
-            learner.spec, self.out_activation_ = spec, self._objective().out_activation
-
     def _begin(self, spec: NetworkSpec) -> None:
         """Make a new network, with weights drawn as scikit-learn draws them."""
         dtype = self._dtype()
@@ -210,12 +199,12 @@ class BaseMLP(Preprocessed):
                 bound = np.sqrt(factor / sum(w.shape))
                 w[...] = self._random_state.uniform(-bound, bound, w.shape)
                 b[...] = self._random_state.uniform(-bound, bound, b.shape)
-        key = copy.deepcopy(self._random_state).randint(0, 2**62, dtype=np.int64)  # what is drawn next stays the same
+        key = self._key()
         if self.initializer is not None:
-            params = initial_parameters(spec, layout, dtype, int(key))
+            params = initial_parameters(spec, layout, dtype, key)
         backend = self._backend_asked()
         with backend.working():
-            state = TrainState(layout, backend.copy(params), int(key))
+            state = TrainState(layout, backend.copy(params), key)
         self._learner = Learner(spec, dtype, backend, state)
         self._learner.class_names = self._class_names()
         self.n_layers_, self.out_activation_ = len(spec.units), self._objective().out_activation
@@ -271,10 +260,7 @@ class BaseMLP(Preprocessed):
 
     def _fit_stochastic(self, train: HostData, held_out: HostData | None, judged: Any, incremental: bool) -> None:
         learner, curves, objective = self._learner, self._curves, self._objective()
-        if not incremental or not hasattr(self, "_optimizer"):
-            curves.rate = float(self.learning_rate_init)
-            self._optimizer = self._optimizer_of(curves, objective.gradient)
-            learner.state.optimizer = None  # its moments begin anew
+        self._settle_optimizer(objective.gradient, incremental)
         if judged is not None:
             curves.scores = curves.scores or []
             curves.validation_losses = curves.validation_losses or []
