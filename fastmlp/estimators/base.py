@@ -99,8 +99,7 @@ class BaseMLP(GoesOn, Preprocessed):
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
             On the ``"cupy"`` backend arrays of its GPU stay there; y and weights may lie there too.
-            Of a sparse one a few batches at a time are made dense, in 16 MiB; all of it by solver='lbfgs', of which a
-            step takes all rows.
+            Of a sparse one a few rows at a time are made dense, in 16 MiB.
         y : array-like of shape (n,) or (n, outputs)
         sample_weight : array-like of shape (n,), optional
         X_val, y_val, sample_weight_val : optional
@@ -242,8 +241,6 @@ class BaseMLP(GoesOn, Preprocessed):
     def _fit_lbfgs(self, data: HostData) -> None:
         if data.training is not None:
             data = self._picked(data, data.training)
-        if isinstance(data.x, SparseRows):
-            data = replace(data, x=data.x[:])  # all rows are one batch
         objective = self._objective()
         value = objective.value if self.exact else objective.gradient
         weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
