@@ -19,7 +19,6 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import lies_on_gpu
-from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.checks import check_outputs
@@ -216,8 +215,6 @@ class BaseMLP(GoesOn, Preprocessed):
     def _data(self, X: Any, targets: NDArray[Any], weights: Any, suffix: str = "", training: bool = True) -> HostData:
         """Return data for the network, its inputs in the network's type."""
         learner = self._learner
-        if hasattr(X, "toarray"):  # made dense a few batches at a time
-            return learner.data(SparseRows(X), targets, weights, suffix=suffix, training=training)
         data = learner.data(X, targets, weights, suffix=suffix, training=training)
         there = not isinstance(data.x, np.ndarray)
         return replace(data, x=data.x if there else np.ascontiguousarray(data.x, learner.dtype), names=None)
@@ -384,8 +381,7 @@ class BaseMLP(GoesOn, Preprocessed):
             check_is_fitted(self)
         if isinstance(X, HostData):
             return self._outputs_of(X, turn)
-        rows = self._rows(X)
-        return self._learner.answer(turn, SparseRows(rows) if hasattr(rows, "toarray") else rows)
+        return self._learner.answer(turn, self._rows(X))
 
     def _outputs_of(self, data: HostData, turn: Callable[[Any], Any]) -> Any:
         """Return what a function makes of the outputs for rows that training holds ready."""

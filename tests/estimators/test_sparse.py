@@ -184,7 +184,7 @@ def test_numbers_that_are_not_finite_are_refused_by_row_and_column(bad, monkeypa
         MLPClassifier(backend="numpy", **QUICK).fit(x, Y)
     learner = MLPClassifier(backend="numpy", **QUICK).fit(X, Y)._learner
     with pytest.raises(fastmlp.DataError, match="in row 123, column 4"):
-        learner.data(SparseRows(x), Y)
+        learner.data(x, Y)
 
 
 def test_numbers_of_another_range_are_told():
