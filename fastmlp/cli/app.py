@@ -192,7 +192,7 @@ def train(
         str | None,
         typer.Option(
             help="How features are scaled: standard (as --standardize), robust (median 0, quartiles 1 apart) or "
-            "quantile (normally distributed)."
+            "quantile (normally distributed). Columns of a CSV file may then be words, and values missing."
         ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help="auto, numpy, numba or cupy. Default: auto.")] = None,

@@ -68,11 +68,13 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     data = load_run(settings, by_class=not earlier)
     standardize = None if settings.data == "mnist" else data.scaling is not None
     settings = settings.complete(data.loss, standardize, settings.backend)
-    rows, features = data.training_rows, data.train[0].shape[1]
+    rows = data.training_rows
     optimizer = settings.optimizer_record(settings.epochs * -(-rows // settings.batch_size))
-    model = MLP((features, *settings.hidden, data.outputs), **settings.network())
+    model = MLP((data.inputs, *settings.hidden, data.outputs), **settings.network())
     settings = settings.complete(data.loss, standardize, model.backend.name)
-    model.class_names, model.feature_names = data.class_names, data.feature_names
+    model.class_names = data.class_names
+    if data.inputs == data.train[0].shape[1]:  # else it knows the columns when it makes its inputs of them, at the end
+        model.feature_names = data.feature_names
     print(f"{'MNIST' if settings.data == 'mnist' else settings.data}: {data.description}")
     print(repr(model))
     if header is not None:
@@ -146,6 +148,7 @@ def finish(run: Run, history: History) -> bool:
     folder, model = run.folder, run.model
     if run.data.scaling is not None:
         run.data.scaling.fold(model)
+        model.feature_names = run.data.feature_names
     model.save(folder.model)
     seconds = time.perf_counter() - run.began
     name, (x, y) = run.data.measured

@@ -137,6 +137,11 @@ class Settings:
         return kind(learning_rate=self.rate, **extra)  # type: ignore[call-arg]  # each has one
 
     @property
+    def takes_raw_rows(self) -> bool:
+        """Whether columns of words and missing values are made into numbers: where scaling was asked for."""
+        return self.preprocess is not None or self.standardize is True
+
+    @property
     def rate(self) -> float:
         """The learning rate, given or the optimizer's default."""
         return RATES[self.optimizer] if self.lr is None else self.lr
