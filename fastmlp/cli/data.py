@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,7 +245,8 @@ def _is_sigmoid(loss: object) -> bool:
 def _outputs(loss: str, table: Table, settings: Settings) -> int:
     assert table.y is not None
     if table.class_names is None:
-        return table.y.shape[1] if table.y.ndim == 2 else 1
+        targets: int = table.y.shape[1] if table.y.ndim == 2 else 1
+        return targets * len(settings.quantiles or (0.5,))
     if loss == SigmoidCrossEntropy.name:
         if len(table.class_names) != 2:
             raise DataError(
@@ -259,7 +260,7 @@ def _outputs(loss: str, table: Table, settings: Settings) -> int:
 def _parts(y: NDArray[Any], settings: Settings, loss: str, outputs: int, by_class: bool) -> Parts | None:
     """Return the rows that `validation_split` would hold out, and the others."""
     _held_out(settings, len(y))
-    record = LOSSES.record(loss)
+    record = replace(settings, loss=loss).loss_record()
     labels = row_classes(record, record.prepare_targets(y, outputs)) if by_class else None
     return split_rows(len(y), settings.validation, settings.seed, labels)
 

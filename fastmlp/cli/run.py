@@ -15,7 +15,7 @@ from fastmlp import plots
 from fastmlp._version import __version__
 from fastmlp.cli.data import RunData, load_run
 from fastmlp.cli.folder import RunFolder
-from fastmlp.cli.output import extra_figures
+from fastmlp.cli.output import D2, extra_figures
 from fastmlp.cli.settings import Settings
 from fastmlp.engine.callbacks import Checkpoint
 from fastmlp.engine.history import History
@@ -161,8 +161,10 @@ def finish(run: Run, history: History) -> bool:
     uninterrupted = history.stop_reason != "interrupted"
     if uninterrupted:
         folder.checkpoint.unlink(missing_ok=True)
-    accurate = "accuracy" in figures
-    quality = f"accuracy {100 * figures['accuracy']:.2f} %" if accurate else f"R2 {figures['r2_score']:.4f}"
+    if "accuracy" in figures:
+        quality = f"accuracy {100 * figures['accuracy']:.2f} %"
+    else:
+        quality = f"D2 {figures[D2]:.4f}" if D2 in figures else f"R2 {figures['r2_score']:.4f}"
     print(f"{name} {quality}, loss {figures['loss']:.5g}, after {seconds:.1f} s")
     print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}", flush=True)
     if not uninterrupted:

@@ -137,8 +137,10 @@ class Scaling:
         if affine is not None:
             weights[:2] = affine.folded(*weights[:2])
         if self.target is not None:
-            weights[-2] *= self.target.scale
-            weights[-1] = weights[-1] * self.target.scale + self.target.center
+            each = model.spec.loss.outputs_per_target  # which stand beside each other
+            scale, center = (array.repeat(each) for array in (self.target.scale, self.target.center))
+            weights[-2] *= scale
+            weights[-1] = weights[-1] * scale + center
         try:
             model.set_weights(weights)
         except ValueError as e:
