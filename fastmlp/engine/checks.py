@@ -58,7 +58,7 @@ def check_inputs(
         Wrong shape or type, a value that is NaN or infinite, or a number that the network's type cannot hold (for
         `training`: a column of such); the message says what was got, what was expected and the cure.
     """
-    if hasattr(x, "toarray"):
+    if hasattr(x, "toarray") and rules.preprocessing is None:
         return _check_sparse(x, features, backend, rules, argument, training)
     x = in_order(x, rules.names, argument)
     if rules.preprocessing is not None:
@@ -122,10 +122,6 @@ def _check_sparse(
     """
     if not SparseRows.can_hold(x):
         raise DataError(f"{argument} must be an array, or a sparse one of SciPy, got {type(x).__name__}")
-    if rules.preprocessing is not None:
-        raise DataError(
-            f"{argument} is sparse, and the preprocessing of this network moves zeros; pass {argument}.toarray()"
-        )
     _check_real(x.dtype, argument)
     _check_width(x.shape, features, argument)
     rows = SparseRows(x)

@@ -6,9 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.datasets import make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 import fastmlp
 from fastmlp import MLPClassifier, MLPRegressor
@@ -149,6 +152,17 @@ def test_memory_stays_bounded(where, solver):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6
+
+
+@pytest.mark.parametrize("scaler", [MaxAbsScaler(), StandardScaler(with_mean=False)])
+def test_scalers_that_keep_zeros_go_before_in_the_place_of_preprocess(scaler):
+    with pytest.raises(TypeError, match=r"preprocess=None and scale before, with .*MaxAbsScaler or StandardScaler\(wi"):
+        MLPClassifier(backend="numpy", preprocess="standard", **QUICK).fit(sparse.csr_matrix(X), Y)
+    found = [
+        make_pipeline(clone(scaler), MLPClassifier(backend="numpy", **QUICK)).fit(x, Y)
+        for x in (sparse.csr_array(X), X)
+    ]
+    np.testing.assert_allclose(found[0].predict_proba(sparse.csr_array(X)), found[1].predict_proba(X), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("small_windows")
