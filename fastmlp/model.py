@@ -202,9 +202,10 @@ class MLP:
         Parameters
         ----------
         x : (n, I) array_like
-            Finite inputs of any real type, or a data frame with its names.  Where the first fit gets uint8 above 1, all
-            inputs of any type are divided by 255 from then on.  On the ``"cupy"`` backend arrays of its GPU (of CuPy,
-            DLPack, ``__cuda_array_interface__``) are not copied, here as everywhere; y and weights are, to check.
+            Finite inputs of any real type, or a data frame with its names; of SciPy's sparse ones a few batches at a
+            time are made dense.  Where the first fit gets uint8 above 1, all inputs of any type are divided by 255 from
+            then on.  On the ``"cupy"`` backend arrays of its GPU (of CuPy, DLPack, ``__cuda_array_interface__``) are
+            not copied, here as everywhere; y and weights are, to check.
         y : (n,) or (n, K) array_like
             Labels, or one-hot rows, probabilities or values, as the loss asks for.
         epochs : int

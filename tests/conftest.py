@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import importlib.util
+import os
 import signal
 import warnings
 
@@ -187,3 +189,13 @@ def torch():
         except ImportError:
             pytest.skip("PyTorch is not installed; pip install torch")
     return torch
+
+
+@pytest.fixture(scope="session")
+def keras():
+    """Keras, on a backend that is installed; else the tests show as skipped."""
+    if "KERAS_BACKEND" not in os.environ and importlib.util.find_spec("tensorflow") is None:
+        os.environ["KERAS_BACKEND"] = "jax"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the libraries, on import
+        return pytest.importorskip("keras", reason="Keras, or a backend of it, is not installed", exc_type=ImportError)

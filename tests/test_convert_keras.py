@@ -1,8 +1,6 @@
 """Stacks of dense layers of Keras as networks and back: the same outputs, the same bits of weights, or a refusal."""
 
 import contextlib
-import importlib.util
-import os
 import re
 import warnings
 
@@ -21,16 +19,6 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (20, 4)).astype(np.uint8)
 LOSSES = {"softmax_cross_entropy": (2, 5), "sigmoid_cross_entropy": (1, 3), "mean_squared_error": (1, 2)}
 LOSSES |= {"poisson": (1,), "categorical_hinge": (3,)}
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
-
-
-@pytest.fixture(scope="module")
-def keras():
-    """Keras, on a backend that is installed; else the tests show as skipped."""
-    if "KERAS_BACKEND" not in os.environ and importlib.util.find_spec("tensorflow") is None:
-        os.environ["KERAS_BACKEND"] = "jax"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of the libraries, on import
-        return pytest.importorskip("keras", reason="Keras, or a backend of it, is not installed", exc_type=ImportError)
 
 
 @contextlib.contextmanager

@@ -66,13 +66,6 @@ def test_data_that_does_not_fit_is_refused_by_name_and_cure(backend, message):
         small(backend).fit(*BAD_DATA[message], epochs=1, verbose=0)
 
 
-def test_sparse_inputs_are_refused_with_the_cure(backend):
-    from scipy.sparse import csr_array
-
-    with pytest.raises(fastmlp.DataError, match=r"pass x.toarray\(\)"):
-        small(backend).predict(csr_array(np.eye(6)))
-
-
 BAD_MODELS = {
     "at least the inputs and the outputs": {"units": (3,)},
     r"units\[1\] must be at least 1, got 0": {"units": (3, 0, 2)},

@@ -39,6 +39,8 @@ def refuse_gpu(argument: str, array: Any, what: str) -> None:
 def host_array(array: Any, argument: str) -> NDArray[Any]:
     """Return what is in host memory as a NumPy array, without a copy where that can be; masked values are refused."""
     refuse_masked(argument, array)
+    if hasattr(array, "toarray"):  # SciPy's sparse ones, of which NumPy makes a single object
+        raise DataError(f"{argument} must be a dense array, got {type(array).__name__}; pass {argument}.toarray()")
     if not isinstance(array, np.ndarray) and not hasattr(array, "__array__") and speaks_dlpack(array):
         return np.from_dlpack(array)
     try:

@@ -22,6 +22,13 @@ class SparseRows:
 
     ndim = 2
 
+    @staticmethod
+    def can_hold(x: Any) -> bool:
+        """Return whether something that has `toarray` is SciPy's."""
+        from scipy.sparse import issparse
+
+        return bool(issparse(x))
+
     def __init__(self, matrix: Any) -> None:
         rows = matrix.tocsr()
         if not rows.has_canonical_format:
@@ -69,6 +76,11 @@ class SparseRows:
     def astype(self, dtype: np.dtype[Any]) -> SparseRows:
         """Return the same in another type."""
         return self if dtype == self.dtype else SparseRows(self.matrix.astype(dtype))
+
+    def with_numbers(self, numbers: NDArray[Any]) -> SparseRows:
+        """Return the same places with other numbers, in the order of ``matrix.data``."""
+        rows = self.matrix
+        return SparseRows(type(rows)((numbers, rows.indices, rows.indptr), shape=rows.shape))
 
     def largest(self) -> NDArray[Any]:
         """Return the largest magnitude of each column, (1, I)."""

@@ -150,6 +150,10 @@ def train(
         str | None,
         typer.Option(help="Default: softmax_cross_entropy for classes, mean_squared_error for values."),
     ] = None,
+    quantiles: Annotated[
+        str | None,
+        typer.Option(help="Of --loss quantile: those to predict, such as 0.1,0.5,0.9. Default: 0.5."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help=_default("epochs"))] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help=_default("batch_size"))] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw or rmsprop. Default: adam.")] = None,
@@ -193,7 +197,7 @@ def train(
         str | None,
         typer.Option(
             help="How features are scaled: standard (as --standardize), robust (median 0, quartiles 1 apart) or "
-            "quantile (normally distributed)."
+            "quantile (normally distributed). Columns of a CSV file may then be words, and values missing."
         ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help="auto, numpy, numba or cupy. Default: auto.")] = None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_dtype
-from fastmlp.cli.scaling import Scaling
+from fastmlp.cli.scaling import Scaling, kinds_of
 from fastmlp.cli.settings import Settings
 from fastmlp.datasets.csv_files import line_of
 from fastmlp.datasets.mnist import load_mnist
@@ -78,6 +78,12 @@ class RunData:
         """How many rows train."""
         held_out = len(self.validation[0]) if self.validation is not None and self.split else 0
         return len(self.train[0]) - held_out
+
+    @property
+    def inputs(self) -> int:
+        """Of the network."""
+        columns: int = self.train[0].shape[1]
+        return columns if self.scaling is None else self.scaling.features.width
 
     @property
     def measured(self) -> tuple[str, Examples]:
@@ -177,7 +183,10 @@ def load_run(settings: Settings, by_class: bool = True) -> RunData:
         said += ", standardized for the training" if kind == "standard" else f", scaled ({kind}) for the training"
         if scaling.target is not None:
             said += " (and so are the losses of its epochs)"
-    described = _counts(len(table.x), validation, f"{table.x.shape[1]} features, {said}")
+    features = f"{table.x.shape[1]} features"
+    if scaling is not None and scaling.features.width != table.x.shape[1]:
+        features += f" that become {scaling.features.width} inputs"
+    described = _counts(len(table.x), validation, f"{features}, {said}")
     names = table.class_names, table.names_of_file
     split = settings.validation if in_place else 0.0
     parts = None if in_place else parts
@@ -209,7 +218,8 @@ def _table(settings: Settings) -> tuple[Table, str, str]:
         task = "classification" if loss.takes_labels or _is_sigmoid(loss) else "regression"
     wanted = "expected a target to learn; name it with --target"
     _check_target_named(settings.data, settings.target, wanted)
-    table = load_table(settings.data, target=settings.target, task=task, header=settings.header)
+    asked: dict[str, Any] = {"target": settings.target, "header": settings.header, "raw": settings.takes_raw_rows}
+    table = load_table(settings.data, task=task, **asked)
     if table.y is None:
         where = "the array of an .npz file, for .npy and IDX the file with the targets"
         raise DataError(f"{settings.data}: {wanted} ({where})")
@@ -217,7 +227,7 @@ def _table(settings: Settings) -> tuple[Table, str, str]:
     if loss is None and names is None and table.y.ndim == 1 and table.y.dtype.kind == "i":
         if len(np.unique(table.y)) <= MAX_CLASSES:
             task = "classification"
-            table = load_table(settings.data, target=settings.target, task=task, header=settings.header)
+            table = load_table(settings.data, task=task, **asked)
             names, cure = table.class_names, " (for values, --loss mean_squared_error)"
         else:
             cure = " (for classes, --loss softmax_cross_entropy)"
@@ -235,7 +245,8 @@ def _is_sigmoid(loss: object) -> bool:
 def _outputs(loss: str, table: Table, settings: Settings) -> int:
     assert table.y is not None
     if table.class_names is None:
-        return table.y.shape[1] if table.y.ndim == 2 else 1
+        targets: int = table.y.shape[1] if table.y.ndim == 2 else 1
+        return targets * len(settings.quantiles or (0.5,))
     if loss == SigmoidCrossEntropy.name:
         if len(table.class_names) != 2:
             raise DataError(
@@ -249,7 +260,7 @@ def _outputs(loss: str, table: Table, settings: Settings) -> int:
 def _parts(y: NDArray[Any], settings: Settings, loss: str, outputs: int, by_class: bool) -> Parts | None:
     """Return the rows that `validation_split` would hold out, and the others."""
     _held_out(settings, len(y))
-    record = LOSSES.record(loss)
+    record = replace(settings, loss=loss).loss_record()
     labels = row_classes(record, record.prepare_targets(y, outputs)) if by_class else None
     return split_rows(len(y), settings.validation, settings.seed, labels)
 
@@ -293,7 +304,7 @@ def load_rows(
     DataError, FileFormatError, OSError
         The data cannot be used with this model.
     """
-    loss = model.spec.loss
+    loss, raw = model.spec.loss, kinds_of(model.preprocessing)
     if data == "mnist":
         _, (x, y) = load_mnist(raw=True)
         table = Table(x, y, (), None)
@@ -304,11 +315,11 @@ def load_rows(
         task: Task = "auto" if loss.takes_labels else "regression"
         names, wanted = model.feature_names, "expected a target to compare with; name it with --target"
         _check_target_named(data, target, wanted)
-        table = load_table(data, target=target, task=task, feature_names=names, class_names=classes, header=header)
+        asked: dict[str, Any] = {"feature_names": names, "header": header, "raw": raw}
+        table = load_table(data, target=target, task=task, class_names=classes, **asked)
         if table.y is None:
             raise DataError(f"{data}: {wanted}")
-    made = model.preprocessing
-    columns = model.spec.units[0] if made is None else made.columns
+    columns = _columns(model)
     if table.x.shape[1] != columns:
         cure = "" if target is not None or data == "mnist" else "; if one of them is the target, name it with --target"
         raise DataError(f"{data}: expected {columns} features, as the model has inputs; got {table.x.shape[1]}{cure}")
@@ -318,13 +329,19 @@ def load_rows(
 def _without_target(model: MLP, data: str, target: str | None, header: bool | None) -> Table:
     """Read features, leaving out the target column of a CSV file, whatever it holds, where the file has it."""
     names = model.feature_names
+    asked: dict[str, Any] = {"header": header, "raw": kinds_of(model.preprocessing)}
     if target is None or not data.lower().endswith(".csv"):
-        return load_table(data, feature_names=names, header=header)
+        return load_table(data, feature_names=names, **asked)
     with open_text(data) as file:
         _, first = next(records(data, file), (0, []))
     if target in first and header is not False:
         names = names or tuple(name for name in first if name not in (target, ""))
-        return load_table(data, feature_names=names, header=True)
-    if len(first) > model.spec.units[0] and target.lstrip("-").isdecimal():
-        return load_table(data, target=target, feature_names=names, header=header)
-    return load_table(data, feature_names=names, header=header)
+        return load_table(data, feature_names=names, **{**asked, "header": True})
+    if len(first) > _columns(model) and target.lstrip("-").isdecimal():
+        return load_table(data, target=target, feature_names=names, **asked)
+    return load_table(data, feature_names=names, **asked)
+
+
+def _columns(model: MLP) -> int:
+    """Return how many columns the rows have that a model takes."""
+    return model.spec.units[0] if model.preprocessing is None else model.preprocessing.columns

@@ -8,6 +8,7 @@ import itertools
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 
 from fastmlp._version import __version__
 from fastmlp.backends.registry import available_backends, choose_backend
+from fastmlp.engine.metrics import Metrics
 from fastmlp.files.atomic import atomic_writer
+from fastmlp.formulas.losses import Loss, Quantile
 from fastmlp.model import MLP
 
 PACKAGES = ("numpy", "scipy", "numba", "scipy-openblas32", "safetensors", "scikit-learn", "matplotlib")
+D2 = "d2_pinball_score"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -29,7 +33,8 @@ def write_predictions(path: str, model: MLP, predicted: NDArray[Any], chances: N
     Parameters
     ----------
     path : str
-        ``.csv``: a column ``prediction`` (several outputs: ``prediction_NAME``), then with probabilities
+        ``.csv``: a column ``prediction`` (several outputs: ``prediction_NAME``; several quantiles:
+        ``prediction_QUANTILE``, after ``TARGET_`` where there are several targets), then with probabilities
         ``probability_NAME``.  ``.npz``: arrays ``prediction`` and ``probability``.  ``.npy``: one array, the
         probabilities where there are any.
     predicted : (n,) or (n, K) array
@@ -49,7 +54,7 @@ def write_predictions(path: str, model: MLP, predicted: NDArray[Any], chances: N
         else:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
-            outputs = [str(i) for i in range(predicted.shape[1])] if predicted.ndim == 2 else []
+            outputs = _outputs_of(model.spec.loss, predicted.shape[1]) if predicted.ndim == 2 else []
             header = [f"prediction_{name}" for name in names or outputs] if outputs else ["prediction"]
             columns = [predicted] if predicted.ndim == 1 else list(predicted.T)
             if chances is not None:
@@ -63,9 +68,37 @@ def write_predictions(path: str, model: MLP, predicted: NDArray[Any], chances: N
             text.detach()
 
 
-def extra_figures(model: MLP) -> tuple[str, ...]:
-    """Return the metrics to show beside the loss: R2 where there is no accuracy."""
-    return () if model.spec.loss.has_accuracy else ("r2_score",)
+def _outputs_of(loss: Loss, count: int) -> list[str]:
+    """Return the names of several outputs."""
+    if not isinstance(loss, Quantile) or loss.outputs_per_target == 1:
+        return [str(i) for i in range(count)]
+    targets = count // loss.outputs_per_target
+    return [f"{target}_{q:g}" if targets > 1 else f"{q:g}" for target in range(targets) for q in loss.parameters]
+
+
+def extra_figures(model: MLP) -> Metrics:
+    """Return the metrics to show beside the loss where there is no accuracy: R2.
+
+    Of quantiles D2, the mean of scikit-learn's `d2_pinball_score` over them, and for each the share of the targets that
+    are below what is predicted, which is the quantile itself where that is right.
+    """
+    loss = model.spec.loss
+    if not isinstance(loss, Quantile):
+        return () if loss.has_accuracy else ("r2_score",)
+    levels = loss.parameters * (model.spec.units[-1] // loss.outputs_per_target)
+
+    def columns(y: NDArray[Any], found: NDArray[Any]) -> list[tuple[float, NDArray[Any], NDArray[Any]]]:
+        return list(zip(levels, y.reshape(len(y), -1).T, found.reshape(len(found), -1).T, strict=True))
+
+    def d2(y: NDArray[Any], found: NDArray[Any]) -> float:
+        from sklearn.metrics import d2_pinball_score
+
+        return float(np.mean([d2_pinball_score(t, z, alpha=q) for q, t, z in columns(y, found)]))
+
+    def below(level: float) -> Callable[[NDArray[Any], NDArray[Any]], float]:
+        return lambda y, found: float(np.mean([(t < z).mean() for q, t, z in columns(y, found) if q == level]))
+
+    return {D2: d2, **{f"below_{q:g}": below(q) for q in loss.parameters}}
 
 
 def class_scores(model: MLP, x: NDArray[Any], y: NDArray[Any]) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from fastmlp import plots
 from fastmlp._version import __version__
 from fastmlp.cli.data import RunData, load_run
 from fastmlp.cli.folder import RunFolder
-from fastmlp.cli.output import extra_figures
+from fastmlp.cli.output import D2, extra_figures
 from fastmlp.cli.settings import Settings
 from fastmlp.engine.callbacks import Checkpoint
 from fastmlp.engine.history import History
@@ -68,11 +68,13 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
     data = load_run(settings, by_class=not earlier)
     standardize = None if settings.data == "mnist" else data.scaling is not None
     settings = settings.complete(data.loss, standardize, settings.backend)
-    rows, features = data.training_rows, data.train[0].shape[1]
+    rows = data.training_rows
     optimizer = settings.optimizer_record(settings.epochs * -(-rows // settings.batch_size))
-    model = MLP((features, *settings.hidden, data.outputs), **settings.network())
+    model = MLP((data.inputs, *settings.hidden, data.outputs), **settings.network())
     settings = settings.complete(data.loss, standardize, model.backend.name)
-    model.class_names, model.feature_names = data.class_names, data.feature_names
+    model.class_names = data.class_names
+    if data.inputs == data.train[0].shape[1]:  # else it knows the columns when it makes its inputs of them, at the end
+        model.feature_names = data.feature_names
     print(f"{'MNIST' if settings.data == 'mnist' else settings.data}: {data.description}")
     print(repr(model))
     if header is not None:
@@ -146,6 +148,7 @@ def finish(run: Run, history: History) -> bool:
     folder, model = run.folder, run.model
     if run.data.scaling is not None:
         run.data.scaling.fold(model)
+        model.feature_names = run.data.feature_names
     model.save(folder.model)
     seconds = time.perf_counter() - run.began
     name, (x, y) = run.data.measured
@@ -158,8 +161,10 @@ def finish(run: Run, history: History) -> bool:
     uninterrupted = history.stop_reason != "interrupted"
     if uninterrupted:
         folder.checkpoint.unlink(missing_ok=True)
-    accurate = "accuracy" in figures
-    quality = f"accuracy {100 * figures['accuracy']:.2f} %" if accurate else f"R2 {figures['r2_score']:.4f}"
+    if "accuracy" in figures:
+        quality = f"accuracy {100 * figures['accuracy']:.2f} %"
+    else:
+        quality = f"D2 {figures[D2]:.4f}" if D2 in figures else f"R2 {figures['r2_score']:.4f}"
     print(f"{name} {quality}, loss {figures['loss']:.5g}, after {seconds:.1f} s")
     print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}", flush=True)
     if not uninterrupted:

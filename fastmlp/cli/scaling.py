@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.datasets.words import Kind
 from fastmlp.errors import DataError
 from fastmlp.preprocessing.record import Preprocessing
 from fastmlp.preprocessing.scales import Affine
@@ -24,6 +25,18 @@ MAX_WEIGHT = 2.0**10
 """Up to which the weights of a network trained on scaled rows must be held in the units of the file too."""
 
 
+def kinds_of(made: Preprocessing | None) -> bool | list[Kind]:
+    """Return as what the columns of a CSV file are to be read for a model that has this; `raw` of `load_table`."""
+    if made is None:
+        return False
+    kinds = [Kind(None)] * made.columns
+    for column in made.numbers:
+        kinds[column] = Kind("number")
+    for categories in made.categories:
+        kinds[categories.column] = Kind(categories.holds, categories.known)
+    return kinds
+
+
 @dataclass(frozen=True)
 class Scaling:
     """Features scaled for the training, and the target of a regression with mean 0 and standard deviation 1.
@@ -31,7 +44,6 @@ class Scaling:
     Attributes
     ----------
     features : Preprocessing
-        Of numbers alone, none of which is missing.
     target : Affine or None
         That of a constant target has the scale 1.
     names : sequence of str
@@ -125,8 +137,10 @@ class Scaling:
         if affine is not None:
             weights[:2] = affine.folded(*weights[:2])
         if self.target is not None:
-            weights[-2] *= self.target.scale
-            weights[-1] = weights[-1] * self.target.scale + self.target.center
+            each = model.spec.loss.outputs_per_target  # which stand beside each other
+            scale, center = (array.repeat(each) for array in (self.target.scale, self.target.center))
+            weights[-2] *= scale
+            weights[-1] = weights[-1] * scale + center
         try:
             model.set_weights(weights)
         except ValueError as e:

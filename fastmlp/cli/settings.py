@@ -46,7 +46,7 @@ class Settings:
     ----------
     data : str
         ``"mnist"`` or the absolute path of a file.
-    target, header, loss, standardize, preprocess, weight_decay, momentum, label_smoothing, clip_norm, ema
+    target, header, loss, quantiles, standardize, preprocess, weight_decay, momentum, label_smoothing, clip_norm, ema
         None where the data or the optimizer decide, or where there is none.
     dropout : tuple of float
         One rate for all hidden layers, or (input, hidden 1, ...).
@@ -63,6 +63,7 @@ class Settings:
     target: str | None = None
     header: bool | None = None
     loss: str | None = None
+    quantiles: tuple[float, ...] | None = None
     standardize: bool | None = None
     preprocess: str | None = None
     activation: str = "relu"
@@ -91,6 +92,12 @@ class Settings:
         for name in ("lr", "weight_decay", "momentum", "label_smoothing", "clip_norm", "ema"):
             given = getattr(self, name)
             checked[name] = None if given is None else check_number(option_of(name), given)
+        if self.quantiles is not None:
+            numbers = _numbers("quantiles", self.quantiles)
+            checked["quantiles"] = tuple(check_number("--quantiles", level) for level in numbers)
+            if self.loss != "quantile":
+                asked = "none" if self.loss is None else f"--loss {self.loss}"
+                raise ValueError(f"--quantiles: they are of --loss quantile, got {asked}")
         if self.standardize is not None:
             checked["standardize"] = check_flag("--standardize", self.standardize)
         if self.preprocess is not None:
@@ -137,16 +144,21 @@ class Settings:
         return kind(learning_rate=self.rate, **extra)  # type: ignore[call-arg]  # each has one
 
     @property
+    def takes_raw_rows(self) -> bool:
+        """Whether columns of words and missing values are made into numbers: where scaling was asked for."""
+        return self.preprocess is not None or self.standardize is True
+
+    @property
     def rate(self) -> float:
         """The learning rate, given or the optimizer's default."""
         return RATES[self.optimizer] if self.lr is None else self.lr
 
     def loss_record(self) -> Loss:
         """Return the loss; ValueError where an option does not fit it."""
-        from fastmlp.formulas.losses import LOSSES, SoftmaxCrossEntropy
+        from fastmlp.formulas.losses import LOSSES, Quantile, SoftmaxCrossEntropy
 
         assert self.loss is not None
-        loss = LOSSES.record(self.loss)
+        loss = LOSSES.record(self.loss) if self.quantiles is None else Quantile(self.quantiles)
         if self.label_smoothing is None:
             return loss
         if not isinstance(loss, SoftmaxCrossEntropy):
@@ -188,7 +200,7 @@ class Settings:
 
 
 def _numbers(name: str, given: Any) -> tuple[Any, ...]:
-    if not isinstance(given, tuple) or (name == "dropout" and not given):
+    if not isinstance(given, tuple) or (name != "hidden" and not given):
         raise TypeError(f"{option_of(name)} must be a list of numbers, got {given!r}")
     return given
 
@@ -212,14 +224,15 @@ def _text(value: Any) -> str:
 def parse(given: Mapping[str, Any]) -> dict[str, Any]:
     """Turn options as typed into values of settings; ValueError names the one that makes no sense."""
     values = dict(given)
-    for name, kind, example in (("hidden", int, "256,128"), ("dropout", float, "0.2 or 0.1,0.2,0.2")):
+    examples = ("hidden", int, "256,128"), ("dropout", float, "0.2 or 0.1,0.2,0.2"), ("quantiles", float, "0.1,0.5,0.9")
+    for name, kind, example in examples:
         if name in values:
             try:
                 values[name] = tuple(kind(part) for part in values[name].split(",") if part.strip())
             except ValueError:
                 raise ValueError(f"--{name}: expected such as {example}, got {values[name]!r}") from None
-    if values.get("dropout") == ():
-        raise ValueError("--dropout: expected such as 0.2 or 0.1,0.2,0.2, got nothing")
+        if values.get(name) == () and name != "hidden":
+            raise ValueError(f"--{name}: expected such as {example}, got nothing")
     values |= _names_here(values)
     if values["data"] == "mnist":
         known = ("target", "its labels are known"), ("header", "it is no CSV file")

@@ -7,17 +7,20 @@ where losses here take logits, so the last softmax or sigmoid becomes part of th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from fastmlp.convert.stack import LINKS, Stack, layers_of, library, network_of
+from fastmlp.convert.stack import LINKS, Stack, as_asked, layers_of, library, network_of
 from fastmlp.engine.inputs import FULL
 from fastmlp.formulas.losses import LOSSES
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.estimators.base import BaseMLP
+    from fastmlp.estimators.classifier import MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor
     from fastmlp.formulas.losses import Loss
     from fastmlp.model import MLP
 
@@ -30,9 +33,38 @@ _LEAK = 0.01
 _EXPECTED = "InputLayer, Rescaling, Flatten, Dense, Dropout, Activation, ReLU, LeakyReLU, ELU or Softmax"
 
 
+@overload
 def from_keras(
-    model: Any, loss: str | Loss | None = None, *, backend: str | Backend = "auto", seed: int | None = None
-) -> MLP:
+    model: Any,
+    loss: str | Loss | None = ...,
+    *,
+    as_estimator: Literal[False] = ...,
+    classes: None = ...,
+    backend: str | Backend = ...,
+    seed: int | None = ...,
+) -> MLP: ...
+
+
+@overload
+def from_keras(
+    model: Any,
+    loss: str | Loss | None = ...,
+    *,
+    as_estimator: Literal[True],
+    classes: ArrayLike | None = ...,
+    backend: str | Backend = ...,
+) -> MLPClassifier | MLPRegressor: ...
+
+
+def from_keras(
+    model: Any,
+    loss: str | Loss | None = None,
+    *,
+    as_estimator: bool = False,
+    classes: ArrayLike | None = None,
+    backend: str | Backend = "auto",
+    seed: int | None = None,
+) -> MLP | MLPClassifier | MLPRegressor:
     """Return a stack of Dense layers of Keras as a network with the same weights.
 
     The network takes inputs as they are, uint8 too, as (n, inputs); where the first layer is ``Rescaling(1 / 255)`` it
@@ -48,8 +80,13 @@ def from_keras(
         As for `fastmlp.MLP`; Keras's names are understood.  The softmax, sigmoid or exponential of the outputs becomes
         part of the loss that has it.  None: that of ``model.compile``, else what the last activation tells: softmax or
         sigmoid cross-entropy.
+    as_estimator : bool
+        Return `fastmlp.MLPClassifier`, where the loss is of classes, or `fastmlp.MLPRegressor`, fitted: it predicts the
+        classes themselves, and trains on, with a fresh optimizer, by `partial_fit` and `warm_start`.
+    classes : (K,) array_like, optional
+        Of an estimator: what the outputs stand for, in their order (two for a single one).  None: 0, 1, ...
     backend, seed
-        As for `fastmlp.MLP`.
+        As for `fastmlp.MLP`; an estimator has ``random_state`` in the place of a seed.
 
     Raises
     ------
@@ -78,7 +115,7 @@ def from_keras(
             _add(keras, stack, where, layer)
     if loss is None:
         loss = _told(model, stack)
-    return stack.model(loss, backend=backend, seed=seed)
+    return as_asked(stack.model(loss, backend=backend, seed=seed), stack.who, as_estimator, classes, backend, seed)
 
 
 def _keras() -> Any:

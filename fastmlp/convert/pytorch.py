@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from fastmlp.convert.stack import Stack, layers_of, library, network_of, undivided
+from fastmlp.convert.stack import Stack, as_asked, layers_of, library, network_of, undivided
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.estimators.base import BaseMLP
+    from fastmlp.estimators.classifier import MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor
     from fastmlp.formulas.losses import Loss
     from fastmlp.model import MLP
 
@@ -37,7 +40,38 @@ _OURS = {theirs: ours for ours, (theirs, _) in _MODULES.items()}
 _EXPECTED = f"Linear, Dropout, Flatten at first, Softmax or LogSoftmax at last, {', '.join(_OURS)}, or Sequential"
 
 
-def from_torch(module: Any, loss: str | Loss, *, backend: str | Backend = "auto", seed: int | None = None) -> MLP:
+@overload
+def from_torch(
+    module: Any,
+    loss: str | Loss,
+    *,
+    as_estimator: Literal[False] = ...,
+    classes: None = ...,
+    backend: str | Backend = ...,
+    seed: int | None = ...,
+) -> MLP: ...
+
+
+@overload
+def from_torch(
+    module: Any,
+    loss: str | Loss,
+    *,
+    as_estimator: Literal[True],
+    classes: ArrayLike | None = ...,
+    backend: str | Backend = ...,
+) -> MLPClassifier | MLPRegressor: ...
+
+
+def from_torch(
+    module: Any,
+    loss: str | Loss,
+    *,
+    as_estimator: bool = False,
+    classes: ArrayLike | None = None,
+    backend: str | Backend = "auto",
+    seed: int | None = None,
+) -> MLP | MLPClassifier | MLPRegressor:
     """Return a stack of linear layers of PyTorch as a network with the same weights.
 
     The network takes inputs as they are, uint8 too, as (n, inputs).
@@ -52,8 +86,13 @@ def from_torch(module: Any, loss: str | Loss, *, backend: str | Backend = "auto"
         bias gets one of zeros; a layer none of whose parameters trains is frozen.
     loss : str or Loss
         As for `fastmlp.MLP`; PyTorch's names, such as ``"CrossEntropyLoss"``, are understood.
+    as_estimator : bool
+        Return `fastmlp.MLPClassifier`, where the loss is of classes, or `fastmlp.MLPRegressor`, fitted: it predicts the
+        classes themselves, and trains on, with a fresh optimizer, by `partial_fit` and `warm_start`.
+    classes : (K,) array_like, optional
+        Of an estimator: what the outputs stand for, in their order (two for a single one).  None: 0, 1, ...
     backend, seed
-        As for `fastmlp.MLP`.
+        As for `fastmlp.MLP`; an estimator has ``random_state`` in the place of a seed.
 
     Raises
     ------
@@ -70,7 +109,7 @@ def from_torch(module: Any, loss: str | Loss, *, backend: str | Backend = "auto"
     stack = Stack("from_torch")
     for where, layer in _leaves(torch, module, "module"):
         _add(torch, stack, where, layer)
-    return stack.model(loss, backend=backend, seed=seed)
+    return as_asked(stack.model(loss, backend=backend, seed=seed), stack.who, as_estimator, classes, backend, seed)
 
 
 def _leaves(torch: Any, module: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fastmlp.arguments import check_seed
+from fastmlp.arguments import check_flag, check_seed
 from fastmlp.backends.choosing import resolve_backend
 from fastmlp.engine.checks import check_class_names, check_feature_names, check_weights
 from fastmlp.engine.inputs import InputRules, InputScale
@@ -23,6 +23,8 @@ from fastmlp.network.state import TrainState
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+    from fastmlp.estimators.classifier import MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor
     from fastmlp.formulas.losses import Loss
 
 LINKS = {"softmax_cross_entropy": "softmax", "sigmoid_cross_entropy": "sigmoid", "poisson": "exponential"}
@@ -55,6 +57,26 @@ class Dense(NamedTuple):
     activation: str
     dropout: float
     frozen: bool
+
+
+def as_asked(
+    model: MLP,
+    who: str,
+    as_estimator: bool,
+    classes: ArrayLike | None,
+    backend: str | Backend,
+    seed: int | None,
+) -> MLP | MLPClassifier | MLPRegressor:
+    """Return a network that was read, or an estimator around it; `who` is the function that was asked for it."""
+    if not check_flag("as_estimator", as_estimator):
+        if classes is not None:
+            raise ValueError(f"{who}: classes are of an estimator; use as_estimator=True, or set model.class_names")
+        return model
+    if seed is not None:
+        raise ValueError(f"{who}: seed={seed!r} is of a network; an estimator has random_state, leave it out")
+    from fastmlp.estimators.adopting import around
+
+    return around(who, model, classes, backend)
 
 
 def network_of(who: str, model: Any) -> MLP:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.datasets import headers
+from fastmlp.datasets import headers, words
 from fastmlp.datasets.cells import WHOLE, cure_of, is_fractional, is_missing, is_number, listed, quoted
 from fastmlp.datasets.table import (
     Source,
@@ -30,6 +30,7 @@ from fastmlp.datasets.text_files import FilePath, open_text, records
 from fastmlp.errors import DataError, FileFormatError
 
 _HEADER = "if that is a header row, header=True (--header) reads it as one"
+_RAW = "; columns of words and missing values are taken with raw=True (--preprocess standard)"
 _COUNTED_ROWS = 10
 """From so many rows on a column that counts them is told."""
 
@@ -65,6 +66,69 @@ def read_csv(source: Source, target: str | int | None) -> Table:
     """Read a CSV file; `target` as of `load_table`."""
     with open_text(source.path) as file:
         layout = _layout(source, target, file)
+    if not source.raw:
+        return _of_numbers(source, layout)
+    kinds = None if source.raw is True or len(source.raw) != len(layout.features) else list(source.raw)
+    if kinds is not None and layout.header and source.header is None and source.feature_names is None:
+        first = [layout.first[column] for column in layout.features]
+        if any(cell in kind.known for cell, kind in zip(first, kinds, strict=True)):
+            layout = replace(layout, header=False)  # of a model that knows no names, and these are its categories
+    if kinds is None or all(kind.holds == "number" and not kind.known for kind in kinds):
+        said = len(source.said)
+        try:
+            return _of_numbers(source, layout)
+        except DataError:
+            del source.said[said:]  # what is wrong then is told by the cells
+    return _of_words(source, layout, kinds)
+
+
+def _of_words(source: Source, layout: _Layout, kinds: list[words.Kind] | None) -> Table:
+    """Read a file whose features may be words and miss values, cell by cell."""
+    layout = replace(layout, header=bool(layout.header))
+    bare = replace(layout, features=[])  # whose faults are those of the target
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    with open_text(source.path) as file:
+        for line, cells in itertools.islice(records(source.path, file), int(bool(layout.header)), None):
+            if (fault := _ragged(source, layout, line, cells)) is not None:
+                raise fault
+            lines.append(line)
+            rows.append(cells)
+    cells_of = list(zip(*rows, strict=True))
+    columns = []
+    for i, column in enumerate(layout.features):
+        kind = None if kinds is None else kinds[i]
+        columns.append(words.column_of(source, layout.describe(column), cells_of[column], lines, kind))
+        if source.header is None and layout.header and layout.first[column] in cells_of[column]:
+            source.say(
+                f"the first row is read as the names of the columns, and {quoted(layout.first[column])} is in other "
+                f"rows too; {headers.OTHERWISE}"
+            )
+    y, class_names = None, None
+    if layout.target is not None:
+        y, class_names = _target_of_words(source, bare, cells_of[layout.target])
+    numbers = [c if isinstance(c, np.ndarray) else np.full(len(rows), np.nan) for c in columns]
+    _tell_counted(source, layout, np.column_stack(numbers))
+    x = words.as_rows(columns)
+    if layout.header:
+        return Table(x, y, tuple(layout.first[column] for column in layout.features), class_names)
+    return Table(x, y, feature_names_of(source, x.shape[1]), class_names)
+
+
+def _target_of_words(
+    source: Source, layout: _Layout, cells: tuple[str, ...]
+) -> tuple[npt.NDArray[Any], tuple[str, ...] | None]:
+    """Return the target of a file that was read cell by cell, as `_csv_target` does."""
+    if source.task == "regression":
+        if (fault := _fault(source, layout)) is not None:
+            raise fault
+        return np.array(list(map(float, cells))), None
+    places = {text: float(i) for i, text in enumerate(dict.fromkeys(cells))}
+    return _csv_target(source, layout, np.array([places[cell] for cell in cells]), list(places))
+
+
+def _of_numbers(source: Source, layout: _Layout) -> Table:
+    """Read a file whose features are numbers."""
     table, texts = _parse(source, layout)
     if layout.header is None:
         layout, table, texts = _named(source, layout, table, texts)
@@ -313,6 +377,13 @@ def _tell_counted(source: Source, layout: _Layout, x: npt.NDArray[np.float64]) -
             )
 
 
+def _ragged(source: Source, layout: _Layout, line: int, cells: list[str]) -> DataError | None:
+    if len(cells) == layout.width:
+        return None
+    cure = "; a value with a comma in it needs quotes around it" if len(cells) > layout.width else ""
+    return DataError(f"{source.path}: line {line}: expected {layout.width} cells, got {len(cells)}{cure}")
+
+
 def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> DataError | None:
     """Find the first cell that makes a CSV file unusable: slow, exact, and only run on one that is."""
     path = source.path
@@ -325,13 +396,13 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
         if layout.header:
             next(rows)
         for number, (line, cells) in enumerate(rows):
-            if len(cells) != layout.width:
-                cure = "; a value with a comma in it needs quotes around it" if len(cells) > layout.width else ""
-                return DataError(f"{path}: line {line}: expected {layout.width} cells, got {len(cells)}{cure}")
+            if (ragged := _ragged(source, layout, line, cells)) is not None:
+                return ragged
             for column, cell in enumerate(cells):
                 place = f"{path}: line {line}, {layout.describe(column)}"
+                raw = "" if column == layout.target or source.raw or source.feature_names is not None else _RAW
                 if not cell and (column in numeric or column == layout.target):
-                    return DataError(f"{place}: expected a value, got an empty cell")
+                    return DataError(f"{place}: expected a value, got an empty cell{raw}")
                 missing = ", which stands for a missing value: fill it in or remove the row"
                 if column == layout.target and column not in numeric and is_missing(cell) and cell not in known:
                     cure = ", or give it another name if it is a class"
@@ -342,7 +413,7 @@ def _fault(source: Source, layout: _Layout, numeric_target: bool = False) -> Dat
                     cure = missing if is_missing(cell) else cure_of(cell)
                     if not cure and not layout.header and number == 0:
                         cure = f"; {_HEADER}"
-                    return DataError(f"{place}: expected a number, got {quoted(cell)}{cure}")
+                    return DataError(f"{place}: expected a number, got {quoted(cell)}{cure}{raw}")
                 if not math.isfinite(float(cell)):
                     return DataError(f"{place}: expected a finite number, got {quoted(cell)}")
     return None

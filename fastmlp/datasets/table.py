@@ -41,7 +41,8 @@ class Table:
     ----------
     x : (n, d) ndarray
         Features, all finite: float64 from CSV, otherwise of the file's own type (uint8 stays uint8). Images
-        and other higher ranks are flattened. From a ``.npy`` file it is memory-mapped and read-only.
+        and other higher ranks are flattened. From a ``.npy`` file it is memory-mapped and read-only. Where raw rows
+        were asked for, NaN where a number is missing, and objects where a column holds words.
     y : (n,) or (n, k) ndarray, or None
         int64 labels, whole numbers or class indices; or float64 values. With two dimensions always float64.
     feature_names : tuple of str
@@ -70,6 +71,7 @@ class Source:
     feature_names: Sequence[str] | None
     class_names: Sequence[str] | None
     header: bool | None = None
+    raw: Any = False
     said: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:

@@ -11,6 +11,7 @@ from fastmlp.arguments import check_choice, check_flag, check_integer, check_nam
 from fastmlp.datasets.array_files import ARRAY_SUFFIXES, read_npz, read_single
 from fastmlp.datasets.csv_files import read_csv
 from fastmlp.datasets.table import Source, Table, Task
+from fastmlp.datasets.words import Kind
 from fastmlp.errors import FileFormatError
 from fastmlp.floating import quiet
 from fastmlp.warned import warn_caller
@@ -25,6 +26,7 @@ def load_table(
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     header: bool | None = None,
+    raw: bool | Sequence[Kind] = False,
 ) -> Table:
     """Read a table of numbers with, where asked for, a target for each row.
 
@@ -52,6 +54,9 @@ def load_table(
         that an index means the same class even if the file lacks some. Implies "classification".
     header : bool, optional
         Whether the first row of a CSV file holds names. None: told by the file, see the notes.
+    raw : bool or sequence of Kind
+        CSV: whether features may be words (text, or True and False) and be missing, as `MLPClassifier(preprocess=...)`
+        and ``MLP.preprocessing`` take them. A sequence says what each of `feature_names` is, as a model's does.
 
     Returns
     -------
@@ -78,8 +83,9 @@ def load_table(
     Texts that stand for a missing value (``NA``, ``?``) are no classes; numbers and dates as people write them
     (``1,234.50``, ``$3``), more than twenty numbers with units (``3.5 kg``; fewer draw a warning) and more than twenty
     texts of which there is one for every other row are classes only if `task` says so. Whole numbers with a point
-    (``1.0``) are whole numbers. CSV files are UTF-8, or UTF-16 with or without a mark, gzipped or not. Features of a
-    ``.npy`` file are scanned for NaN once, in pieces, never copied.
+    (``1.0``) are whole numbers. Of raw rows the same texts stand for missing values; a column in which most of more
+    than twenty different values are numbers has to hold numbers alone. CSV files are UTF-8, or UTF-16 with or without
+    a mark, gzipped or not. Features of a ``.npy`` file are scanned for NaN once, in pieces, never copied.
 
     Warns
     -----
@@ -96,7 +102,9 @@ def load_table(
         feature_names = check_names("feature_names", feature_names)
     if class_names is not None:
         class_names, task = check_names("class_names", class_names), "classification"
-    source = Source(path, task, feature_names, class_names, header)
+    if not isinstance(raw, Sequence):
+        raw = check_flag("raw", raw)
+    source = Source(path, task, feature_names, class_names, header, raw)
     if name.endswith(".csv"):
         table = read_csv(source, target)
     elif name.endswith(".npz"):

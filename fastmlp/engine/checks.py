@@ -33,7 +33,7 @@ SOON = 1 << 20
 
 
 def check_inputs(
-    x: ArrayLike | SparseRows,
+    x: ArrayLike,
     features: int,
     backend: Backend,
     rules: InputRules,
@@ -49,7 +49,8 @@ def check_inputs(
     to wait for the GPU, so where that must not be (`may_wait`) they are taken as they are.  To look at millions of
     numbers takes as long as some networks take for them: where the caller does that `later`, if a result is not finite,
     they are not looked at here.  The columns of a data frame are brought into the order of the network's inputs, and
-    numbers to the scale that `as_trained` tells; where the network has a preprocessing, that makes its inputs.
+    numbers to the scale that `as_trained` tells; where the network has a preprocessing, that makes its inputs.  SciPy's
+    sparse matrices and arrays become `SparseRows`.
 
     Raises
     ------
@@ -57,19 +58,14 @@ def check_inputs(
         Wrong shape or type, a value that is NaN or infinite, or a number that the network's type cannot hold (for
         `training`: a column of such); the message says what was got, what was expected and the cure.
     """
-    if isinstance(x, SparseRows):
+    if hasattr(x, "toarray") and rules.preprocessing is None:
         return _check_sparse(x, features, backend, rules, argument, training)
-    if hasattr(x, "toarray"):
-        raise DataError(f"{argument} must be a dense array, got {type(x).__name__}; pass {argument}.toarray()")
     x = in_order(x, rules.names, argument)
     if rules.preprocessing is not None:
         return _preprocessed(x, rules, argument)
     there = backend.take(x, argument)
     array = host_array(x, argument) if there is None else there
-    if array.dtype.kind not in "biuf":
-        raise DataError(
-            f"{argument} must hold real numbers, got dtype {array.dtype}; convert it, e.g. {argument}.astype('float32')"
-        )
+    _check_real(array.dtype, argument)
     if array.ndim != 2:
         if array.ndim == 0:
             cure = "pass a two-dimensional array"
@@ -81,10 +77,7 @@ def check_inputs(
         else:
             cure = f"one example is {argument}.reshape(1, -1)"
         raise DataError(f"{argument} must have shape (n, {features}), got {array.shape}; {cure}")
-    if array.shape[1] != features:
-        raise DataError(
-            f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {array.shape}"
-        )
+    _check_width(array.shape, features, argument)
     if (there is None or may_wait) and not (later and len(array) * features > SOON):
         refuse_nonfinite(array, backend, argument)
     if there is not None:
@@ -106,25 +99,47 @@ def _preprocessed(x: Any, rules: InputRules, argument: str) -> NDArray[Any]:
     return rules.preprocessing.transform(x, argument, rules.names, rules.dtype)
 
 
+def _check_real(dtype: np.dtype[Any], argument: str) -> None:
+    if dtype.kind not in "biuf":
+        raise DataError(
+            f"{argument} must hold real numbers, got dtype {dtype}; convert it, e.g. {argument}.astype('float32')"
+        )
+
+
+def _check_width(shape: tuple[int, ...], features: int, argument: str) -> None:
+    if len(shape) != 2 or shape[1] != features:
+        raise DataError(
+            f"{argument} must have shape (n, {features}), because the network has {features} inputs; got {shape}"
+        )
+
+
 def _check_sparse(
-    x: SparseRows, features: int, backend: Backend, rules: InputRules, argument: str, training: bool
+    x: Any, features: int, backend: Backend, rules: InputRules, argument: str, training: bool
 ) -> SparseRows:
-    """Return sparse inputs in the network's type, their numbers looked at where they lie; errors as `check_inputs`."""
-    if x.shape[1] != features:
-        raise DataError(f"{argument} must have shape (n, {features}), got {x.shape}")
-    refuse_nonfinite(x, backend, argument)
-    if x.dtype.itemsize > rules.dtype.itemsize:
+    """Return sparse inputs, whose numbers are looked at where they lie, in a type that batches can have.
+
+    That is the network's, or bytes where they are pixels.  Errors as of `check_inputs`.
+    """
+    if not SparseRows.can_hold(x):
+        raise DataError(f"{argument} must be an array, or a sparse one of SciPy, got {type(x).__name__}")
+    _check_real(x.dtype, argument)
+    _check_width(x.shape, features, argument)
+    rows = SparseRows(x)
+    refuse_nonfinite(rows, backend, argument)
+    if len(rows) and rows.dtype.kind == "f" and rows.dtype.itemsize > rules.dtype.itemsize:
         try:
-            check_held(x.largest(), rules.dtype, argument, training=training, names=rules.names)
+            check_held(rows.largest(), rules.dtype, argument, training=training, names=rules.names)
         except DataError:
             for column in range(features):  # which row it is, found column by column
                 name: list[Any] = [column if rules.names is None else rules.names[column]]
-                numbers = x.matrix[:, [column]].toarray()
+                numbers = rows.matrix[:, [column]].toarray()
                 check_held(numbers, rules.dtype, argument, training=training, names=name)
             raise
-    if len(x):
-        as_trained(x.range(), rules, argument)  # says what there is to say of the range
-    return x.astype(rules.dtype)
+    if len(rows):
+        numbers = np.concatenate([rows.range()[::-1], rows.matrix.data[:, None]])  # zeros are of the range too
+        taken = as_trained(numbers, rules, argument)
+        rows = rows if taken is numbers else rows.with_numbers(taken[2:, 0])
+    return rows if rows.dtype == np.uint8 else rows.astype(rules.dtype)
 
 
 def refuse_nonfinite(inputs: Array, backend: Backend, argument: str, rows: NDArray[np.intp] | None = None) -> None:
@@ -188,7 +203,7 @@ def check_outputs(loss: Loss, outputs: Array, inputs: Array, backend: Backend, d
 def check_data(
     spec: NetworkSpec,
     rules: InputRules,
-    x: ArrayLike | SparseRows,
+    x: ArrayLike,
     y: ArrayLike,
     sample_weight: ArrayLike | None = None,
     *,

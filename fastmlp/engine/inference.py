@@ -159,6 +159,7 @@ class Inference:
 
     def loss_and_gradients(self, spec: NetworkSpec, params: Array, data: HostData) -> tuple[float, list[Array]]:
         """Return the loss of all rows as one batch, L2 included and dropout left out, and [dW1, db1, ...]."""
+        data = data.window(slice(None)) if isinstance(data.x, SparseRows) else data  # one batch has all rows
         backend, plan = self._pool.backend, Plan(spec.deterministic(), len(data), Precision.of(self._dtype), True)
         total = float(len(data)) if data.weights is None else float(data.weights.sum(dtype=np.float64))
         there = not isinstance(data.x, np.ndarray)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import HostData
-    from fastmlp.backends.sparse import SparseRows
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
@@ -126,7 +125,7 @@ class Learner:
     @quiet
     def data(
         self,
-        x: ArrayLike | SparseRows,
+        x: ArrayLike,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         *,
@@ -142,7 +141,7 @@ class Learner:
     # --- asking ---
 
     @quiet
-    def answer(self, turn: Callable[[Array], Array], x: ArrayLike | SparseRows, batch_size: int | None = None) -> Array:
+    def answer(self, turn: Callable[[Array], Array], x: ArrayLike, batch_size: int | None = None) -> Array:
         """Return what a function makes of the outputs (n, K) for a user's inputs, where the inputs are."""
         outputs = None
         if batch_size is None and self.rules.take_as_is(x, self.spec.units[0]):

@@ -19,7 +19,6 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import lies_on_gpu
-from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import TimeLimit, check_callbacks
 from fastmlp.engine.checks import check_outputs
@@ -28,6 +27,7 @@ from fastmlp.engine.row_weights import check_parts, in_range
 from fastmlp.errors import NonFiniteLossError
 from fastmlp.estimators.calibration import folded
 from fastmlp.estimators.exact import Drawn, Rows, StepLosses
+from fastmlp.estimators.going_on import GoesOn
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
 from fastmlp.estimators.preprocessed import Preprocessed
@@ -46,7 +46,7 @@ SOON = 1 << 16
 """Numbers in a NumPy array that are looked at here, where scikit-learn's own look would take longer than the answer."""
 
 
-class BaseMLP(Preprocessed):
+class BaseMLP(GoesOn, Preprocessed):
     """An estimator over a `Learner`.
 
     Subclasses say what they minimise, how targets become the network's and outputs become answers.
@@ -98,8 +98,7 @@ class BaseMLP(Preprocessed):
         ----------
         X : {array-like, sparse matrix} of shape (n, features)
             On the ``"cupy"`` backend arrays of its GPU stay there; y and weights may lie there too.
-            Of a sparse one a few batches at a time are made dense, in 16 MiB; all of it by solver='lbfgs', of which a
-            step takes all rows.
+            Of a sparse one a few rows at a time are made dense, in 16 MiB.
         y : array-like of shape (n,) or (n, outputs)
         sample_weight : array-like of shape (n,), optional
         X_val, y_val, sample_weight_val : optional
@@ -126,14 +125,11 @@ class BaseMLP(Preprocessed):
         self._check_together()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, *, incremental: bool) -> BaseMLP:
-        before = dict(self.__dict__)
-        spec = self._learner.spec if "_learner" in before else None
+        undo = self._undoing()
         try:
             return self._trained(X, y, sample_weight, validation, incremental)
         except BaseException as e:
-            self.__dict__ = before
-            if spec is not None:
-                self._learner.spec = spec
+            undo()
             if not isinstance(e, NonFiniteLossError):
                 raise
             raise ValueError(
@@ -190,15 +186,6 @@ class BaseMLP(Preprocessed):
         spec = make_spec(units, activation, objective.loss, self.dropout, l2, self.max_norm, self.initializer)
         return replace(spec, l2_over_rows=True)
 
-    def _go_on(self, spec: NetworkSpec) -> None:
-        """Train the weights that are there as the parameters now ask, which may have changed."""
-        self._go_where_asked()
-        learner, spec = self._learner, replace(spec, frozen=self._learner.spec.frozen)
-        if spec.loss != learner.spec.loss:
-            self.__dict__.pop("_optimizer", None)  # its rates are those for the gradients of another loss
-        if spec != learner.spec:
-            learner.spec, self.out_activation_ = spec, self._objective().out_activation
-
     def _begin(self, spec: NetworkSpec) -> None:
         """Make a new network, with weights drawn as scikit-learn draws them."""
         dtype = self._dtype()
@@ -210,12 +197,12 @@ class BaseMLP(Preprocessed):
                 bound = np.sqrt(factor / sum(w.shape))
                 w[...] = self._random_state.uniform(-bound, bound, w.shape)
                 b[...] = self._random_state.uniform(-bound, bound, b.shape)
-        key = copy.deepcopy(self._random_state).randint(0, 2**62, dtype=np.int64)  # what is drawn next stays the same
+        key = self._key()
         if self.initializer is not None:
-            params = initial_parameters(spec, layout, dtype, int(key))
+            params = initial_parameters(spec, layout, dtype, key)
         backend = self._backend_asked()
         with backend.working():
-            state = TrainState(layout, backend.copy(params), int(key))
+            state = TrainState(layout, backend.copy(params), key)
         self._learner = Learner(spec, dtype, backend, state)
         self._learner.class_names = self._class_names()
         self.n_layers_, self.out_activation_ = len(spec.units), self._objective().out_activation
@@ -228,8 +215,6 @@ class BaseMLP(Preprocessed):
     def _data(self, X: Any, targets: NDArray[Any], weights: Any, suffix: str = "", training: bool = True) -> HostData:
         """Return data for the network, its inputs in the network's type."""
         learner = self._learner
-        if hasattr(X, "toarray"):  # made dense a few batches at a time
-            return learner.data(SparseRows(X), targets, weights, suffix=suffix, training=training)
         data = learner.data(X, targets, weights, suffix=suffix, training=training)
         there = not isinstance(data.x, np.ndarray)
         return replace(data, x=data.x if there else np.ascontiguousarray(data.x, learner.dtype), names=None)
@@ -253,8 +238,6 @@ class BaseMLP(Preprocessed):
     def _fit_lbfgs(self, data: HostData) -> None:
         if data.training is not None:
             data = self._picked(data, data.training)
-        if isinstance(data.x, SparseRows):
-            data = replace(data, x=data.x[:])  # all rows are one batch
         objective = self._objective()
         value = objective.value if self.exact else objective.gradient
         weights = np.ones(len(data)) if data.weights is None else data.weights.astype(np.float64)
@@ -271,10 +254,7 @@ class BaseMLP(Preprocessed):
 
     def _fit_stochastic(self, train: HostData, held_out: HostData | None, judged: Any, incremental: bool) -> None:
         learner, curves, objective = self._learner, self._curves, self._objective()
-        if not incremental or not hasattr(self, "_optimizer"):
-            curves.rate = float(self.learning_rate_init)
-            self._optimizer = self._optimizer_of(curves, objective.gradient)
-            learner.state.optimizer = None  # its moments begin anew
+        self._settle_optimizer(objective.gradient, incremental)
         if judged is not None:
             curves.scores = curves.scores or []
             curves.validation_losses = curves.validation_losses or []
@@ -401,8 +381,7 @@ class BaseMLP(Preprocessed):
             check_is_fitted(self)
         if isinstance(X, HostData):
             return self._outputs_of(X, turn)
-        rows = self._rows(X)
-        return self._learner.answer(turn, SparseRows(rows) if hasattr(rows, "toarray") else rows)
+        return self._learner.answer(turn, self._rows(X))
 
     def _outputs_of(self, data: HostData, turn: Callable[[Any], Any]) -> Any:
         """Return what a function makes of the outputs for rows that training holds ready."""

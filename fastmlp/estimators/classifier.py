@@ -59,7 +59,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     verbose : bool, default=False
         Print a line an epoch.
     warm_start : bool, default=False
-        `fit` goes on from the weights that are there.
+        `fit` goes on from the weights that are there, as does `partial_fit`, by the parameters as they are then.
     momentum, nesterovs_momentum : float, bool
         Of solver='sgd'; momentum in [0, 1).
     early_stopping : bool, default=False

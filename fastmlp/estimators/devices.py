@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import validate_data
 
-from fastmlp.arguments import check_dtype
 from fastmlp.backends.foreign import lies_on_gpu
 
 if TYPE_CHECKING:
@@ -24,27 +23,9 @@ class OnDevices:
 
     _learner: Learner
     predict: Any
-    backend: Any
-    dtype: Any
-    n_jobs: int | None
 
     def _backend(self) -> Backend:
         raise NotImplementedError
-
-    def _backend_asked(self) -> Backend:
-        """Return where a network to come runs, and note what asked for it."""
-        self._asked = self.backend, self.n_jobs
-        return self._backend()
-
-    def _go_where_asked(self) -> None:
-        """Move the network that training goes on with, where a parameter now asks for another backend."""
-        if self.dtype is not None and check_dtype(self.dtype) != self._learner.dtype:
-            raise ValueError(
-                f"dtype={self.dtype!r}, and the network that training goes on with is of {self._learner.dtype}; use "
-                "warm_start=False to begin anew"
-            )
-        if self._asked != (self.backend, self.n_jobs):
-            self._learner.move(self._backend_asked())
 
     def _on_host(self, array: Any, argument: str, begins: bool = False) -> Any:
         """Return an array of a GPU as NumPy's, and anything else as it is.

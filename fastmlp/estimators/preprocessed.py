@@ -84,7 +84,7 @@ class Preprocessed(Parameters, OnDevices):
         if hasattr(X, "toarray"):
             raise TypeError(
                 "X is sparse, and preprocess moves zeros; pass X.toarray(), or use preprocess=None and scale before, "
-                "with sklearn.preprocessing.MaxAbsScaler for example"
+                "with sklearn.preprocessing.MaxAbsScaler or StandardScaler(with_mean=False), which keep them"
             )
         if is_frame(X):
             validate_data(self, X, reset=reset, skip_check_array=True)

@@ -92,6 +92,11 @@ class Rules(NamedTuple):
     keep_best: bool
     verbose: bool
 
+    def rate_after(self, samples: int) -> float:
+        """Return the rate after so many rows, of those that do not go by what the losses were."""
+        scaling = self.learning_rate == "invscaling"
+        return self.initial_rate / (samples + 1) ** self.power if scaling else self.initial_rate
+
 
 class ScikitLearnRun(Callback):
     """Carry a run through as scikit-learn does; `curves` are changed.
@@ -140,7 +145,7 @@ class ScikitLearnRun(Callback):
             curves.validation_losses.append(figures["val_loss"])
         self._judge(run, loss)
         if rules.learning_rate == "invscaling":
-            curves.rate = rules.initial_rate / (curves.samples + 1) ** rules.power
+            curves.rate = rules.rate_after(curves.samples)
         if curves.waited > rules.patience:
             self._give_up(run)
 

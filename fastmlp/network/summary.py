@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastmlp.arguments import check_callable
 from fastmlp.formulas.activations import IDENTITY
 from fastmlp.network.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from fastmlp.formulas.losses import Loss
 
 
 def print_summary(print_fn: Callable[[str], object], lines: Iterator[str]) -> None:
@@ -25,7 +28,7 @@ def describe(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, seed: int) -
     plain = spec.activations[-1] == IDENTITY and len(hidden) == 1
     shown = {
         "activation": hidden.pop() if plain else spec.activations,
-        "loss": spec.loss.name if spec.loss == type(spec.loss)() else spec.loss,
+        "loss": _loss(spec),
         "dropout": spec.dropout if any(spec.dropout) else None,
         "l2": spec.l2 or None,
         "max_norm": spec.max_norm,
@@ -35,6 +38,11 @@ def describe(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, seed: int) -
         "seed": seed,
     }
     return f"{spec.units}, {', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)}"
+
+
+def _loss(spec: NetworkSpec) -> Loss | str:
+    """Return the name of the loss, or the record where it has parameters of its own."""
+    return spec.loss.name if spec.loss == type(spec.loss)() else spec.loss
 
 
 def summary_lines(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, inputs: str) -> Iterator[str]:
@@ -49,7 +57,7 @@ def summary_lines(spec: NetworkSpec, dtype: np.dtype[Any], backend: str, inputs:
         yield row.format(layer, i, o, spec.activations[layer], rate, f"{(i + 1) * o:,}", note).rstrip()
     yield f"parameters {spec.parameters:,}, of which {training:,} train"
     yield inputs
-    yield f"loss {spec.loss.name}, l2 {spec.l2:g}, max_norm {spec.max_norm}"
+    yield f"loss {_loss(spec)}, l2 {spec.l2:g}, max_norm {spec.max_norm}"
     # every layer's input and activation is kept until its gradient is taken: that is backpropagation's price
     kept = dtype.itemsize * (spec.units[0] + 2 * sum(spec.units[1:]))
     yield f"backend {backend}, {dtype.name}; a training step keeps {kept:,} bytes a row"

@@ -60,13 +60,15 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, "momentum"])
+@pytest.mark.parametrize("name", [*OPTIONS, "momentum", "quantiles"])
 def test_every_option_has_an_effect(cli, tmp_path, name):
     draw = np.random.default_rng(0)
     np.savez(tmp_path / "a.npz", x=draw.normal(3, 2, (60, 3)), y=np.arange(60) % 3)
     base = ["train", "a.npz", "--epochs", "2", "--hidden", "5,5", "--seed", "1"]
     if name == "momentum":
         base += ["--optimizer", "sgd"]
+    if name == "quantiles":
+        base += ["--loss", "quantile"]
     value = OPTIONS.get(name, "0.9")
     changed = [*base, option_of(name), *([value] if value else [])]
     assert cli(*base, "--out", "base")[0] == 0
@@ -76,7 +78,8 @@ def test_every_option_has_an_effect(cli, tmp_path, name):
 
 
 def test_every_setting_is_an_option_and_tested():
-    assert set(Settings.__dataclass_fields__) == {*OPTIONS, "momentum", "data", "target", "header", "backend"}
+    others = {"momentum", "quantiles", "data", "target", "header", "backend"}
+    assert set(Settings.__dataclass_fields__) == {*OPTIONS, *others}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.names())

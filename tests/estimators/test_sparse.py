@@ -6,7 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.datasets import make_multilabel_classification
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 import fastmlp
 from fastmlp import MLPClassifier, MLPRegressor
@@ -27,11 +32,10 @@ def small_windows(monkeypatch):
     monkeypatch.setattr("fastmlp.backends.sparse.WINDOW_BYTES", 64 * COLUMNS * 4)
 
 
-def hold_the_same_bits(a, b, exact_figures=True):
+def hold_the_same_bits(a, b):
     for ours, theirs in zip([*a.coefs_, *a.intercepts_], [*b.coefs_, *b.intercepts_], strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    if exact_figures:
-        assert a.loss_curve_ == b.loss_curve_
+    assert a.loss_curve_ == b.loss_curve_
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -71,17 +75,54 @@ def test_every_way_to_train_has_the_bits_of_dense_inputs(kind, options):
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_values_several_labels_and_lbfgs():
+def test_values_and_several_labels():
     values = np.column_stack([X[:, 0], X[:, 1] * 2])
     thin = sparse.csr_matrix(X)
-    for options in ({**QUICK}, {"solver": "lbfgs", "max_iter": 1000, "random_state": 0, "hidden_layer_sizes": 2}):
-        a, b = (MLPRegressor(backend="numpy", **options).fit(x, values) for x in (thin, X))
-        hold_the_same_bits(a, b, "solver" not in options)
-        np.testing.assert_allclose(a.predict(thin), b.predict(X), rtol=1e-5, atol=1e-6)
+    a, b = (MLPRegressor(backend="numpy", **QUICK).fit(x, values) for x in (thin, X))
+    hold_the_same_bits(a, b)
+    np.testing.assert_allclose(a.predict(thin), b.predict(X), rtol=1e-5, atol=1e-6)
     x, y = make_multilabel_classification(100, 12, random_state=0)
     held = {"X_val": sparse.csr_matrix(x), "y_val": y}
     a, b = (MLPClassifier(backend="numpy", **QUICK).fit(given, y, **held) for given in (sparse.csr_array(x), x))
     hold_the_same_bits(a, b)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "y", "weights"),
+    [
+        (MLPClassifier, Y, WEIGHTS),
+        (MLPClassifier, Y > 0, None),
+        (MLPRegressor, X[:, :2], WEIGHTS),
+        (MLPClassifier, Y, np.where(np.arange(ROWS) < 100, 0, WEIGHTS)),  # whole parts of them weigh nothing
+    ],
+)
+def test_lbfgs_goes_through_parts_to_the_loss_and_weights_of_dense_inputs(backend, kind, y, weights, exact):
+    where = "numpy" if exact else backend
+    options = {"solver": "lbfgs", "max_iter": 15, "alpha": 0.5, "random_state": 0, "hidden_layer_sizes": 4}
+    options |= {"backend": where, "exact": exact}
+    if kind is MLPRegressor and not exact:
+        options["loss"] = "huber"
+    with pytest.warns(ConvergenceWarning, match="lbfgs failed to converge"):
+        dense = kind(**options).fit(X, y, sample_weight=weights)
+        thin = kind(**options).fit(sparse.csc_array(X), y, sample_weight=weights)
+    assert thin.loss_ == pytest.approx(dense.loss_, rel=1e-9)
+    for ours, theirs in zip(thin.coefs_, dense.coefs_, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_lbfgs_leaves_frozen_layers_alone(backend):
+    for given in (X, sparse.csr_matrix(X)):
+        options = {"solver": "lbfgs", "max_iter": 5000, "random_state": 0, "hidden_layer_sizes": 4, "warm_start": True}
+        found = MLPClassifier(**options, alpha=5.0, backend=backend).fit(given, Y)
+        found.model_.freeze(0)
+        kept, trained = found.coefs_
+        found.set_params(alpha=4.0).fit(given, Y)
+        np.testing.assert_array_equal(found.coefs_[0], kept)
+        assert not np.array_equal(found.coefs_[1], trained)
+        penalty = 0.5 * 4.0 * sum((w**2).sum() for w in found.coefs_) / ROWS
+        assert found.loss_ == pytest.approx(log_loss(Y, found.predict_proba(X)) + penalty, rel=1e-9)
 
 
 def test_numbers_in_one_place_are_added_before_they_are_rounded():
@@ -92,21 +133,36 @@ def test_numbers_in_one_place_are_added_before_they_are_rounded():
     assert twice.nnz == 4, "the user's own is as it was"
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 @pytest.mark.parametrize("where", ["numpy", "numba"])
-def test_memory_stays_bounded(where):
+def test_memory_stays_bounded(where, solver):
     """Dense, these are 160 MB in float64 and 80 in float32."""
     rows, columns = 20_000, 1_000
     x = sparse.random(rows, columns, 0.01, "csr", np.float64, 0)
     y = np.asarray(x[:, :20].sum(axis=1)).ravel() > 0.1
     held = x[:10_000], y[:10_000]
-    estimator = MLPClassifier((8,), backend=where, epochs=1, random_state=0)
+    options = {"solver": "lbfgs", "max_iter": 3} if solver == "lbfgs" else {"epochs": 1}
+    estimator = MLPClassifier((8,), backend=where, random_state=0, **options)
     estimator.fit(x[:500], y[:500])  # compiles
+    validation = {} if solver == "lbfgs" else {"X_val": held[0], "y_val": held[1]}
     tracemalloc.start()
-    estimator.fit(x, y, X_val=held[0], y_val=held[1])
+    estimator.fit(x, y, **validation)
     estimator.predict(x)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6
+
+
+@pytest.mark.parametrize("scaler", [MaxAbsScaler(), StandardScaler(with_mean=False)])
+def test_scalers_that_keep_zeros_go_before_in_the_place_of_preprocess(scaler):
+    with pytest.raises(TypeError, match=r"preprocess=None and scale before, with .*MaxAbsScaler or StandardScaler\(wi"):
+        MLPClassifier(backend="numpy", preprocess="standard", **QUICK).fit(sparse.csr_matrix(X), Y)
+    found = [
+        make_pipeline(clone(scaler), MLPClassifier(backend="numpy", **QUICK)).fit(x, Y)
+        for x in (sparse.csr_array(X), X)
+    ]
+    np.testing.assert_allclose(found[0].predict_proba(sparse.csr_array(X)), found[1].predict_proba(X), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -142,7 +198,7 @@ def test_numbers_that_are_not_finite_are_refused_by_row_and_column(bad, monkeypa
         MLPClassifier(backend="numpy", **QUICK).fit(x, Y)
     learner = MLPClassifier(backend="numpy", **QUICK).fit(X, Y)._learner
     with pytest.raises(fastmlp.DataError, match="in row 123, column 4"):
-        learner.data(SparseRows(x), Y)
+        learner.data(x, Y)
 
 
 def test_numbers_of_another_range_are_told():

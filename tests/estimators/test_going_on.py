@@ -1,0 +1,230 @@
+"""Training that goes on by `warm_start` and `partial_fit`: every parameter is followed or refused, none ignored."""
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+
+import fastmlp
+from fastmlp import MLPClassifier, MLPRegressor
+
+X, Y = load_iris(return_X_y=True)
+X = ((X - X.mean(axis=0)) / X.std(axis=0))[::2]
+Y = Y[::2]
+START = {"hidden_layer_sizes": (5,), "random_state": 0, "backend": "numpy", "dtype": "float64", "batch_size": 25}
+START |= {"max_iter": 3, "tol": 0.0, "warm_start": True}
+SGD = {"solver": "sgd"}
+HELD_OUT = {"early_stopping": True}
+
+
+class Seen(fastmlp.Callback):
+    """Counts epochs."""
+
+    epochs = 0
+
+    def on_epoch_end(self, run, figures):
+        Seen.epochs += 1
+
+
+class Fails(fastmlp.Callback):
+    """Ends a run before its first step."""
+
+    def on_train_begin(self, run):
+        raise RuntimeError("before it began")
+
+
+FOLLOWED = {
+    # parameter: (its other value, what the estimators that show a difference begin with)
+    "activation": ("tanh", {}),
+    "solver": ("sgd", {}),
+    "alpha": (1.0, {}),
+    "batch_size": (10, {}),
+    "learning_rate": ("invscaling", {**SGD, "power_t": 0.1}),
+    "learning_rate_init": (0.1, {}),
+    "power_t": (0.9, {**SGD, "learning_rate": "invscaling"}),
+    "shuffle": (False, {}),
+    "random_state": (1, {}),
+    "momentum": (0.5, SGD),
+    "nesterovs_momentum": (False, SGD),
+    "beta_1": (0.5, {}),
+    "beta_2": (0.5, {}),
+    "epsilon": (0.1, {}),
+    "loss": ("categorical_hinge", {}),
+    "class_weight": ({0: 3.0}, {}),
+    "label_smoothing": (0.5, {}),
+    "quantiles": (0.9, {"loss": "quantile"}),
+    "dropout": (0.5, {}),
+    "weight_decay": (0.5, {}),
+    "clip_norm": (0.01, {}),
+    "max_norm": (0.1, {}),
+    "ema": (0.9, {}),
+    "schedule": (fastmlp.Constant(0.1), {}),
+}
+FOLLOWED_BY_FIT = {
+    "max_iter": (5, {}),
+    "tol": (10.0, {"n_iter_no_change": 1, "max_iter": 8}),
+    "n_iter_no_change": (1, {"tol": 10.0, "max_iter": 8}),
+    "max_fun": (1, {"solver": "lbfgs"}),
+    "early_stopping": (True, {}),
+    "validation_fraction": (0.4, HELD_OUT),
+    "calibrate": (True, {}),
+    "epochs": (1, {}),
+}
+SEEN_OTHERWISE = {  # below
+    "backend": "numba",
+    "n_jobs": 2,
+    "exact": True,
+    "verbose": True,
+    "callbacks": [Seen()],
+    "time_limit": 1e-9,
+    "scoring": "balanced_accuracy",
+    "warm_start": False,
+}
+REFUSED = {
+    "hidden_layer_sizes": ((6,), "hidden_layer_sizes: the network that training goes on with has the units"),
+    "dtype": ("float32", "dtype='float32', and the network that training goes on with is of float64"),
+    "initializer": ("he_normal", "initializer='he_normal' would do nothing: the network .* has weights"),
+    "preprocess": ("standard", "preprocess='standard', and the network that training goes on with was trained with"),
+}
+OF_FIT_ALONE = {
+    # why partial_fit does not go by it
+    "max_iter": "it is one epoch",
+    "epochs": "it is one epoch",
+    "max_fun": "it refuses solver='lbfgs', of which these are",
+    "tol": "it stops nothing; an adaptive rate goes by it, below",
+    "n_iter_no_change": "it stops nothing; an adaptive rate goes by it, below",
+    "validation_fraction": "it refuses to hold rows out",
+    "scoring": "it has no rows to validate with",
+    "warm_start": "it goes on in any case",
+}
+
+
+def named(*tables):
+    return [(name, *values) for table in tables for name, values in table.items()]
+
+
+def estimator(name, **options):
+    kind = MLPRegressor if name == "quantiles" else MLPClassifier
+    return kind(**{**START, **options})
+
+
+def trained(call, found):
+    getattr(found, call)(X, Y)
+    figures = [float(found.loss_), float(found.n_iter_), getattr(found, "temperature_", 1.0)]
+    return np.concatenate([*(w.ravel() for w in found.coefs_), *found.intercepts_, figures])
+
+
+def test_no_parameter_is_left_out():
+    for kind in (MLPClassifier, MLPRegressor):
+        names = set(kind().get_params())
+        assert not names - {*FOLLOWED, *FOLLOWED_BY_FIT, *SEEN_OTHERWISE, *REFUSED}
+        by_partial_fit = {*FOLLOWED, *REFUSED, "backend", "n_jobs", "exact", "verbose", "callbacks", "time_limit"}
+        assert not names - by_partial_fit - {*OF_FIT_ALONE, "early_stopping", "calibrate"}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("call", "name", "value", "start"),
+    [("fit", *each) for each in named(FOLLOWED, FOLLOWED_BY_FIT)]
+    + [("partial_fit", *each) for each in named(FOLLOWED)],
+)
+def test_a_changed_parameter_is_followed(call, name, value, start):
+    a, b = (estimator(name, **start).fit(X, Y) for _ in range(2))
+    for found in (a, b):
+        found.partial_fit(X, Y) if call == "partial_fit" else None
+    before, after = trained(call, a), trained(call, b.set_params(**{name: value}))
+    assert np.isfinite(after).all()
+    assert not np.array_equal(before, after), f"{name}={value!r} changed nothing"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_changed_parameter_that_comes_too_late_is_refused(call, name):
+    value, words = REFUSED[name]
+    found = estimator(name).fit(X, Y)
+    before = found.coefs_[0]
+    with pytest.raises(ValueError, match=words):
+        getattr(found.set_params(**{name: value}), call)(X, Y)
+    np.testing.assert_array_equal(found.coefs_[0], before)
+    had = {"hidden_layer_sizes": (5,), "dtype": "float64"}.get(name)
+    getattr(found.set_params(**{name: had}), call)(X, Y)
+    found.set_params(**{name: value}, warm_start=False).fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_what_is_seen_otherwise(call, capsys):
+    found = estimator("").fit(X, Y)
+    for name in ("backend", "n_jobs"):
+        getattr(found.set_params(**{name: SEEN_OTHERWISE[name]}), call)(X, Y)
+        assert found.model_.backend.name == "numba"
+    assert found.model_.backend.options == {"threads": 2}
+    assert not capsys.readouterr().out
+    getattr(found.set_params(verbose=True), call)(X, Y)
+    assert "Iteration 1" in capsys.readouterr().out
+    Seen.epochs = 0
+    getattr(found.set_params(verbose=False, callbacks=SEEN_OTHERWISE["callbacks"]), call)(X, Y)
+    assert Seen.epochs == found.n_iter_
+    getattr(found.set_params(time_limit=1e-9), call)(X, Y)
+    assert found.n_iter_ <= 1
+    found.set_params(time_limit=None, early_stopping=True).fit(X, Y)
+    before, weights = found.validation_scores_[-1], np.where(Y == 0, 0.1, 1.0)
+    with pytest.raises(ValueError, match="scoring"):
+        found.set_params(scoring="none such").fit(X, Y, sample_weight=weights)
+    assert found.set_params(scoring="neg_log_loss").fit(X, Y).validation_scores_[-1] <= 0 <= before
+    began = found.set_params(scoring=None, early_stopping=False, warm_start=False).fit(X, Y).coefs_[0]
+    np.testing.assert_array_equal(began, found.fit(X, Y).coefs_[0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_exact_mode_goes_on_where_it_can(call):
+    """Its epochs have the order that scikit-learn draws, on NumPy; fast weights of float32 are not its own."""
+    found = estimator("", backend="auto", dtype=None).fit(X, Y)
+    with pytest.raises(ValueError, match=r"exact=True computes in float64, and the network .* is of float32"):
+        getattr(found.set_params(exact=True), call)(X, Y)
+    found = estimator("", backend="auto").fit(X, Y)
+    other = pickle.loads(pickle.dumps(found.set_params(exact=True)))
+    getattr(found, call)(X, Y)
+    assert found.model_.backend.name == "numpy"
+    assert found.model_.backend.name != getattr(other.set_params(exact=False), call)(X, Y).model_.backend.name
+    assert not np.array_equal(found.coefs_[0], other.coefs_[0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_nothing_changes_where_no_parameter_has():
+    """The moments and the rate of a stream go on, whether parameters were set to what they are or not."""
+    for start in (SGD, {}, {**SGD, "learning_rate": "invscaling"}, {"solver": fastmlp.RMSprop(0.01)}):
+        a, b = (estimator("", **start).fit(X, Y) for _ in range(2))
+        for _ in range(3):
+            a.partial_fit(X, Y)
+            b.set_params(**pickle.loads(pickle.dumps(b.get_params()))).partial_fit(X, Y)
+        np.testing.assert_array_equal(a.coefs_[0], b.coefs_[0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_adaptive_rate_goes_by_the_tolerance_as_it_is_now():
+    found = estimator("", **SGD, learning_rate="adaptive").partial_fit(X, Y, classes=np.unique(Y))
+    for _ in range(4):
+        found.set_params(tol=10.0, n_iter_no_change=1).partial_fit(X, Y)
+    assert found._curves.rate < 0.001
+    assert found.set_params(learning_rate_init=0.1).partial_fit(X, Y)._curves.rate == 0.1
+    cut = found.set_params(learning_rate="constant").partial_fit(X, Y)
+    assert cut._curves.rate == 0.1
+
+
+def test_a_fit_that_failed_leaves_nothing():
+    found, same = (
+        estimator("", tol=10.0, n_iter_no_change=1).partial_fit(X, Y, classes=np.unique(Y)) for _ in range(2)
+    )
+    with pytest.raises(RuntimeError, match="before it began"):
+        found.set_params(backend="numba", random_state=5, learning_rate_init=0.5, callbacks=[Fails()]).partial_fit(X, Y)
+    found.set_params(backend="numpy", random_state=0, learning_rate_init=0.001, callbacks=())
+    assert (found.t_, found._curves) == (same.t_, same._curves)
+    for each in (found, same):
+        each.partial_fit(X, Y)
+        assert each.model_.backend.name == "numpy"
+    assert found.model_.seed == same.model_.seed
+    np.testing.assert_array_equal(found.coefs_[0], same.coefs_[0])
