@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
+import statistics
 import subprocess
 import sys
 
 from gpu_measure import HERE, Found, failing
 from gpu_trial import PLANTED, TRAINED
+from results import table
 
 METRICS = (
     "gpu__time_duration.sum",
@@ -55,9 +58,24 @@ def counters(dry: bool) -> Found:
     """Let Nsight Compute count what limits each kernel."""
     if dry or shutil.which("ncu") is None:
         return {"text": "not in a dry run" if dry else "ncu is not installed"}
-    command = ["ncu", "--clock-control", "none", "--launch-count", "60", "--csv", "--page", "raw"]
+    command = ["ncu", "--clock-control", "none", "--launch-count", "240", "--csv", "--page", "raw"]
     command += ["--metrics", ",".join(METRICS), sys.executable, str(HERE / "gpu_trial.py"), "large"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
-    found: Found = {"csv": lines, "text": "\n".join(lines[:70])}
-    return failing(found, "" if len(lines) > 2 else f"ncu saw nothing: {done.stderr[-500:]}")
+    rows = counted(done.stdout)
+    head = ["kernel", "grid", "launches", *(metric.split(".")[0] for metric in METRICS)]
+    return failing(
+        {"kernels": rows, "text": table(head, rows)}, "" if rows else f"ncu saw nothing: {done.stderr[-500:]}"
+    )
+
+
+def counted(output: str) -> list[list[object]]:
+    """Return a row for each kernel and grid in what ncu prints: how often, and the medians of the metrics."""
+    lines = [line for line in output.splitlines() if line.startswith('"')]
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    for launch in list(csv.DictReader(lines))[1:]:  # the first has the units
+        values = [float(launch[metric].replace(",", "")) for metric in METRICS]
+        found.setdefault((launch["Kernel Name"].split("(")[0], launch["Grid Size"]), []).append(values)
+    return [
+        [*key, len(launches), *(f"{statistics.median(column):.4g}" for column in zip(*launches, strict=True))]
+        for key, launches in found.items()
+    ]

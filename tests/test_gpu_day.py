@@ -69,3 +69,22 @@ def test_an_unknown_stage_is_refused_before_anything_runs(tmp_path):
     done = run("--stages", "proof,prof", "--out", tmp_path)
     assert done.returncode == 2
     assert "there is no stage prof; there are environment, ceilings" in done.stderr
+
+
+def test_what_nsight_counts_is_told_by_kernel_and_grid(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu_why = importlib.import_module("gpu_why")
+    head = ["ID", "Kernel Name", "Grid Size", *gpu_why.METRICS]
+    launches = [
+        ("void update<float>(int, float *)", "(4, 1, 1)", "1,000", "1", "2", "3", "40"),
+        ("void update<float>(int, float *)", "(4, 1, 1)", "3,000", "3", "4", "5", "40"),
+        ("void update<float>(int, float *)", "(8, 1, 1)", "500", "1", "1", "1", "40"),
+    ]
+    lines = [head, [""] * len(head), *(["0", *launch] for launch in launches)]
+    quoted = [",".join(f'"{cell}"' for cell in line) for line in lines]
+    found = gpu_why.counted("\n".join(["==PROF== connected", *quoted, "trained: 2 networks"]))
+    assert found == [
+        ["void update<float>", "(4, 1, 1)", 2, "2000", "2", "3", "4", "40"],
+        ["void update<float>", "(8, 1, 1)", 1, "500", "1", "1", "1", "40"],
+    ]
+    assert gpu_why.counted("==ERROR== no counters") == []
