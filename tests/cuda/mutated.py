@@ -7,6 +7,7 @@ FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "wait
 ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
 LATE = "tests/cuda/test_late_work.py"
+CAPTURES = "tests/cuda/test_double_captures.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
@@ -25,7 +26,7 @@ TESTS = {
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
     "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
-    "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP, LATE),
+    "fastmlp/backends/cuda/capture.py": (UPLOADS, CAPTURES, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/step.py": (
@@ -52,6 +53,7 @@ TESTS = {
         *OPERATIONS,
         STEP,
         UPLOADS,
+        CAPTURES,
         *ARRAYS,
         FIRST_FIT,
         MEMORY,
