@@ -8,6 +8,7 @@ ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
 LATE = "tests/cuda/test_late_work.py"
 CAPTURES = "tests/cuda/test_double_captures.py"
+MEASURED = "tests/cuda/test_chosen_as_measured.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
@@ -25,7 +26,7 @@ TESTS = {
     "kernels/cuda/activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
-    "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
+    "fastmlp/backends/cuda/choice.py": (MEASURED, FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
     "fastmlp/backends/cuda/capture.py": (UPLOADS, CAPTURES, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
@@ -43,7 +44,7 @@ TESTS = {
         BRANCHES,
     ),
     "fastmlp/backends/foreign.py": ARRAYS,
-    "fastmlp/backends/cuda/products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/products.py": (MEASURED, STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
     "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, *OPERATIONS, STEP, SHARED, BRANCHES),
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),

@@ -140,3 +140,14 @@ def test_after_an_error_in_training_the_caller_still_comes_after_what_was_queued
         train(model, there, cp.asarray(y))
     there *= 0.0  # the step reads it
     model.get_weights()  # and writes them
+
+
+def test_an_array_of_another_library_makes_its_own_backend_wait_and_no_other():
+    own, other = make("eager"), make("eager")
+    held = own.take(Dlpack(rows()[0]), "x")
+    for backend, waits in ((other, 0), (own, 1)):
+        cp.counts.clear()
+        with backend.working():
+            pass
+        assert cp.counts["synchronisations"] == waits
+    assert held.shape == rows()[0].shape

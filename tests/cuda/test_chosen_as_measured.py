@@ -1,0 +1,68 @@
+"""What sizes decide for the sake of speed is what was the faster on a device: an NVIDIA H200, `benchmarks/RESULTS.md`.
+
+Nothing here is computed wrongly otherwise, only slowly; a constant that is a thousand times what it was shows.
+"""
+
+import types
+
+import pytest
+from scenarios import Scenario
+
+from fastmlp.backends.cuda import choice
+from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, OwnProducts, choose_tile
+from fastmlp.formulas.optimizers import SGD
+
+MULTIPROCESSORS = 132
+
+# the product, (batch, in, out), and the microseconds in tiles of 16, 32 and 64, float32
+TILES = [
+    ("x w", (32, 784, 64), (6.2, 12.5, 39.1)),
+    ("x w", (128, 784, 512), (10.0, 12.8, 42.1)),
+    ("d w'", (128, 512, 256), (4.3, 5.6, 16.7)),
+    ("x' d", (128, 784, 512), (12.7, 8.4, 8.9)),
+    ("x w", (512, 784, 512), (33.3, 20.6, 42.4)),
+    ("d w'", (512, 512, 512), (21.0, 15.0, 29.1)),
+    ("x' d", (512, 784, 512), (34.1, 24.4, 24.0)),
+    ("d w'", (512, 512, 10), (8.0, 4.1, 5.7)),
+    ("x w", (1024, 1024, 1024), (148.9, 94.7, 87.1)),
+    ("x' d", (1024, 1024, 1024), (162.1, 91.8, 87.3)),
+    ("d w'", (4096, 1024, 1024), (582.0, 404.2, 336.6)),
+]
+
+
+@pytest.mark.parametrize(("product", "sizes", "times"), TILES, ids=str)
+def test_the_tile_that_is_chosen_was_the_fastest(product, sizes, times):
+    n, i, o = sizes
+    rows, columns, inner = {"x w": (n, o, i), "d w'": (n, i, o), "x' d": (i, o, n)}[product]
+    chosen = choose_tile(rows, columns, inner, MULTIPROCESSORS, slabs=product == "x' d")
+    by_tile = dict(zip((16, 32, 64), times, strict=True))
+    assert by_tile[chosen] <= 1.05 * min(times), (chosen, by_tile)
+
+
+def plan_of(batch, *units, dtype="float32"):
+    return Scenario("", units, {}, SGD(0.1), batch=batch).plan(dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "units", "by_cublas"),
+    [
+        ("float32", 512, (512, 512), False),  # 43 microseconds by own kernels, 48 by cuBLAS
+        ("float32", 512, (784, 512), True),  # 72 and 67
+        ("float64", 32, (64, 32), False),  # 7 and 11
+        ("float64", 128, (512, 256), True),  # 23 and 18
+    ],
+)
+def test_cublas_multiplies_from_the_size_on_at_which_it_was_the_faster(dtype, batch, units, by_cublas):
+    operations = types.SimpleNamespace(_blas=None, graph_blas=object())
+    products = CapturedProducts(operations, MULTIPROCESSORS, plan_of(batch, *units, dtype=dtype))
+    assert isinstance(products._of(*units), BlasProducts if by_cublas else OwnProducts)
+    assert products.workspaces(products._plan) == (2 if by_cublas else 0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "eager"),
+    [(1024, (8192, 8192, 10), True), (4096, (784, 4096, 4096, 10), True), (1024, (784, 1024, 1024, 10), False)],
+)
+def test_steps_in_which_launches_cost_nothing_run_eagerly_at_once(batch, units, eager):
+    plan = plan_of(batch, *units)
+    assert choice.surely_eager(plan) == eager
