@@ -8,6 +8,7 @@ ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
 LATE = "tests/cuda/test_late_work.py"
 CAPTURES = "tests/cuda/test_double_captures.py"
+IN_GRAPHS = "tests/cuda/test_captured_products.py"
 MEASURED = "tests/cuda/test_chosen_as_measured.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
@@ -44,9 +45,19 @@ TESTS = {
         BRANCHES,
     ),
     "fastmlp/backends/foreign.py": ARRAYS,
-    "fastmlp/backends/cuda/products.py": (MEASURED, STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED, BRANCHES),
-    "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
-    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, *OPERATIONS, STEP, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/products.py": (
+        MEASURED,
+        IN_GRAPHS,
+        STEP,
+        KERNELS,
+        PRODUCTS,
+        FIRST_FIT,
+        COSTS,
+        SHARED,
+        BRANCHES,
+    ),
+    "fastmlp/backends/cuda/blas.py": (IN_GRAPHS, OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
+    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, ARRAYS[1], *OPERATIONS, STEP, SHARED, BRANCHES),
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
     "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS, BRANCHES),

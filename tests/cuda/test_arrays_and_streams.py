@@ -151,3 +151,17 @@ def test_an_array_of_another_library_makes_its_own_backend_wait_and_no_other():
             pass
         assert cp.counts["synchronisations"] == waits
     assert held.shape == rows()[0].shape
+
+
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_two_devices_train_side_by_side_with_kernels_of_their_own(way):
+    x, y = rows()
+    first = model_on(make(way))
+    train(first, x, y)
+    with cp.cuda.Device(1):
+        second = model_on(make(way))
+    train(second, x, y)
+    train(first, x, y)
+    train(second, x, y)
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        assert_same_bits(a, b)
