@@ -8,7 +8,6 @@ import types
 import pytest
 from scenarios import Scenario
 
-from fastmlp.backends.cuda import choice
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, OwnProducts, choose_tile
 from fastmlp.formulas.optimizers import SGD
 
@@ -57,12 +56,3 @@ def test_cublas_multiplies_from_the_size_on_at_which_it_was_the_faster(dtype, ba
     products = CapturedProducts(operations, MULTIPROCESSORS, plan_of(batch, *units, dtype=dtype))
     assert isinstance(products._of(*units), BlasProducts if by_cublas else OwnProducts)
     assert products.workspaces(products._plan) == (2 if by_cublas else 0)
-
-
-@pytest.mark.parametrize(
-    ("batch", "units", "eager"),
-    [(1024, (8192, 8192, 10), True), (4096, (784, 4096, 4096, 10), True), (1024, (784, 1024, 1024, 10), False)],
-)
-def test_steps_in_which_launches_cost_nothing_run_eagerly_at_once(batch, units, eager):
-    plan = plan_of(batch, *units)
-    assert choice.surely_eager(plan) == eager
