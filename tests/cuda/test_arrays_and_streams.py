@@ -165,3 +165,16 @@ def test_two_devices_train_side_by_side_with_kernels_of_their_own(way):
     train(second, x, y)
     for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
         assert_same_bits(a, b)
+
+
+def test_no_stream_of_a_fit_waits_for_the_default_stream(monkeypatch):
+    made, init = [], cp.Stream.__init__
+
+    def noted(self, *args, **options):
+        init(self, *args, **options)
+        made.append(self._non_blocking)
+
+    monkeypatch.setattr(cp.Stream, "__init__", noted)
+    train(model_on(make("captured")), *rows())
+    assert len(made) > 4
+    assert all(made)

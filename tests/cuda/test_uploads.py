@@ -54,6 +54,19 @@ def test_a_large_array_pins_two_pieces_and_gives_them_back():
     assert cp.pooled == {1024}  # rounded up, and little enough
 
 
+def test_events_that_only_order_take_no_time(monkeypatch):
+    """One that keeps the time makes the device write it down."""
+    timed, init = [], cp.cuda.Event.__init__
+
+    def noted(self, *args, **options):
+        init(self, *args, **options)
+        timed.append(self._timed)
+
+    monkeypatch.setattr(cp.cuda.Event, "__init__", noted)
+    make("eager").asarray(np.zeros(1000, np.float32))
+    assert timed == [False] * 4
+
+
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
 def test_neither_training_nor_evaluation_nor_prediction_pins_a_data_set(layout):
     x, y = rows(400)
