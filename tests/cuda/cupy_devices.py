@@ -10,10 +10,12 @@ from cupy_streams import (
     DEVICES,
     CudaError,
     _alive,
+    _capturing,
     _current_device,
     _gone,
     _host_waits,
     _refuse_in_capture,
+    _refuse_of_captured,
     _refuse_when_poisoned,
     _streams,
     _threads,
@@ -79,7 +81,8 @@ multiprocessors = [4]
 
 
 def _device_synchronize():
-    _refuse_in_capture("synchronisation")
+    if captured := [s for s in list(_capturing) if s._device == _current_device()]:  # in any mode, by any thread
+        _refuse_of_captured("synchronisation", captured)
     _refuse_when_poisoned()
     counts["synchronisations"] += 1
     for stream in list(_streams.values()):

@@ -5,7 +5,8 @@ every stream, event and the host has a vector clock (Lamport 1978; Mattern 1989)
 last, and an access that nothing orders after the one before it is an error, whether or not it would have gone wrong.
 What is freed goes to the next who allocates as much on the stream that it was allocated on, as in CuPy's pool: who used
 it on another stream must have been waited for.  A graph holds nothing alive, as in CuPy: replaying one whose arrays are
-gone is an error.  Whatever CUDA forbids while a stream is captured is an error that also spoils the capture.
+gone is an error.  Whatever CUDA forbids while a stream is captured is an error that also spoils the capture: by the
+capture's mode and by who does it (`_refuse_in_capture`), or in any mode and to anybody (`_refuse_of_captured`).
 """
 
 from __future__ import annotations
@@ -116,8 +117,7 @@ class _Memory:
 
     def __del__(self):
         _freed.append((self._kind, self._raw, self.uses, self.stream))  # and no more: it may be anywhere
-        for stream in _capturing:
-            stream._spoiled = stream._spoiled or "memory of another was freed, as by the garbage collector,"
+        _spoil(_forbidding(), "memory of another was freed, as by the garbage collector,")
 
     def used(self, start, stop, writes, stream, count, clock):
         """Take note that bytes are read or written, and refuse it where nothing orders it after what it must follow."""
@@ -189,14 +189,23 @@ class Event:
         (stream or get_current_stream()).record(self)
 
     def synchronize(self):
+        self._refuse_captured("waiting for")
         _refuse_in_capture("waiting for an event")
         _refuse_when_poisoned()
         counts["synchronisations"] += 1
         _host_waits(self._clock or {})
 
+    def _refuse_captured(self, what):
+        """Refuse what needs an event to have happened, if it was recorded in a capture, where nothing happens."""
+        graph = getattr(self, "_captured", None)
+        if graph is not None:
+            _spoil([s for s in _capturing if s is graph._captured_by], f"{what} an event of it")
+            raise CudaError(f"cudaErrorCapturedEvent: {what} an event that was last recorded in a capture")
+
 
 def _elapsed_time(start_event, end_event):
     for event in (start_event, end_event):
+        event._refuse_captured("the time of")
         if not event._timed or event._time is None:
             raise CudaError("cudaErrorInvalidResourceHandle: an event without a time, or never recorded")
         if not all(_host.knows(stream, count) for stream, count in event._clock.items()):
@@ -262,6 +271,8 @@ class Stream:
         cupy_late.put(self._number, self._clock, lambda: block.fill(0xFF))
 
     def synchronize(self):
+        if self._graph is not None:
+            _refuse_of_captured("synchronisation", [self._graph._captured_by])
         _refuse_in_capture("synchronisation")
         _refuse_when_poisoned()
         counts["synchronisations"] += 1
@@ -281,15 +292,19 @@ class Stream:
         if graph is not None and graph._captured_by is not None:
             if self._graph is None:  # a stream that waits for an event of a capture is captured with it: a fork
                 if self.ptr == 0 or not self._non_blocking:
-                    _refuse_in_capture("a fork to the default stream, or to one that it waits for")
+                    what = "a fork to the default stream, or to one that it waits for"
+                    _refuse_of_captured(what, [graph._captured_by])
                 graph._forks.append(self)
                 self._graph, self._branch = graph, len(graph._forks)
             elif self._graph is not graph:
-                _refuse_in_capture("waiting for an event of another capture")
+                both = [graph._captured_by, self._graph._captured_by]
+                _refuse_of_captured("waiting for an event of another capture", both)
             self._graph._parts.append((self._branch, "wait", event))
             return
         if self._graph is not None:
-            _refuse_in_capture("waiting for an event that was recorded before the capture")
+            what = "waiting for an event that was recorded before the capture"
+            _refuse_of_captured(what, [self._graph._captured_by])
+        event._refuse_captured("waiting for")
         self._clock.join(event._clock)
         self._time = max(self._time, event._time)
 
@@ -303,8 +318,11 @@ class Stream:
             raise CudaError("double: capture on a non-blocking stream, or work on the default stream is drawn in")
         if self._graph is not None:
             raise CudaError("the stream is being captured already")
+        if mode not in (None, GLOBAL, THREAD_LOCAL, RELAXED):
+            raise CudaError(f"cudaErrorInvalidValue: no capture mode {mode}")
         self._graph, self._spoiled, self._branch = Graph(), None, 0
-        self._graph._captured_by = self
+        self._graph._captured_by, self._graph._begun_by = self, threading.get_ident()
+        self._graph._mode = RELAXED if mode is None else mode  # CuPy's choice, since its pool may have to grow
         _capturing.append(self)
 
     def end_capture(self):
@@ -312,8 +330,10 @@ class Stream:
             raise CudaError("the stream is not being captured")
         if self not in _capturing:
             raise CudaError("cudaErrorStreamCaptureUnmatched: the capture was begun on another stream")
-        graph, self._graph, self._spoiled, spoiled = self._graph, None, None, self._spoiled
+        if self._graph._mode != RELAXED and self._graph._begun_by != threading.get_ident():
+            raise CudaError("cudaErrorStreamCaptureWrongThread: the capture was begun by another thread")
         _capturing.remove(self)
+        graph, self._graph, self._spoiled, spoiled = self._graph, None, None, self._spoiled
         graph._captured_by = None
         for fork in graph._forks:
             fork._graph = None
@@ -330,7 +350,7 @@ class Graph:
     def __init__(self):
         self._operations = []
         self._parts = []  # (branch, what, its number or event), in the order in which they were captured
-        self._forks, self._captured_by = [], None
+        self._forks, self._captured_by, self._begun_by, self._mode = [], None, None, None
 
     def _joined(self):
         """Return whether the stream that was captured comes after all that its forks did."""
@@ -397,9 +417,32 @@ def _stream_at(pointer):
     return _null if pointer in (0, 1) else _streams[pointer]
 
 
-def _refuse_in_capture(what):
-    """Refuse what CUDA does not let happen while any stream of the process is captured."""
-    for stream in _capturing:
+GLOBAL, THREAD_LOCAL, RELAXED = range(3)
+"""Modes of a capture: who may do beside it what CUDA calls potentially unsafe; none, other threads, all."""
+
+
+def _forbidding():
+    """Return the streams of the captures beside which this thread may do nothing that is potentially unsafe.
+
+    CUDA lets that pass in the thread that captures too, if it does so in CuPy's mode, relaxed.  It is refused there all
+    the same: it would be done once, while the stream is captured, and by no replay of the graph.
+    """
+    me = threading.get_ident()
+    return [s for s in list(_capturing) if s._graph._mode == GLOBAL or s._graph._begun_by == me]
+
+
+def _spoil(streams, what):
+    for stream in streams:
         stream._spoiled = stream._spoiled or what
-    if _capturing:
-        raise CudaError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is being captured")
+
+
+def _refuse_in_capture(what):
+    """Refuse what is potentially unsafe beside a capture: to allocate, load, wait, copy from or to the host."""
+    if streams := _forbidding():
+        _refuse_of_captured(what, streams)
+
+
+def _refuse_of_captured(what, streams):
+    """Refuse, and spoil the captures of streams: as what is, in any mode and any thread, at odds with them."""
+    _spoil(streams, what)
+    raise CudaError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is being captured")

@@ -7,6 +7,9 @@ FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "wait
 ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
 LATE = "tests/cuda/test_late_work.py"
+CAPTURES = "tests/cuda/test_double_captures.py"
+IN_GRAPHS = "tests/cuda/test_captured_products.py"
+MEASURED = "tests/cuda/test_chosen_as_measured.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
@@ -25,7 +28,7 @@ TESTS = {
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
     "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
     "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
-    "fastmlp/backends/cuda/capture.py": (UPLOADS, STEP, LATE),
+    "fastmlp/backends/cuda/capture.py": (UPLOADS, CAPTURES, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/launches.py": (STEP, OWNS, LATE, FIRST_FIT, KERNELS, COSTS, SHARED, BRANCHES),
@@ -43,9 +46,19 @@ TESTS = {
         BRANCHES,
     ),
     "fastmlp/backends/foreign.py": ARRAYS,
-    "fastmlp/backends/cuda/products.py": (STEP, KERNELS, PRODUCTS, FIRST_FIT, COSTS, SHARED, BRANCHES),
-    "fastmlp/backends/cuda/blas.py": (OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
-    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, *OPERATIONS, STEP, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/products.py": (
+        MEASURED,
+        IN_GRAPHS,
+        STEP,
+        KERNELS,
+        PRODUCTS,
+        FIRST_FIT,
+        COSTS,
+        SHARED,
+        BRANCHES,
+    ),
+    "fastmlp/backends/cuda/blas.py": (IN_GRAPHS, OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
+    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, ARRAYS[1], *OPERATIONS, STEP, SHARED, BRANCHES),
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
     "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS, BRANCHES),
@@ -53,6 +66,7 @@ TESTS = {
         *OPERATIONS,
         STEP,
         UPLOADS,
+        CAPTURES,
         *ARRAYS,
         FIRST_FIT,
         MEMORY,

@@ -246,6 +246,8 @@ def _changes(node: ast.AST, source) -> Iterator[tuple[str, ast.AST, str]]:
             yield "a number one off", node, str(value + 1)
         case ast.Attribute(value=ast.Name(id="np"), attr=kind) if kind in _SMALLER:
             yield "another size of number", node, f"np.{_SMALLER[kind]}"
+        case ast.Call(func=ast.Name(id="min" | "max")):
+            pass  # which do not care about the order
         case ast.Name(id="min" | "max"):
             yield "the other extreme", node, "max" if node.id == "min" else "min"
         case ast.Slice(upper=ast.AST() as upper):

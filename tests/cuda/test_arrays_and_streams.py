@@ -140,3 +140,41 @@ def test_after_an_error_in_training_the_caller_still_comes_after_what_was_queued
         train(model, there, cp.asarray(y))
     there *= 0.0  # the step reads it
     model.get_weights()  # and writes them
+
+
+def test_an_array_of_another_library_makes_its_own_backend_wait_and_no_other():
+    own, other = make("eager"), make("eager")
+    held = own.take(Dlpack(rows()[0]), "x")
+    for backend, waits in ((other, 0), (own, 1)):
+        cp.counts.clear()
+        with backend.working():
+            pass
+        assert cp.counts["synchronisations"] == waits
+    assert held.shape == rows()[0].shape
+
+
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_two_devices_train_side_by_side_with_kernels_of_their_own(way):
+    x, y = rows()
+    first = model_on(make(way))
+    train(first, x, y)
+    with cp.cuda.Device(1):
+        second = model_on(make(way))
+    train(second, x, y)
+    train(first, x, y)
+    train(second, x, y)
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_no_stream_of_a_fit_waits_for_the_default_stream(monkeypatch):
+    made, init = [], cp.Stream.__init__
+
+    def noted(self, *args, **options):
+        init(self, *args, **options)
+        made.append(self._non_blocking)
+
+    monkeypatch.setattr(cp.Stream, "__init__", noted)
+    train(model_on(make("captured")), *rows())
+    assert len(made) > 4
+    assert all(made)

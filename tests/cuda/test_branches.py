@@ -252,15 +252,49 @@ def test_a_short_batch_takes_the_kernels_that_were_proven_for_whole_ones(dtype, 
 
 
 @pytest.mark.parametrize("off", [1e-3, 0.1])
-def test_a_kernel_that_is_off_by_little_is_found(off):
+@pytest.mark.parametrize(
+    ("kernel", "position", "what"),
+    [
+        ("product_forward", 3, "the activations of layer 0"),
+        ("product_input_gradient", 2, "the gradients of the pre-activations of layer 0"),
+        ("product_weight_gradient", 2, "the gradients of the weights of layer 1"),
+        ("product_weight_gradient", 3, "the gradients of the biases of layer 1"),
+    ],
+)
+def test_a_kernel_that_is_off_by_little_is_found(kernel, position, what, off):
     """Rounding allows a hundredth of the lesser of them."""
 
     def spoil(arrays):
-        arrays[3].reshape(-1)[0] += np.float32(off) * np.abs(arrays[3]).max()
+        numbers = arrays[position].reshape(-1)  # gradients reach to the end of those of all layers
+        numbers[0] += np.float32(off) * np.abs(numbers[:3]).max()
 
-    cp.faults["product_forward"] = spoil
-    with pytest.warns(RuntimeWarning, match="product_forward computes the activations of layer 0 off by"):
+    cp.faults[kernel] = spoil
+    with pytest.warns(RuntimeWarning, match=f"{kernel} computes {what} off by"):
         fit(model_on(make("captured")), *rows())
+
+
+def test_the_steps_of_the_proof_move_every_number_and_leave_it_finite(monkeypatch):
+    """Of what is not finite, stays as it was, or makes units saturate, the bits are alike whatever the kernels do."""
+    found, left = [], choice._left
+
+    def seen(state, operations):
+        found.append(list(left(state, operations)))
+        return iter(found[-1])
+
+    monkeypatch.setattr(choice, "_left", seen)
+    scenario = Scenario("", (5, 7, 3), TANH, Adam(ema=0.9), rows=17 * 2 + 1, batch=2)
+    backend = make("captured")
+    state, data = scenario.state(backend, "float32"), scenario.device_data(backend, "float32")
+    assert choice.prove(backend, scenario.plan("float32"), state, data) == ""
+    w = state.layout.views(np.arange(state.params.size))
+    trained = np.concatenate([a.ravel() for pair in w for a in pair])  # the rest of the buffer is padding
+    before = [state.params.get(), *(m.get() for m in state.moments), state.average.get()]
+    assert len(found) == 5  # one by one, in a graph and by cuBLAS; an epoch in graphs, and one by one
+    for results in found:
+        for result, old in zip(results, before, strict=True):
+            assert np.isfinite(result.array).all(), result.what
+            assert (result.array[trained] != old[trained]).all(), result.what
+            assert np.abs(result.array - old)[trained].max() < 1, result.what
 
 
 def test_what_should_be_nothing_and_is_not_is_off_by_any_number():
@@ -320,6 +354,25 @@ def test_what_fails_in_a_short_batch_alone_is_told_before_it_trains(fault, monke
     else:
         with pytest.warns(RuntimeWarning, match=r"the graph of a step is refused \(cudaErrorNotSupported: planted"):
             fit(model_on(make("captured")), *rows())
+
+
+@pytest.mark.parametrize("late", [None, 1.0])
+def test_an_average_that_goes_wrong_in_graphs_alone_is_told(late, monkeypatch):
+    whole = cupy_step.TrainingStep._apply_gradients
+
+    def left_out(self, index, layers):
+        average = self._average
+        self._average = None if self._stream.is_capturing() else average
+        whole(self, index, layers)
+        self._average = average
+
+    monkeypatch.setattr(cupy_step.TrainingStep, "_apply_gradients", left_out)
+    model, right = model_on(make("captured"), max_norm=late), model_on(make("eager"), max_norm=late)
+    with pytest.warns(RuntimeWarning, match=r"computes the average in a graph otherwise than by itself"):
+        fit(model, *rows(), optimizer=Adam(ema=0.9))
+    fit(right, *rows(), optimizer=Adam(ema=0.9))
+    for a, b in zip(model.get_weights(), right.get_weights(), strict=True):
+        assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("way", ["captured", "auto"])

@@ -206,6 +206,22 @@ def test_two_fits_one_within_the_other_have_memory_of_their_own(monkeypatch):
         assert_same_bits(a, b)
 
 
+def test_a_product_on_a_stream_that_is_not_bound_runs_on_no_other(monkeypatch):
+    """The handle that a stream had once has another stream by now, on which nobody would wait for it."""
+    monkeypatch.setattr(blas, "_handles", blas._Handles())
+    products, streams = blas.GraphBlas(cp, cp.cublas_library), [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    x, w = (cp.asarray(np.ones(shape, np.float32)) for shape in ((2, 3), (3, 4)))
+    out, places = cp.asarray(np.zeros((2, 4), np.float32)), [(s, cp.empty((512,), np.uint8)) for s in streams]
+    cp.cuda.runtime.deviceSynchronize()
+    for place in places:
+        products.bind([place])
+    with pytest.raises(KeyError), streams[0]:
+        products.forward(x, w, out)
+    with streams[1]:
+        products.forward(x, w, out)
+        assert out.get().tolist() == [[3.0] * 4] * 2
+
+
 def test_handles_are_made_once_a_thread_and_not_where_nothing_needs_them(monkeypatch):
     created = []
 

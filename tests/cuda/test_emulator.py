@@ -2,6 +2,7 @@
 
 import functools
 
+import emulator
 import numpy as np
 import pytest
 from emulator import EmulatorError, Module, needs_emulator
@@ -204,9 +205,62 @@ def test_source_that_does_not_compile_is_an_error_with_its_line():
         Module("__global__ void f(half* a) {}", ["f"])
 
 
-def test_subnormal_floats_are_zero_as_cupy_compiles_them():
-    source = "__global__ void half_of(float* a, double* b) { a[0] *= 0.5f; b[0] *= 0.5; }"
-    a, b = np.array([np.finfo(np.float32).tiny]), np.array([1e-300])
-    launch(source, a, b, name="half_of", grid=(1,), block=(1,))
-    assert a[0] == 0
-    assert b[0] == 5e-301
+HALVES = "template <class T> __global__ void halves(T* a) { a[0] *= T(0.5); a[2] = a[1] * T(2); a[4] = a[3]; }"
+
+
+def halves(dtype):
+    """Return half of the smallest normal number, twice a subnormal one, and a copy of that."""
+    info, kernel = np.finfo(dtype), f"halves<{'float' if dtype is np.float32 else 'double'}>"
+    a = np.array([info.tiny, info.smallest_subnormal, 1, info.smallest_subnormal, 1], dtype)
+    launch(HALVES, a, name=kernel, grid=(1,), block=(1,))
+    return a[[0, 2, 4]]
+
+
+def test_subnormal_float32_numbers_are_zero_where_anything_is_computed():
+    assert halves(np.float32).tolist() == [0, 0, np.finfo(np.float32).smallest_subnormal]
+    assert np.finfo(np.float32).tiny / np.float32(2) > 0  # the host computes as before
+
+
+def test_subnormal_float64_numbers_are_kept():
+    info = np.finfo(np.float64)
+    assert halves(np.float64).tolist() == [info.tiny / 2, 2 * info.smallest_subnormal, info.smallest_subnormal]
+
+
+def test_a_subnormal_float32_is_zero_when_it_is_made_a_float64_or_of_one():
+    source = "__global__ void convert(double* to, float* from) { to[0] = from[0]; from[1] = float(to[1]); }"
+    to, small = np.array([1, 1e-40]), np.array([1e-40, 1], np.float32)
+    launch(source, to, small, name="convert", grid=(1,), block=(1,))
+    assert to[0] == small[1] == 0
+
+
+SUMS = """
+template <class T> __global__ void sums(T* out, const T* x, const T* y, int count) {
+  T sum = 0;
+  for (int i = 0; i < count; ++i) sum += x[i] * y[i];
+  T product = x[0] * y[0];
+  out[0] = sum;
+  out[1] = product - x[2];
+  out[2] = x[0] * y[0];
+}
+"""
+
+
+@pytest.mark.skipif(not emulator.missing() and not emulator.fuses(), reason="this processor has no fused multiply-add")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_and_the_sum_that_it_goes_into_are_rounded_once(dtype):
+    """(1 + e)^2 - (1 + 2e) is e^2, which is lost where the square is rounded first."""
+    e = dtype(np.finfo(dtype).eps)
+    x, y, out = np.array([1 + e, 1, 1 + 2 * e], dtype), np.array([1 + e, -1 - 2 * e, 0], dtype), np.zeros(3, dtype)
+    kernel = f"sums<{'float' if dtype is np.float32 else 'double'}>"
+    launch(SUMS, out, x[::-1].copy(), y[::-1].copy(), np.int32(3), name=kernel, grid=(1,), block=(1,))
+    assert out[0] == e * e  # -(1 + 2e), then the square is added
+    launch(SUMS, out, x, y, np.int32(3), name=kernel, grid=(1,), block=(1,))
+    assert out.tolist() == [0, e * e, 1 + 2 * e]  # the square by itself is rounded
+
+
+def test_a_processor_without_fused_multiply_adds_runs_kernels_as_they_are_written(monkeypatch):
+    monkeypatch.setattr(emulator, "fuses", lambda: False)
+    e = np.float32(np.finfo(np.float32).eps)
+    x, out = np.array([1 + e, 1, 1 + 2 * e], np.float32), np.zeros(3, np.float32)
+    launch(SUMS, out, x, x, np.int32(1), name="sums<float>", grid=(1,), block=(1,))
+    assert out.tolist() == [1 + 2 * e, 0, 1 + 2 * e]

@@ -52,6 +52,16 @@ def test_each_way_is_warmed_and_then_timed_in_turns_for_50_ms(samples, monkeypat
     assert not any(s[4] for s in timing)
 
 
+def test_steps_of_microseconds_are_timed_for_as_long(samples, monkeypatch):
+    monkeypatch.setattr(cupy_choice, "SAMPLE_MILLISECONDS", 2.0)
+    for kind in cupy_double.milliseconds:
+        monkeypatch.setitem(cupy_double.milliseconds, kind, 3e-3)
+    train(model_on(make("auto")), *rows(36), epochs=1, batch_size=2)
+    for captured, steps, rounds, once, _ in samples[-2:]:
+        assert steps * once < 1, captured  # a round
+        assert steps * rounds * once >= 2, captured
+
+
 def test_what_happens_once_is_in_no_figure(samples, monkeypatch, caplog):
     """A first launch that takes a second, and one sample that something else disturbs."""
     timed, calls = cupy_step.TrainingStep.timed, []

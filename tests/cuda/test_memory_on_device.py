@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,3 +309,26 @@ def test_layers_that_do_not_train_leave_no_gradients(products):
     assert part[0] is None
     assert part[1].weights == 0
     assert part[1].stop == whole[1].stop - whole[0].stop
+
+
+def test_an_arena_of_more_numbers_than_32_bits_count_is_cut_as_any_other():
+    """Of memory that nobody touches, which takes none."""
+    large = (1 << 16, (1 << 15) + 1)
+    arena = Arena({"large": (large, np.uint8), "after": ((3,), np.float32)})
+    assert arena.nbytes == (1 << 16) * ((1 << 15) + 1) + 256
+    found = arena.allocate(types.SimpleNamespace(empty=np.empty))
+    assert (found["large"].shape, found["after"].shape) == (large, (3,))
+    assert found["after"].ctypes.data - found["large"].ctypes.data == (1 << 16) * ((1 << 15) + 1)
+
+
+def test_the_memory_of_steps_is_free_before_that_of_others_is_taken(monkeypatch):
+    """Both beside each other need not fit."""
+    own, scenario = make("eager"), Scenario("", (6, 40, 3), {"activation": "tanh"}, SGD(0.1), rows=20, batch=4)
+    state, sets = scenario.state(own, "float32"), [scenario.device_data(own, "float32") for _ in range(2)]
+    session, used, made = own.open(scenario.plan("float32")), [], cupy_backend.make_step
+    monkeypatch.setattr(
+        cupy_backend, "make_step", lambda *a, **k: used.append(own.memory_info()["used"]) or made(*a, **k)
+    )
+    for data in sets:
+        assert session.training(state, data).nbytes > 0
+    assert used[0] == used[1]

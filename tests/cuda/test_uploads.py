@@ -54,6 +54,19 @@ def test_a_large_array_pins_two_pieces_and_gives_them_back():
     assert cp.pooled == {1024}  # rounded up, and little enough
 
 
+def test_events_that_only_order_take_no_time(monkeypatch):
+    """One that keeps the time makes the device write it down."""
+    timed, init = [], cp.cuda.Event.__init__
+
+    def noted(self, *args, **options):
+        init(self, *args, **options)
+        timed.append(self._timed)
+
+    monkeypatch.setattr(cp.cuda.Event, "__init__", noted)
+    make("eager").asarray(np.zeros(1000, np.float32))
+    assert timed == [False] * 4
+
+
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
 def test_neither_training_nor_evaluation_nor_prediction_pins_a_data_set(layout):
     x, y = rows(400)
@@ -121,26 +134,27 @@ def test_cupys_set_is_called_where_pieces_are_sent_alone():
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_nothing_is_collected_while_a_stream_is_captured(enabled, monkeypatch):
-    enqueue = cupy_step.TrainingStep._enqueue
+    learn, captured = cupy_step.TrainingStep._learn, []
 
-    def with_garbage(self, index, n):
+    def with_garbage(self, index, n, views):
         if not self._stream.is_capturing():
             held = [cp.empty((4,), np.float32)]
             held.append(held)  # that only the collector can free
             self.garbage = held
         else:
+            captured.append(index)
             self.garbage = None
             for _ in range(3000):  # more than its threshold
                 a = []
                 a.append(a)
-        enqueue(self, index, n)
+        learn(self, index, n, views)
 
-    monkeypatch.setattr(cupy_step.TrainingStep, "_enqueue", with_garbage)
+    monkeypatch.setattr(cupy_step.TrainingStep, "_learn", with_garbage)
     before = gc.isenabled()
     (gc.enable if enabled else gc.disable)()
     try:
         train(model_on(make("captured")), *rows())
-        assert gc.isenabled() == enabled
+        assert captured and gc.isenabled() == enabled
     finally:
         (gc.enable if before else gc.disable)()
 

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
+"""Held while a stream is captured, and by whoever waits for a whole device, for which CUDA gives up a capture."""
 
 
 class Branch:
@@ -53,7 +54,7 @@ def captured(stream: Any, queue: Callable[[], object], errors: tuple[type[Except
     errors : tuple of type
         What CuPy raises where CUDA refuses something; of several, the first is raised.
     """
-    with _one_at_a_time:  # else one thread would wake the collector in the capture of another
+    with one_at_a_time:  # else one thread would wake the collector in the capture of another
         collects = gc.isenabled()
         gc.disable()
         try:

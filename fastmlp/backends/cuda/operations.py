@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastmlp.backends.base import Backend
 from fastmlp.backends.cuda import sources
 from fastmlp.backends.cuda.blas import Call, CuBlas, GraphBlas, load_cublas
+from fastmlp.backends.cuda.capture import one_at_a_time
 from fastmlp.backends.cuda.kernels import (
     Kernels,
     column_grid,
@@ -128,7 +129,8 @@ class CupyOperations(Backend):
     def poisoned(self) -> bool:
         """Return whether an earlier fault has left CUDA past use in this process; waits for the device."""
         try:
-            self._cupy.cuda.runtime.deviceSynchronize()
+            with one_at_a_time:  # beside a capture of another thread it would be refused, which looks like a fault
+                self._cupy.cuda.runtime.deviceSynchronize()
         except self.cuda_errors:
             return True
         return False

@@ -23,10 +23,13 @@ from one_at_a_time import alone
 from fastmlp.backends.cuda import sources
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique", f"-I{HERE}")
+FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-fno-gnu-unique", f"-I{HERE}")
 KERNEL_FLAGS = ("-fsanitize=thread", "-Werror=conversion", "-fno-tree-sra", "-fno-ipa-sra")
 """Every access is seen; a number that loses bits without a word of it is an error; what is read as 16 bytes stays one
 access, whose alignment can be looked at."""
+FUSED_FLAGS = ("-mfma", "-ffp-contract=fast", "-fexpensive-optimizations")
+"""A product and the sum that it goes into are rounded once, as with NVRTC's default, --fmad=true; g++ looks for such
+pairs among its expensive optimizations."""
 
 
 _one_at_a_time = threading.Lock()  # blocks, fibers and the memory checker are one each in a process
@@ -51,6 +54,17 @@ def missing():
     if shutil.which("g++") is None:
         return "the kernel emulator needs g++; apt install g++"
     return ""
+
+
+@functools.cache
+def fuses():
+    """Return whether the processor here multiplies and adds with one rounding, as every GPU does.
+
+    Where it does not, kernels run as they are written, each operation rounded; only what a fused one would round
+    differently is not seen there.
+    """
+    command = ["g++", "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    return "#define __FMA__ 1" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 needs_emulator = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -118,7 +132,7 @@ class Module:
         )
         kernels += f"\nconst emulator::Entry emulator_kernels[] = {{\n{entries}\n}};\n"
         parts = [
-            _compiled(label, kernels, ("-c", *KERNEL_FLAGS)),
+            _compiled(label, kernels, ("-c", *KERNEL_FLAGS, *(FUSED_FLAGS if fuses() else ("-ffp-contract=off",)))),
             *(_compiled(n, (HERE / f"{n}.cpp").read_text(), ("-c", "-O2")) for n in ("runtime", "memory_checker")),
         ]
         self._library = ctypes.CDLL(str(_compiled(label, "", ("-shared",), parts)))

@@ -9,6 +9,11 @@
 // Code that narrows a number without saying so does not compile either (-Werror=conversion): an index of a large array
 // stays 64 bits wide.
 //
+// A kernel is compiled as NVRTC compiles it by default and as CuPy asks: a product and the sum that it goes into are one
+// operation, rounded once (where this processor has such), and subnormal float32 numbers are zero, while those of float64
+// are kept.  The processor knows but one switch for both types, so it is set for each launch: a kernel that takes float32
+// numbers of any kind runs with it, and what it computes in float64 besides is flushed too.
+//
 // Not modelled: half precision, atomics, fences, dynamic shared memory, and the ordering of memory within a warp.
 // fastmlp's kernels use none of these; a kernel that does will not compile here.  Nor is an index noticed that runs from
 // one array in shared memory into another of the same file: it is one region to the checker.
