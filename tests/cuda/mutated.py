@@ -10,6 +10,7 @@ LATE = "tests/cuda/test_late_work.py"
 CAPTURES = "tests/cuda/test_double_captures.py"
 IN_GRAPHS = "tests/cuda/test_captured_products.py"
 MEASURED = "tests/cuda/test_chosen_as_measured.py"
+KEPT = "tests/cuda/test_kept_graphs.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
 SHARED = "tests/test_composition.py"
@@ -30,10 +31,11 @@ TESTS = {
     "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
     "fastmlp/backends/cuda/capture.py": (UPLOADS, CAPTURES, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
-    "fastmlp/backends/cuda/memory.py": (MEMORY, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
-    "fastmlp/backends/cuda/launches.py": (STEP, OWNS, LATE, FIRST_FIT, KERNELS, COSTS, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/memory.py": (MEMORY, KEPT, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/launches.py": (STEP, OWNS, LATE, FIRST_FIT, IN_GRAPHS, KERNELS, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/step.py": (
         STEP,
+        KEPT,
         OWNS,
         LATE,
         WAITS,
@@ -45,6 +47,7 @@ TESTS = {
         SHARED,
         BRANCHES,
     ),
+    "fastmlp/floating.py": (FIRST_FIT, "tests/test_parity.py"),
     "fastmlp/backends/foreign.py": ARRAYS,
     "fastmlp/backends/cuda/products.py": (
         MEASURED,
