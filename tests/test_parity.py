@@ -249,7 +249,7 @@ def test_a_backend_that_is_asked_to_round_more_is_not_blamed(rows, monkeypatch):
             TypeError,
             r"backends must be a sequence of names or backends, got 'numpy'; write \['num",
         ),
-        ({"backends": []}, ValueError, "backends must name one at least, got none"),
+        ({"backends": []}, ValueError, r"backends must name one at least, got \[\]"),
         ({"backends": ["nunpy"]}, ValueError, "did you mean 'numpy'"),
         ({"optimizer": "adma"}, ValueError, "did you mean 'adam'"),
     ],

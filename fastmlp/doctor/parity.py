@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp._version import __version__
-from fastmlp.arguments import check_count
+from fastmlp.arguments import check_count, check_sequence
 from fastmlp.backends.base import Backend
 from fastmlp.backends.choosing import resolve_backend
 from fastmlp.backends.cuda.blas import rounds_to_tf32
@@ -418,13 +418,17 @@ def _runners(model: MLP, backends: Sequence[str | Backend] | None) -> tuple[list
     if isinstance(backends, (str, Backend)):
         raise TypeError(f"backends must be a sequence of names or backends, got {backends!r}; write [{backends!r}]")
     skipped: dict[str, str] = {}
-    chosen = backends
-    if chosen is None:
+    if backends is not None:
+        chosen = check_sequence("backends", backends, "a sequence of names or backends")
+        for number, given in enumerate(chosen):
+            if not isinstance(given, (str, Backend)):
+                raise TypeError(f"backends must hold names or backends, got {given!r} in place {number}")
+    else:
         found = available_backends()
         skipped = {name: state.reason for name, state in found.items() if not state.available}
         chosen = [name for name, state in found.items() if state.available]
     if not chosen:
-        raise ValueError("backends must name one at least, got none")
+        raise ValueError(f"backends must name one at least, got {backends!r}")
     runners: dict[str, _Runner] = {}
     for given in chosen:
         backend = model.backend if given == model.backend.name else resolve_backend(given)

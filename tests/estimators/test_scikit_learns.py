@@ -20,6 +20,7 @@ def test_any_estimator(name, where):
     hold_the_checks(getattr(fastmlp, name)(backend=where, dtype="float64", max_iter=20))
 
 
+@pytest.mark.whole_ladder
 @pytest.mark.usefixtures("cupy_or_its_double")
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_any_estimator_on_cupy(name):

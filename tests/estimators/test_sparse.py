@@ -112,9 +112,10 @@ def test_lbfgs_goes_through_parts_to_the_loss_and_weights_of_dense_inputs(backen
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_lbfgs_leaves_frozen_layers_alone(backend):
     for given in (X, sparse.csr_matrix(X)):
-        options = {"solver": "lbfgs", "max_iter": 5000, "random_state": 0, "hidden_layer_sizes": 4, "warm_start": True}
+        options = {"solver": "lbfgs", "max_iter": 15, "random_state": 0, "hidden_layer_sizes": 4, "warm_start": True}
         found = MLPClassifier(**options, alpha=5.0, backend=backend).fit(given, Y)
         found.model_.freeze(0)
         kept, trained = found.coefs_
@@ -137,11 +138,11 @@ def test_numbers_in_one_place_are_added_before_they_are_rounded():
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 @pytest.mark.parametrize("where", ["numpy", "numba"])
 def test_memory_stays_bounded(where, solver):
-    """Dense, these are 160 MB in float64 and 80 in float32."""
-    rows, columns = 20_000, 1_000
+    """Dense, these are 80 MB in float64 and 40 in float32."""
+    rows, columns = 10_000, 1_000
     x = sparse.random(rows, columns, 0.01, "csr", np.float64, 0)
     y = np.asarray(x[:, :20].sum(axis=1)).ravel() > 0.1
-    held = x[:10_000], y[:10_000]
+    held = x[:5_000], y[:5_000]
     options = {"solver": "lbfgs", "max_iter": 3} if solver == "lbfgs" else {"epochs": 1}
     estimator = MLPClassifier((8,), backend=where, random_state=0, **options)
     estimator.fit(x[:500], y[:500])  # compiles
@@ -151,7 +152,7 @@ def test_memory_stays_bounded(where, solver):
     estimator.predict(x)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 60e6
+    assert peak < 36e6
 
 
 @pytest.mark.parametrize("scaler", [MaxAbsScaler(), StandardScaler(with_mean=False)])
