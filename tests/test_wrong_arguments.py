@@ -233,17 +233,14 @@ argument("register_loss name", lambda v: fastmlp.register_loss(v, squares), TEXT
 argument("register_loss function", lambda v: fastmlp.register_loss(new(), v))
 argument("register_loss takes_labels", lambda v: fastmlp.register_loss(new(), squares, takes_labels=v), FLAGS)
 
-argument("parity model", lambda v: fastmlp.parity(v, X, Y))
-argument("parity x", lambda v: fastmlp.parity(model(), v, Y))
-argument("parity y", lambda v: fastmlp.parity(model(), X, v))
-argument("parity sample_weight", lambda v: fastmlp.parity(model(), X, Y, v), "None")
-argument("parity backends", lambda v: fastmlp.parity(model(), X, Y, backends=v), "None")
+for check in (fastmlp.gradcheck, fastmlp.parity):
+    argument(f"{check.__name__} model", lambda v, check=check: check(v, X, Y))
+    argument(f"{check.__name__} x", lambda v, check=check: check(model(), v, Y))
+    argument(f"{check.__name__} y", lambda v, check=check: check(model(), X, v))
+for option in ("sample_weight", "backends", "optimizer"):
+    argument(f"parity {option}", lambda v, option=option: fastmlp.parity(model(), X, Y, **{option: v}), "None")
 argument("parity steps", lambda v: fastmlp.parity(model(), X, Y, steps=v), left_out="2**70 10**400")
 argument("parity batch_size", lambda v: fastmlp.parity(model(), X, Y, batch_size=v), "None 2**70 10**400")
-argument("parity optimizer", lambda v: fastmlp.parity(model(), X, Y, optimizer=v), "None")
-argument("gradcheck model", lambda v: fastmlp.gradcheck(v, X, Y))
-argument("gradcheck x", lambda v: fastmlp.gradcheck(model(), v, Y))
-argument("gradcheck y", lambda v: fastmlp.gradcheck(model(), X, v))
 argument("gradcheck sample_weight", lambda v: fastmlp.gradcheck(model(), X, Y, v, directions=1), "None")
 argument("gradcheck directions", lambda v: fastmlp.gradcheck(model(), X, Y, directions=v), left_out="2**70 10**400")
 argument("gradcheck seed", lambda v: fastmlp.gradcheck(model(), X, Y, directions=1, seed=v), "2**70 10**400")
@@ -419,11 +416,7 @@ def test_weights_keep_what_they_are_or_are_refused():
 
 def test_targets_of_validation_are_named_whatever_the_loss_says_of_them():
     for given, loss, message in [
-        (
-            [0, 1, 0, 1, 1, 2],
-            "softmax_cross_entropy",
-            r"^y of validation_data: labels must be in 0..1 .* got 2 in row 5",
-        ),
+        ([0, 1, 0, 1, 1, 2], "softmax_cross_entropy", "^y of validation_data: labels must be in 0..1 .* got 2 in"),
         (["a"] * 6, "mean_squared_error", "^y of validation_data: mean_squared_error needs real numbers"),
         ([-1.0] * 6, "poisson", "^y of validation_data: poisson needs targets"),
     ]:

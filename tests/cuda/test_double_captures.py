@@ -184,10 +184,10 @@ def while_captured(monkeypatch, function):
     """Let a function be called in the midst of the first capture that follows."""
     learn, called = cupy_step.TrainingStep._learn, []
 
-    def with_company(self, index, n, views):
+    def with_company(self, index, n, views, **options):
         if self._stream.is_capturing() and not called:
             called.append(function())
-        learn(self, index, n, views)
+        learn(self, index, n, views, **options)
 
     monkeypatch.setattr(cupy_step.TrainingStep, "_learn", with_company)
     return called

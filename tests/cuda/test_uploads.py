@@ -136,7 +136,7 @@ def test_cupys_set_is_called_where_pieces_are_sent_alone():
 def test_nothing_is_collected_while_a_stream_is_captured(enabled, monkeypatch):
     learn, captured = cupy_step.TrainingStep._learn, []
 
-    def with_garbage(self, index, n, views):
+    def with_garbage(self, index, n, views, **options):
         if not self._stream.is_capturing():
             held = [cp.empty((4,), np.float32)]
             held.append(held)  # that only the collector can free
@@ -147,7 +147,7 @@ def test_nothing_is_collected_while_a_stream_is_captured(enabled, monkeypatch):
             for _ in range(3000):  # more than its threshold
                 a = []
                 a.append(a)
-        learn(self, index, n, views)
+        learn(self, index, n, views, **options)
 
     monkeypatch.setattr(cupy_step.TrainingStep, "_learn", with_garbage)
     before = gc.isenabled()

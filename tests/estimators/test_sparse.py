@@ -138,11 +138,11 @@ def test_numbers_in_one_place_are_added_before_they_are_rounded():
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 @pytest.mark.parametrize("where", ["numpy", "numba"])
 def test_memory_stays_bounded(where, solver):
-    """Dense, these are 80 MB in float64 and 40 in float32."""
-    rows, columns = 10_000, 1_000
+    """Dense, these are 160 MB in float64 and 80 in float32."""
+    rows, columns = 20_000, 1_000
     x = sparse.random(rows, columns, 0.01, "csr", np.float64, 0)
     y = np.asarray(x[:, :20].sum(axis=1)).ravel() > 0.1
-    held = x[:5_000], y[:5_000]
+    held = x[:10_000], y[:10_000]
     options = {"solver": "lbfgs", "max_iter": 3} if solver == "lbfgs" else {"epochs": 1}
     estimator = MLPClassifier((8,), backend=where, random_state=0, **options)
     estimator.fit(x[:500], y[:500])  # compiles
@@ -152,7 +152,7 @@ def test_memory_stays_bounded(where, solver):
     estimator.predict(x)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 36e6
+    assert peak < 60e6
 
 
 @pytest.mark.parametrize("scaler", [MaxAbsScaler(), StandardScaler(with_mean=False)])
