@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from fastmlp.formulas.losses import LOSSES
 
 def pytest_addoption(parser):
     parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
-    parser.addoption("--cuda-host", action="store_true", help="run the tests of the host code around CUDA steps too")
+    parser.addoption(
+        "--cuda-host", action="store_true", help="run the tests of the host code of CUDA on CuPy's double too"
+    )
     parser.addoption(
         "--other-processors", action="store_true", help="compile the CPU kernels for other processors than this one too"
     )
@@ -43,7 +46,7 @@ def pytest_collection_finish(session):
 def pytest_collection_modifyitems(config, items):
     reasons = {
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",
-        "cuda_host": "the host code around CUDA steps; pytest --cuda-host or --whole-ladder runs it",
+        "cuda_host": "the host code of CUDA, on CuPy's double; pytest --cuda-host or --whole-ladder runs it",
         "other_processors": "this processor is another one; pytest --other-processors runs it",
         "planted_bugs": "takes minutes; pytest --planted-bugs runs it",
     }
@@ -55,12 +58,20 @@ def pytest_collection_modifyitems(config, items):
                     item.add_marker(pytest.mark.skip(reason=reason))
 
 
+ON_THE_DOUBLE = {"test_operations", "test_operations_training", "test_composition", "test_gradients", "test_optimizers"}
+"""Where CuPy's double is held to the same numbers in every run; what is made of these takes its time there."""
+
+
 def pytest_generate_tests(metafunc):
-    if "backend" in metafunc.fixturenames:
-        # what CuPy does eagerly is part of the long run: of single operations it is the same
-        whole = metafunc.config.getoption("--whole-ladder")
-        eager = [pytest.param("cupy-eager", marks=pytest.mark.whole_ladder)] if whole else []
-        metafunc.parametrize("backend", [*registry.backend_names(), *eager], indirect=True)
+    if "backend" not in metafunc.fixturenames:
+        return
+    # what CuPy does eagerly is part of the long run: of single operations it is the same
+    whole = metafunc.config.getoption("--whole-ladder")
+    eager = [pytest.param("cupy-eager", marks=pytest.mark.whole_ladder)] if whole else []
+    always = registry.available_backends()["cupy"].available or Path(metafunc.module.__file__).stem in ON_THE_DOUBLE
+    marks = {"cupy": [] if always else [pytest.mark.cuda_host]}
+    names = [pytest.param(name, marks=marks.get(name, ())) for name in registry.backend_names()]
+    metafunc.parametrize("backend", [*names, *eager], indirect=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

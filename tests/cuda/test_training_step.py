@@ -19,7 +19,7 @@ from fastmlp.backends.cuda.products import OwnProducts
 from fastmlp.backends.cuda.step import GRAPH_STEPS, TrainingStep
 from fastmlp.formulas.optimizers import SGD, Adam
 
-pytestmark = needs_emulator
+pytestmark = [needs_emulator, pytest.mark.cuda_host]
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 # 41 rows in batches of 2: one long graph, single ones, and a short last batch
