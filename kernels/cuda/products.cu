@@ -21,6 +21,9 @@
 
 constexpr int THREADS = 256;
 
+// At least so many blocks fit the registers of a multiprocessor, 65,536 of 32 bits.
+template <typename T> constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;
+
 // What a thread computes of a tile takes ROWS + COLUMNS numbers from shared memory for ROWS x COLUMNS products.  Shared
 // memory gives a warp 32 numbers a cycle, while four warps multiply: 8 x 4 wait for it a third of the time, 4 x 2 two
 // thirds.  (8 x 8 were no faster on an NVIDIA H100: one block, not two, fits its registers.)
@@ -194,7 +197,7 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
 
 // z = f(x w + b) with its slope where there is one, both under dropout where threshold is not 0 (then a cursor is given).
 template <typename T, int TILE>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, BLOCKS<T>)
 product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T* __restrict__ b_o, T* __restrict__ z_no,
                 T* __restrict__ slope_no, long long n, long long i, long long o, bool x_wide, bool w_wide, int activation,
                 unsigned int threshold, T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer) {
@@ -212,7 +215,7 @@ product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T*
 
 // dx = (dz w') times the slope below, which its activation tells where slope_ni is null.
 template <typename T, int TILE>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, BLOCKS<T>)
 product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, T* __restrict__ dx_ni, long long n,
                        long long i, long long o, bool dz_wide, bool w_wide, int activation, const T* __restrict__ a_ni,
                        const T* __restrict__ slope_ni) {
@@ -230,7 +233,7 @@ product_input_gradient(const T* __restrict__ dz_no, const T* __restrict__ w_io, 
 
 // dw = x' dz and db = the sums of dz over rows, of the rows of slab blockIdx.z, into that slab of the gradients.
 template <typename T, int TILE>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, BLOCKS<T>)
 product_weight_gradient(const T* __restrict__ x_ni, const T* __restrict__ dz_no, T* __restrict__ dw_sio,
                         T* __restrict__ db_so, long long slab_stride, long long n, long long i, long long o, bool x_wide,
                         bool dz_wide) {
