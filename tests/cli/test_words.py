@@ -73,7 +73,8 @@ def test_words_are_learned_as_the_estimators_do(cli, flats, tmp_path, kind):
         ("2", "4", "5more"),
     ]
     assert cli("predict", "run", "new.csv", "--target", "5", "--out", "p.npz", "--proba")[0] == 0
-    written = np.load(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as file:
+        written = dict(file)
     np.testing.assert_array_equal(written["probability"], model.predict_proba(raw(new)))
     y = np.array([model.class_names.index(row[6]) for row in new])
     code, out, _ = cli("evaluate", "run", "new.csv", "--target", "5", "--backend", "numpy")
