@@ -1,6 +1,7 @@
 """``fastmlp.parity``: a healthy build differs by rounding alone; a bug is named by its layer and its step."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -228,7 +229,7 @@ def test_backends_with_options_are_told_apart(rows):
 def test_a_backend_that_is_asked_to_round_more_is_not_blamed(rows, monkeypatch):
     class Coarse(NumpyBackend):
         name = "cupy"
-        options = {"tf32": True}  # noqa: RUF012
+        options: ClassVar = {"tf32": True}
 
     with pytest.raises(ValueError, match="backends: cupy rounds float32 to 11 bits, as tf32=True has it; give the"):
         fastmlp.parity(network(), *rows, backends=[Coarse()], steps=0)

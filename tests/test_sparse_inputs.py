@@ -66,13 +66,25 @@ def test_every_format_is_taken(kind):
     np.testing.assert_array_equal(given.toarray(), X)
 
 
-@pytest.mark.parametrize("kind", ["bool", "int8", "uint8", "uint16", "int64", "float32", "longdouble"])
-@pytest.mark.parametrize("unit", [1, 100])
-@pytest.mark.parametrize("first", ["float32", "uint8", None])
-def test_numbers_of_any_type_mean_what_they_do_in_dense_inputs(backend, kind, unit, first):
+of_any_type = pytest.mark.parametrize("kind", ["bool", "int8", "uint8", "uint16", "int64", "float32", "longdouble"])
+in_units = pytest.mark.parametrize("unit", [1, 100])
+
+
+@of_any_type
+@in_units
+def test_numbers_of_any_type_mean_what_they_do_in_dense_inputs(backend, kind, unit):
+    hold_the_meaning_of_dense_inputs(backend, kind, unit, None)
+
+
+@of_any_type
+@in_units
+@pytest.mark.parametrize("first", ["float32", "uint8"])
+def test_they_mean_what_the_first_fit_has_settled(kind, unit, first):
+    hold_the_meaning_of_dense_inputs("numpy", kind, unit, first)
+
+
+def hold_the_meaning_of_dense_inputs(backend, kind, unit, first):
     """Bytes above 1 are pixels, and so is then what comes later; `first` is what the network was first trained on."""
-    if first is not None and backend != "numpy":
-        pytest.skip("nothing of the backend's own")
     x = (np.abs(X) * unit).clip(0, 255).astype(kind)
     thin, dense = mlp(backend), mlp(backend)
     for model, given in ((thin, sparse.csr_array(x)), (dense, x)):
@@ -171,13 +183,12 @@ def test_what_is_no_sparse_x_is_refused_by_name():
         raw.model_.predict(thin)
 
 
-def test_memory_stays_bounded(backend):
+@pytest.mark.parametrize("where", ["numpy", "numba"])  # the host's memory is what is counted
+def test_memory_stays_bounded(where):
     """Dense, these are 80 MB in float32."""
-    if backend not in ("numpy", "numba"):
-        pytest.skip("memory of the host alone is counted")
     x = sparse.random(20_000, 1_000, 0.01, "csr", np.float32, 0)
     y = np.asarray(x[:, :20].sum(axis=1)).ravel() > 0.1
-    model = fastmlp.MLP((1_000, 8, 2), backend=backend, seed=0)
+    model = fastmlp.MLP((1_000, 8, 2), backend=where, seed=0)
     model.fit(x[:500], y[:500], epochs=1, verbose=0)  # compiles
     tracemalloc.start()
     model.fit(x, y, epochs=1, validation_split=0.3, verbose=0)

@@ -21,7 +21,6 @@ from fastmlp.backends.cuda import blas
 from fastmlp.backends.cuda import memory as cupy_memory
 from fastmlp.backends.cuda import operations as cupy_operations
 from fastmlp.backends.cuda import products as cupy_products
-from fastmlp.backends.cuda.choice import make_step
 from fastmlp.backends.cuda.products import CapturedProducts
 from fastmlp.formulas.optimizers import SGD, Adam
 
@@ -64,35 +63,6 @@ def test_steps_with_cublas_in_their_graphs_are_those_without(dtype, above, monke
     assert_close(found, expected, k=500)
     for a, b in zip(sums, expected_sums, strict=True):
         assert_close(a, b, dtype=dtype, k=500)
-
-
-@pytest.mark.parametrize("above", [0, 10**9], ids=["cuBLAS", "own"])
-def test_nothing_runs_beside_products_of_cublas(above, monkeypatch):
-    """Where something does, several of its blocks fall to one multiprocessor: it took twice as long on a device.
-
-    On the double's clock every node takes as long, and what runs beside something longer takes no time.
-    """
-    from_cublas_on(monkeypatch, above)
-    own, steps = cupy_backend.CupyBackend(way="captured"), 16
-    scenario = Scenario("three layers", (5, 7, 6, 3), {}, Adam(), rows=4 * steps, batch=4)
-    plan, state = scenario.plan("float32"), scenario.state(own, "float32")
-    step = make_step(own, plan, state, scenario.device_data(own, "float32"), captured=True)
-    step.run(own.asarray(scenario.order(0)), scenario.table(0, 0, "float32"), 0, 0)
-    first = [name.split("<")[0] for name, _ in cp.launches if not name.startswith("cuBLAS")]
-    gathered = [k for k, name in enumerate(first) if name == "gather_batch"]
-    # of a long graph every batch but the first is gathered once the step before has its outputs
-    assert len(gathered) >= steps
-    assert all(first[k + 1] == "loss_rows" for k in gathered[-steps + 1 :])
-    with step._own_stream():
-        step.memory["cursor"][...] = 0
-        graph = step._graph(steps, 4)
-        monkeypatch.setitem(cp.milliseconds, "replay", 1.0)
-        before = step._stream.record()._time
-        graph.launch(step._stream)
-        took = step._stream.record()._time - before
-    # by cuBLAS 8 products, 3 biases with activations, 3 column sums, 2 slopes, the loss and the update
-    expected = 8 + 3 + 3 + 2 + 2 if above == 0 else 8
-    assert took == pytest.approx(1 + steps * expected + 1, abs=1e-6)
 
 
 @pytest.mark.whole_ladder

@@ -91,26 +91,56 @@ def test_a_layer_of_a_prediction_is_a_product_and_one_launch():
     assert_close(found, fastmlp.MLP((12, 8, 7, 3), backend="numpy", seed=0, **network).predict(x), k=100)
 
 
-@pytest.mark.parametrize(("steps", "nodes"), [(1, 9), (16, 1 + 16 * 8)])
-def test_what_follows_each_other_in_a_graph(steps, nodes, monkeypatch):
-    """On the double's clock every node takes as long, and what runs beside something longer takes no time.
+def nodes_in_a_row(scenario, steps, monkeypatch):
+    """Return how many nodes of a graph of so many steps follow each other, by the time that it takes.
 
-    Of 12 nodes of a step the loss's totals and all weight gradients but the last run beside the chain of the others;
-    in a long graph each batch is gathered while the step before it is taken.
+    On the double's clock every node takes as long, and what runs beside something longer takes no time.
     """
     own = cupy_backend.CupyBackend(way="captured")
-    scenario = replace(THREE_LAYERS, rows=32 * steps)
+    scenario = replace(scenario, rows=scenario.batch * steps)
     plan, state = scenario.plan("float32"), scenario.state(own, "float32")
     step = make_step(own, plan, state, scenario.device_data(own, "float32"), captured=True)
     step.run(own.asarray(scenario.order(0)), scenario.table(0, 0, "float32"), 0, 0)
     with step._own_stream():
         step.memory["cursor"][...] = 0
-        graph = step._graph(steps, 32)
+        graph = step._graph(steps, scenario.batch)
         monkeypatch.setitem(cupy_double.milliseconds, "replay", 1.0)
         before = step._stream.record()._time
         graph.launch(step._stream)
-        # the last advances the cursor; the clock is a sum of floats of all that the stream did before
-        assert step._stream.record()._time - before == pytest.approx(nodes + 1, abs=1e-6)
+        # the clock is a sum of floats of all that the stream did before
+        return round(step._stream.record()._time - before, 6)
+
+
+@pytest.mark.parametrize(("steps", "nodes"), [(1, 9), (16, 1 + 16 * 8)])
+def test_what_follows_each_other_in_a_graph(steps, nodes, monkeypatch):
+    """Of 12 nodes of a step the loss's totals and all weight gradients but the last run beside the chain of the others.
+
+    In a long graph each batch is gathered while the step before it is taken.
+    """
+    assert nodes_in_a_row(THREE_LAYERS, steps, monkeypatch) == nodes + 1  # the last advances the cursor
+
+
+@pytest.mark.parametrize(
+    ("above", "a_step"),
+    [
+        # 8 products by cuBLAS, 3 biases with activations, 3 sums of columns, 2 slopes, the loss, the update
+        (0, 8 + 3 + 3 + 2 + 2),
+        # the uppermost layer's own: its weight gradient follows the loss's totals beside, and is waited for
+        (100, (2 * 2 + 1) + 1 + 2 + (2 + 2) + 2 + 1),
+        (10**9, 8),
+    ],
+    ids=["cuBLAS alone", "both", "own alone"],
+)
+def test_nothing_runs_beside_products_of_cublas(above, a_step, monkeypatch):
+    """Where something does, several of its blocks fall to one multiprocessor: it took twice as long on a device."""
+    scenario = Scenario("three layers", (5, 7, 6, 3), {}, Adam(), rows=4, batch=4, epochs=1)
+    per_multiprocessor = above / cupy_double.multiprocessors[0]
+    monkeypatch.setattr(cupy_products, "WORTH", dict.fromkeys(cupy_products.WORTH, per_multiprocessor))
+    assert nodes_in_a_row(scenario, 16, monkeypatch) == 1 + 16 * a_step + 1
+    # every batch of a long graph but the first is gathered once the step before has its outputs
+    order = [name.split("<")[0] for name, _ in cupy_double.launches]
+    gathered = [k for k, name in enumerate(order) if name == "gather_batch"][-15:]
+    assert [order[k + 1] for k in gathered] == ["loss_rows"] * 15
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------

@@ -173,10 +173,13 @@ def test_arrays_of_the_user_are_let_go_after_a_fit_and_may_change(captures):
     x = cp.asarray(other)
     captures.clear()
     fit(model, x, y)
+    x[...] = cp.asarray(rows(40, 2)[0])  # the very array of the fit before, with other numbers
+    fit(model, x, y)
     assert not captures
     expected = made()
     fit(expected, *rows(40, 0))
     fit(expected, other, y.get())
+    fit(expected, x.get(), y.get())
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         assert_same_bits(a, b)
 

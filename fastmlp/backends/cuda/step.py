@@ -137,7 +137,7 @@ class TrainingStep(StepLaunches):
 
     def read(self, data: DeviceData) -> None:
         """Work on this data from now on."""
-        self._data: DeviceData | None = data
+        self._data: DeviceData | None = None  # until all of it is there
         self._order_given: Array | None = None
         self._rows = len(data.x)
         arrays = dict(zip(BATCH, held(self._operations, data, self._plan), strict=True))
@@ -145,6 +145,7 @@ class TrainingStep(StepLaunches):
             copy_of[: self._rows] = arrays[name]
             arrays[name] = copy_of
         self._x, self._y, self._weights = arrays.values()
+        self._data = data
 
     def let_go(self) -> bool:
         """Let go of the data; return whether steps on others can follow."""
