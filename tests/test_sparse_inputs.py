@@ -1,6 +1,7 @@
 """`MLP` takes SciPy's sparse matrices for x: it trains to the bits of dense x, never made dense as a whole."""
 
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -86,12 +87,18 @@ def test_they_mean_what_the_first_fit_has_settled(kind, unit, first):
 def hold_the_meaning_of_dense_inputs(backend, kind, unit, first):
     """Bytes above 1 are pixels, and so is then what comes later; `first` is what the network was first trained on."""
     x = (np.abs(X) * unit).clip(0, 255).astype(kind)
-    thin, dense = mlp(backend), mlp(backend)
+    thin, dense, said = mlp(backend), mlp(backend), []
     for model, given in ((thin, sparse.csr_array(x)), (dense, x)):
         if first is not None:
             model.fit((np.abs(X) * 60).clip(0, 255).astype(first), Y, epochs=1, verbose=0)
-        model.fit(given, Y, epochs=1, verbose=0)
-    hold_the_same(thin, dense, x)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(given, Y, epochs=1, verbose=0)
+        said.append([str(w.message) for w in caught])
+    assert said[0] == said[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the same again, of each prediction
+        hold_the_same(thin, dense, x)
 
 
 def test_a_scale_that_is_another_is_told():
@@ -188,6 +195,7 @@ def test_memory_stays_bounded(where):
     """Dense, these are 80 MB in float32."""
     x = sparse.random(20_000, 1_000, 0.01, "csr", np.float32, 0)
     y = np.asarray(x[:, :20].sum(axis=1)).ravel() > 0.1
+    y = y.astype(int)
     model = fastmlp.MLP((1_000, 8, 2), backend=where, seed=0)
     model.fit(x[:500], y[:500], epochs=1, verbose=0)  # compiles
     tracemalloc.start()
