@@ -51,6 +51,8 @@ OPTIMIZERS = [("SGD with momentum", fastmlp.SGD(momentum=0.9), 1), ("Adam", fast
 def products_of_steps(t, threads, net, data, buffers, memory, order, batch, steps):
     """Compute the products of training steps and nothing else, divided among threads as `train_thread` does."""
     dtype = buffers.params.dtype.type
+    # with an alpha of 0 a BLAS computes nothing
+    tiny, one = dtype(1e-30), dtype(1)
     passed = 0
     in_place, shared = reads_in_place(net, data, buffers.params, True), memory.parts.size > 0
     r0, r1 = batch * t // threads, batch * (t + 1) // threads
@@ -91,7 +93,7 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
             first, stop = i * t // threads, i * (t + 1) // threads
             place = net.weight_at[layer] + first * o
             layer_gradient(
-                *(net, now, memory, layer, first, stop, dtype(0), dtype(1), buffers.params, place, memory.panels[t])
+                *(net, now, memory, layer, first, stop, tiny, one, buffers.params, place, memory.panels[t])
             )
         passed += 1
         barrier(memory.arrivals, threads, passed)

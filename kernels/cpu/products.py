@@ -282,10 +282,10 @@ def _compiled_multiply_transposed(
                 run(a, at + index[index_at] * lda, rows), run(b, b_at, columns), alpha, beta, out, out_at
             )
             return
-        deep, many, group, copies = DEEPEST, max(1, rows), columns, False
+        deep, many, group, copies = _equal_parts(k, DEPTH), max(1, rows), columns, False
         copy_at = deep * width
         if form == PACKED:
-            deep, group = _equal_parts(k, DEPTH), PANELS * width
+            group = PANELS * width
             copy_at = deep * min(group, (columns + width - 1) // width * width)
             copies = columns > (SHARED_PANELS - 1) * width
             if copies:

@@ -74,15 +74,23 @@ class _Vectors:
         self.bits = ir.VectorType(ir.IntType(1), lanes)
         self.places = [vectors.integer(j * lanes) for j in range(width)]
         if vectors.MASKS:
-            positions = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
-            self.masks = [
-                builder.icmp_signed("<", positions, vectors.splat(builder, self._less(valid, j * lanes), lanes))
-                for j in range(width)
-            ]
+            self.masks = [self._mask(self._less(valid, j * lanes)) for j in range(width)]
         elif width > 1:
             self.places[-1] = self._less(valid, lanes)
         else:
             self.spill = cgutils.alloca_once(builder, self.vector)
+
+    def _mask(self, count):
+        """Return a mask of the first `count` lanes.
+
+        From an integer's bits: LLVM puts a comparison of vectors off until its result is used, which is in each pass
+        of the inner loop, and there it takes the port of every second multiplication.
+        """
+        builder, lanes, none = self.builder, vectors.integer(self.lanes), vectors.integer(0)
+        count = builder.select(builder.icmp_signed("<", count, lanes), count, lanes)
+        count = builder.select(builder.icmp_signed("<", count, none), none, count)
+        bits = self._less(builder.shl(vectors.integer(1), count), 1)
+        return builder.bitcast(builder.trunc(bits, ir.IntType(self.lanes)), self.bits)
 
     def _less(self, value, amount):
         return self.builder.sub(value, vectors.integer(amount))
@@ -249,6 +257,8 @@ def tile(rows: int, width: int, lanes: int, columns: bool):
             builder.position_at_end(body)
             b_vectors = [side.load(b_row, j) for j in range(width)]
             a_row = row_of_a(i) if columns else None
+            if columns:  # what the tile after the next reads of this row
+                _prefetch(builder, builder.gep(a_row, [integer(LINE_BYTES * 8 // real.bitwidth)]))
             for r in range(rows):
                 place = builder.gep(a_row, [integer(r)]) if columns else builder.gep(starts[r], [i])
                 element = side.splat(builder.load(place))
