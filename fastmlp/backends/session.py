@@ -80,6 +80,8 @@ class Session:
         self.meanwhile: Callable[[], object] | None = None
         self.seconds_per_step = 0.0
         """How long a training step took last; the loop chooses by it how many to ask for at once."""
+        self.expected_steps = 0
+        """How many steps are left of a run, as far as is known; a backend that tries ways to take them goes by it."""
         self._buffers: dict[object, Array] = {}
         self._targets: Array | None = None
         self._views: dict[int, BatchViews] = {}

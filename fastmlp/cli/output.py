@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import os
 import platform
 import sys
@@ -127,24 +126,20 @@ def environment() -> dict[str, list[tuple[str, str]]]:
 
 
 def _products() -> dict[str, list[tuple[str, str]]]:
-    """Return, for each type, what was measured of products on this machine: the fastest form of each shape."""
-    from fastmlp.backends.cpu import calibration, forms
-    from fastmlp.kernels.cpu import codes
+    """Return, for each type, what was measured of threads and of training steps on this machine."""
+    from fastmlp.backends.cpu import calibration, decisions, forms
 
     found = {}
     for dtype in map(np.dtype, ("float32", "float64")):
-        table = calibration.known(dtype)
-        rows = [] if table else [("not measured", "there is no choice here, or no folder to keep it in")]
-        if forms.Forms().lacks(dtype):
-            rows = [("not measured yet", "fastmlp warmup does it; until then products go by a rule")]
-        for product, form in itertools.product(range(len(codes.PRODUCTS)), codes.FORMS):
-            shapes = [m for m in (table.measured if table else []) if m.product == product]
-            fastest = [m for m in shapes if m.seconds[codes.FORMS.index(form)] == min(m.seconds)]
-            if shapes:
-                sizes = " ".join(f"{m.rows}x{m.inputs}x{m.outputs}" for m in sorted(fastest))
-                count = f"fastest in {len(fastest)} of {len(shapes)}"
-                rows.append((f"{codes.PRODUCTS[product]}, {form}", f"{count}: {sizes}" if fastest else count))
-        found[f"products, {dtype} (rows x inputs x outputs)"] = rows
+        known = calibration.known(dtype)
+        rows = [("threads", "not measured: there is no folder to keep it in")]
+        if known is not None:
+            start, meeting = f"{known.start * 1e6:.0f} us to start", f"{known.meeting * 1e9:.0f} ns to wait for another"
+            rows = [("threads", f"{start}, {meeting}, {known.rate / 1e9:.0f} GFLOP/s in a small product")]
+        elif forms.Forms().lacks(dtype):
+            rows = [("threads", "not measured yet; fastmlp warmup does it")]
+        rows += [(key, f"{d.products} (in {d.parts} parts)") for key, d in decisions.decisions(dtype).items()]
+        found[f"training steps, {dtype} (forward backward gradient of each layer)"] = rows
     return found
 
 

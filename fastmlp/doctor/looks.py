@@ -189,7 +189,7 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         cause = f"NUMBA_CACHE_DIR={given} cannot be written, so compiled kernels are kept in {folder}"
         found.troubles.append(Trouble(cause, cure))
     files = sorted(folder.glob("*-hashed*.nb[ci]")) if folder.is_dir() else []
-    whats = ("products", "proven-train", "proven-predict")
+    whats = ("threads", "steps", "products", "proven-train", "proven-predict")  # products: of earlier versions
     tables = [t for what in whats for t in sorted(folder.glob(f"{what}-*.json"))] if folder.is_dir() else []
     found.add("caches", ("compiled kernels", f"{folder}, {_size(files)}"))
     current = {calibration.kept_path(what, _dtype(name)) for what in whats for name in ("float32", "float64")}
@@ -198,7 +198,7 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         cause = (
             f"{_size(stale)} in {folder} are of other versions of fastmlp or Numba, or damaged, and of no use any more"
         )
-        names = r"\( -name '*-hashed*.nb[ci]' -o -name 'pro*-*.json' \)"
+        names = r"\( -name '*-hashed*.nb[ci]' -o -name '*-float*.json' \)"
         found.troubles.append(Trouble(cause, f"find {folder} {names} -delete && fastmlp warmup"))
     free = shutil.disk_usage(folder).free if folder.is_dir() else _LITTLE_ROOM
     if free < _LITTLE_ROOM:

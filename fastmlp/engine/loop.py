@@ -135,6 +135,7 @@ class Training(RunView):
             with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
                 self._session = self._used = session
                 session.meanwhile = self._order_ahead
+                session.expected_steps = (self.epochs - self.epoch) * self._steps_per_epoch
                 try:
                     self._prepare(session, ctrl_c)
                     several = feed.whole if self._may_take_several(session) else None

@@ -24,12 +24,10 @@ from .tiles import ROWS, readable, share_of
 from .vectors import run
 
 DEPTH = max(128, 16 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
-"""Of a packed block: a panel of B takes half of the smallest first-level cache there is, 32 KiB, so that rows of A pass
-by it; and a tile's sums are written once for at least 128 products."""
+"""Rows of a batch that a weight gradient is summed over at a time: a panel of B takes half of the smallest first-level
+cache there is, 32 KiB, so that rows of A pass by it; and a tile's sums are written once for at least 128 products."""
 DEEPEST_ROWS = 1024
 """Of a packed block where rows of A are read along k: longer panels of B, which the second-level cache holds."""
-DEEPEST = 256
-"""Rows of a batch that a direct weight gradient is summed over at a time: they stay in the second-level cache."""
 PANELS = 8
 """Panels of B that are packed at once: a copy of whole rows would be spread over the cache, one of single panels over
 the pages."""
@@ -64,7 +62,7 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int, bl
         return 0
     panels = min(PANELS, -(-max(inputs, outputs) // width))
     if form == DIRECT:
-        return max(inputs, outputs, DEEPEST) * width + DEEPEST * ROWS
+        return max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
     shared = (min(block_rows, inputs) // ROWS + 1) * ROWS
     return max(DEEPEST_ROWS * panels * width, DEPTH * (panels * width + shared))
 

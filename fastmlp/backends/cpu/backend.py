@@ -78,9 +78,9 @@ class NumbaBackend(NumbaOperations):
         numbers agree within rounding.
     products : {'auto', 'rule', 'blas', 'direct', 'packed'}
         How products of layers are computed: by a rule from the processor and the sizes, or ('auto') otherwise where
-        that was measured to be faster on this machine; or all of them by a BLAS, by tiles that read matrices where they
-        lie, or by tiles that read copies of them.  Forms differ by rounding.  Where there are no tiles (the processor
-        has no fused multiply-adds, or Numba's JIT is off) all are the BLAS's.
+        steps of a training run were tried and faster so, see `fastmlp.backends.cpu.trial`; or all of them by a BLAS, by
+        tiles that read matrices where they lie, or by tiles that read copies of them.  Forms differ by rounding.  Where
+        there are no tiles (the processor has no fused multiply-adds, or Numba's JIT is off) all are the BLAS's.
 
     Raises
     ------
@@ -159,7 +159,7 @@ class NumbaBackend(NumbaOperations):
             return
         dtype = plan.precision.products
         if self.forms.lacks(dtype):
-            with _said_if_it_takes_long(f"measuring which products are the fastest in {dtype}, about five seconds"):
+            with _said_if_it_takes_long(f"measuring what threads cost in {dtype}, about a second"):
                 self.forms.measure(dtype, check)
         session.choose_again()
 
@@ -240,6 +240,8 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.train import train_thread
 
         assert isinstance(session, NumbaSession)
+        if session.expected_steps and session.chosen.undecided:
+            self._try_ways(session, state, data, table)
         done = np.zeros(1, np.int64)
         memory, parts = session.memory, session.chosen.parts
         shared = session.network, session.rule, session.data(data), session.buffers(state), memory
@@ -258,6 +260,14 @@ class NumbaBackend(NumbaOperations):
         state.step += steps
         state.optimizer_step += steps
         return StepReport(steps, steps == len(table))
+
+    def _try_ways(self, session: NumbaSession, state: TrainState, data: DeviceData, table: NDArray[np.float64]) -> None:
+        """Try which forms of products are the fastest in these steps, once in a run; see `trial`."""
+        from fastmlp.backends.cpu.trial import decide
+
+        expected, session.expected_steps = session.expected_steps, 0
+        if decide(self, session, state, data, table, expected) is not None:
+            session.choose_again()
 
     def predict(self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]) -> None:
         if not self._runs_compiled(session):

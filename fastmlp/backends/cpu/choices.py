@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.cpu.crew import Crew
+from fastmlp.backends.cpu.crew import Crew, Steady
+from fastmlp.backends.cpu.decisions import decided
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,15 +30,16 @@ class Choices:
     most : int
         Of the threads that a call may use.
     forms : Forms
-        Which decides.
+        Which decides, where no trial of steps did.
     """
 
     def __init__(self, plan: Plan, chunk: int, most: int, forms: Forms) -> None:
+        self.most = most
         self._plan = plan
         self._chunk = chunk
-        self._most = most
         self._deciding = forms
-        self._adopted = False
+        self._given = False
+        """Whether they were made elsewhere: in the run that goes on, or by a trial."""
         self._blind = False
         """Whether a choice was made before all was known of the machine."""
         self._threads_for: dict[int, int] = {}
@@ -48,8 +50,10 @@ class Choices:
         plan = self._plan
         self._note_what_is_known()
         if plan.optimizer is None:
-            return self._most
-        return self._deciding.parts_for(plan.batch, self._most, plan.spec.units, plan.precision.products)
+            return self.most
+        if self._decided is not None:
+            return self._decided[1]
+        return self._deciding.parts_for(plan.batch, self.most, plan.spec.units, plan.precision.products)
 
     @cached_property
     def crew(self) -> Crew:
@@ -61,57 +65,92 @@ class Choices:
         """How each layer's products are computed, see `kernels.cpu.structures.Network`."""
         plan = self._plan
         self._note_what_is_known()
+        if self._decided is not None:
+            return self._decided[0]
         rows = self._chunk if plan.optimizer is None else -(-plan.batch // self.parts)
         return self._deciding.of_layers(
             *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
         )
 
+    @cached_property
+    def _decided(self) -> tuple[NDArray[np.int64], int] | None:
+        """The forms and parts that a trial of such steps found on this machine, where there was one."""
+        plan = self._plan
+        found = decided(plan, self.most) if plan.optimizer is not None and self._deciding.left_open else None
+        forms = None if found is None else _of_names(found.products)
+        if found is None or forms is None or not self._fit(forms, found.parts):
+            return None
+        return forms, found.parts
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a trial of steps may decide."""
+        open_to_it = self._plan.optimizer is not None and self._deciding.left_open and not self._given
+        return open_to_it and self._decided is None
+
     def threads_for(self, rows: int) -> int:
         """Return how many threads are to run so many rows forward."""
-        if self._most == 1:
+        if self.most == 1:
             return 1
         found = self._threads_for.get(rows)
         if found is None:
             plan = self._plan
-            found = self._deciding.threads_for(rows, self._most, plan.spec.units, plan.precision.products)
+            found = self._deciding.threads_for(rows, self.most, plan.spec.units, plan.precision.products)
             self._threads_for[rows] = found
         return found
 
     def described(self) -> dict[str, Any]:
         """Return what a checkpoint says of them."""
-        return {"products": _named(self.forms), "parts": self.parts}
+        return {"products": named(self.forms), "parts": self.parts}
 
     def adopt(self, choices: Mapping[str, Any]) -> bool:
         """Make the choices of a run that goes on, where they are left open and can be; tell whether they are others."""
         forms = _of_names(choices.get("products")) if self._deciding.way == "auto" else None
         parts = choices.get("parts", self.parts)
-        if forms is None or forms.shape != self.forms.shape or parts not in range(1, self._most + 1):
+        if forms is None or not self._fit(forms, parts):
             return False
-        self._adopted = True
+        self._given = True
         if parts == self.parts and (forms == self.forms).all():
             return False
         self._forget()
         self.parts, self.forms = parts, forms
         return True
 
+    def fix(self, forms: NDArray[np.int64], parts: int) -> None:
+        """Make these choices, and no others any more; before the session's memory is made."""
+        self._given = True
+        self._forget()
+        self.parts, self.forms, self.crew = parts, forms, Steady(parts)
+
     def again(self) -> bool:
-        """Choose again where more is known of the machine now, but for a run that goes on; tell whether so."""
-        if self._adopted or not self._blind:
+        """Choose again where more is known of the machine now, but for what was given; tell whether so."""
+        if self._given:
             return False
+        if not self._blind:
+            if not self.undecided:
+                return False
+            del self._decided  # to look again
+            if self._decided is None:
+                return False
         self._forget()
         return True
+
+    def _fit(self, forms: NDArray[np.int64], parts: object) -> bool:
+        from fastmlp.kernels.cpu.codes import PRODUCTS
+
+        return forms.shape == (self._plan.spec.layers, len(PRODUCTS)) and parts in range(1, self.most + 1)
 
     def _note_what_is_known(self) -> None:
         self._blind |= self._deciding.lacks(self._plan.precision.products)
 
     def _forget(self) -> None:
         self._blind = False
-        for choice in ("parts", "crew", "forms"):
+        for choice in ("parts", "crew", "forms", "_decided"):
             self.__dict__.pop(choice, None)
         self._threads_for.clear()
 
 
-def _named(forms: NDArray[np.int64]) -> str:
+def named(forms: NDArray[np.int64]) -> str:
     """Return the forms of all layers in words: what a checkpoint says of them."""
     from fastmlp.kernels.cpu import codes
 
@@ -119,7 +158,7 @@ def _named(forms: NDArray[np.int64]) -> str:
 
 
 def _of_names(text: object) -> NDArray[np.int64] | None:
-    """Return the forms that `_named` wrote down; None where they are others than there are here."""
+    """Return the forms that `named` wrote down; None where they are others than there are here."""
     from fastmlp.kernels.cpu import codes, products
 
     here = {codes.FORMS[form]: form for form in products.available_forms()}

@@ -114,6 +114,13 @@ class Crew:
         self._patience *= 2
 
 
+class Steady(Crew):
+    """A number of threads that stays what it is: for what is timed itself."""
+
+    def calls(self, steps: int) -> Iterator[tuple[int, int]]:
+        yield self.parts, steps
+
+
 def _note_alone(now: float) -> None:
     global _last_alone
     _last_alone = now

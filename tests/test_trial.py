@@ -1,0 +1,309 @@
+"""Ways to take a training step, tried on the run's own steps: what is decided, what is kept, and what is not."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from compare import assert_same_bits
+from fastmlp.kernels.cpu.products import available_forms
+
+import fastmlp
+from fastmlp.backends.cpu import calibration, decisions, trial
+from fastmlp.backends.cpu.decisions import Decision
+from fastmlp.backends.cpu.trial import Contender, fastest
+
+numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+pytestmark = pytest.mark.skipif(
+    not fastmlp.available_backends()["numba"].available or numba.config.DISABLE_JIT,
+    reason="without compiled tiles there is nothing to choose",
+)
+UNITS, LAYERS = (32, 16, 8), 2
+ALL = {"blas": "blas blas blas, blas blas blas", "packed": "packed packed packed, packed packed packed"}
+
+
+class Clock:
+    """Seconds that contenders spend."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def contender(self, *seconds):
+        """Return a contender of which a step takes so long, the last of them from then on."""
+        left = list(seconds)
+
+        def take(steps):
+            one = left.pop(0) if len(left) > 1 else left[0]
+            self.now += steps * one
+            return steps * one
+
+        return Contender(np.zeros((LAYERS, 3), np.int64), 1, take)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_the_fastest_by_more_than_noise_is_taken(clock):
+    ruled, slow, noise, fast = (clock.contender(s) for s in (1e-3, 2e-3, 0.98e-3, 0.9e-3))
+    assert fastest(ruled, iter([slow, noise, fast]), 10_000, clock) is fast
+    assert len(noise.seconds) > 1 and len(slow.seconds) == 0  # hopeless after the sample that warms caches
+
+
+def test_where_nothing_is_faster_the_rule_stands(clock):
+    ruled, noise = clock.contender(1e-3), clock.contender(0.98e-3)
+    assert fastest(ruled, iter([noise]), 10_000, clock) is ruled
+
+
+def test_who_is_not_faster_in_each_pair_of_samples_is_not_taken(clock):
+    now_and_then = clock.contender(0.9e-3, 0.9e-3, 1.01e-3, 0.9e-3)
+    ruled = clock.contender(1e-3)
+    assert fastest(ruled, iter([now_and_then]), 10_000, clock) is ruled
+
+
+@pytest.mark.parametrize("who", ["ruled", "winner"])
+def test_on_a_busy_machine_nothing_is_decided(clock, who):
+    unsteady = (1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1.4e-3)
+    ruled = clock.contender(*unsteady) if who == "ruled" else clock.contender(2e-3)
+    other = clock.contender(1e-4) if who == "ruled" else clock.contender(*unsteady[2:])
+    assert fastest(ruled, iter([other]), 10_000, clock) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "expected_steps", "most"),
+    [
+        (1e-3, 10, 0.0),  # a fifth of 10 ms is less than two contenders take
+        (1e-3, 500, 0.1),  # a fifth of the run
+        (1e-3, 5000, 0.5),
+        (1e-3, 100_000, 2.0),  # the fiftieth part of a long run
+        (0.1, 20, 0.0),
+        (0.1, 500, 0.0),
+        (0.1, 1000, 2.0),
+    ],
+)
+def test_a_trial_takes_no_longer_than_the_run_is_worth(clock, step, expected_steps, most):
+    ruled = clock.contender(step)
+    others = (clock.contender(step) for _ in range(1000))
+    found = fastest(ruled, others, expected_steps, clock)
+    assert (found is None) == (most == 0)
+    assert clock.now <= (most or 2 * step)
+    assert most == 0 or clock.now > 0.5 * most  # and it uses what it may
+
+
+# --- on real steps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A machine on which nothing was decided, and the folder where that is kept."""
+    monkeypatch.setattr(decisions, "_known", {})
+    monkeypatch.setattr(trial, "_tried", {})
+    monkeypatch.setattr(decisions, "kept_path", lambda what, dtype: tmp_path / f"{what}-{dtype}.json")
+    return tmp_path
+
+
+def model_and_data(**options):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(320, 32)).astype("f4"), rng.integers(0, 8, 320)
+    backend = fastmlp.get_backend("numba", threads=2, **options)
+    return fastmlp.MLP(UNITS, backend=backend, dtype="float32", seed=0), x, y
+
+
+def train(model, x, y, epochs=2, **options):
+    model.fit(x, y, epochs=epochs, batch_size=16, verbose=0, **options)
+    return [w.copy() for w in model.get_weights()]
+
+
+def choices(model):
+    return next(s for s in model._learner.sessions._idle if s.plan.optimizer is not None).choices()
+
+
+@pytest.fixture
+def decides(monkeypatch):
+    """Let the ways that are tried take a step each, and the one named be the fastest."""
+
+    def let(winner):
+        tried = []
+
+        def fastest(ruled, others, expected_steps):
+            from fastmlp.backends.cpu.choices import named
+
+            found = {}
+            for c in (ruled, *others):
+                assert c.sample(3) > 0
+                tried.append((named(c.forms), c.parts, expected_steps))
+                found[named(c.forms)] = c
+            return found.get(winner)
+
+        monkeypatch.setattr(trial, "fastest", fastest)
+        monkeypatch.setattr(trial, "may_be_worth_it", lambda plan, steps: True)
+        return tried
+
+    return let
+
+
+@pytest.mark.parametrize("fit", ["epochs", "steps"])
+@pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.1), fastmlp.Adam(clip_norm=1.0)], ids=["sgd", "adam"])
+def test_what_is_decided_is_taken_kept_and_changes_no_weights(kept, decides, optimizer, fit):
+    options = {"optimizer": optimizer, **({"validation_split": 0.1} if fit == "steps" else {})}
+    tried = decides(ALL["blas"])
+    model, x, y = model_and_data()
+    found = train(model, x, y, **options)
+    assert choices(model)["products"] == ALL["blas"]
+    # as if it had always been so: the trial has left no trace in the weights, the counters or the order of rows
+    asked, _, _ = model_and_data(products="blas")
+    for a, b in zip(found, train(asked, x, y, **options), strict=True):
+        assert_same_bits(a, b)
+    steps = 2 * (320 if fit == "epochs" else 288) // 16
+    assert {n for _, _, n in tried} == {steps} and {parts for _, parts, _ in tried} == {1, 2}
+    uniform = {forms for forms, parts, _ in tried if len(set(forms.replace(",", "").split())) == 1}
+    assert len(uniform) == len(available_forms())
+    (path,) = kept.iterdir()
+    ((key, decision),) = json.loads(path.read_text())["steps"].items()
+    assert "32-16-8, batch 16" in key and decision == {"products": ALL["blas"], "parts": 2}
+
+
+def test_a_decision_holds_for_later_fits_and_processes(kept, decides, monkeypatch):
+    tried = decides(ALL["blas"])
+    before, x, y = model_and_data()
+    with monkeypatch.context() as nowhere:
+        nowhere.setattr(decisions, "kept_path", lambda what, dtype: None)
+        train(before, x, y)
+    assert not tried and "blas" not in choices(before)["products"]  # no folder that can be written: the rule's
+    found = train(model_and_data()[0], x, y)
+    count = len(tried)
+    assert count > 3
+    train(before, x, y)  # a session that had been made by the rule
+    assert choices(before)["products"] == ALL["blas"]
+    decisions._known.clear()  # as another process
+    again, *_ = model_and_data()
+    for a, b in zip(found, train(again, x, y), strict=True):
+        assert_same_bits(a, b)
+    assert len(tried) == count
+    for other in (fastmlp.SGD(0.1), fastmlp.SGD(0.1, clip_norm=1.0)):  # their steps are others
+        train(model_and_data()[0], x, y, optimizer=other)
+    train(model_and_data()[0], x, y, optimizer=fastmlp.SGD(0.3, momentum=0.5))
+    assert len(tried) == 4 * count and len(json.loads(next(kept.iterdir()).read_text())["steps"]) == 4
+
+
+def test_what_another_process_decided_meanwhile_stands(kept, decides):
+    decides(ALL["blas"])
+    model, x, y = model_and_data()
+    train(model, x, y)
+    (path,) = kept.iterdir()
+    path.write_text(path.read_text().replace("blas blas blas", "packed packed packed"))
+    decisions._known[path].clear()  # as a process that looked before the other one wrote
+    later, *_ = model_and_data()
+    train(later, x, y)
+    assert choices(later)["products"] == ALL["packed"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "{",
+        lambda text: "null",
+        lambda text: text.replace('"processor": "', '"processor": "not '),
+        lambda text: text.replace('"parts": 2', '"parts": "two"'),
+        lambda text: text.replace('"parts": 2', '"parts": 7'),
+        lambda text: text.replace("blas blas blas", "blas sliced blas"),
+        lambda text: text.replace("blas blas blas, ", ""),
+    ],
+)
+def test_a_damaged_decision_is_made_anew(kept, decides, damage):
+    tried = decides(ALL["blas"])
+    model, x, y = model_and_data()
+    train(model, x, y)
+    (path,) = kept.iterdir()
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    assert path.read_text() != whole
+    decisions._known.clear(), tried.clear()
+    train(model_and_data()[0], x, y)
+    assert tried and path.read_text() == whole
+
+
+def test_a_run_that_goes_on_takes_the_way_that_it_had(kept, decides, tmp_path_factory):
+    class Breaks(fastmlp.Callback):
+        armed = True
+
+        def on_epoch_end(self, run, figures):
+            if self.armed:
+                raise InterruptedError
+
+    folder = tmp_path_factory.mktemp("run")
+    tried = decides(ALL["packed"])
+    whole, x, y = model_and_data()
+    half, *_ = model_and_data()
+    train(whole, x, y)
+    with pytest.raises(InterruptedError):
+        train(half, x, y, callbacks=[fastmlp.Checkpoint(folder / "run", every_steps=7), Breaks()])
+    Breaks.armed = False
+    (path,) = kept.iterdir()
+    for text in (path.read_text().replace("packed", "blas"), "{}"):  # decided otherwise since, or not at all
+        path.write_text(text)
+        decisions._known.clear(), tried.clear()
+        resumed = fastmlp.load(folder / "run", backend=fastmlp.get_backend("numba", threads=2))
+        resumed.resume(x, y, verbose=0)
+        for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+            assert_same_bits(a, b)
+        assert not tried
+
+
+def test_steps_that_cannot_be_timed_are_left_to_the_rule(kept, monkeypatch):
+    monkeypatch.setattr(trial, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "SHARE", 1e9)
+    monkeypatch.setattr(trial, "UNSTEADY", 1e9)
+    model, x, y = model_and_data()
+    with pytest.raises(fastmlp.NonFiniteLossError):
+        train(model, np.full_like(x, 3e38), y, optimizer=fastmlp.SGD(0.1))
+    assert not list(kept.iterdir())
+    none = np.zeros(320)
+    none[20:40] = 1  # of most batches nobody counts, nor of the first
+    train(model_and_data()[0], np.ones_like(x), y, sample_weight=none, shuffle=False)
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_nothing_is_tried_for_short_runs_other_backends_or_what_was_asked_for(kept, monkeypatch):
+    def contender(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(trial, "_contender", contender)
+    model, x, y = model_and_data()
+    train(model, x, y)  # some milliseconds: not even a step is tried
+    monkeypatch.setattr(trial, "may_be_worth_it", lambda plan, steps: True)
+    for way in ("rule", "blas", "direct", "packed"):
+        train(model_and_data(products=way)[0], x, y)
+    train(fastmlp.MLP(UNITS, backend="numpy", seed=0), x, y)
+
+
+def test_a_machine_that_stays_busy_is_not_asked_for_ever(kept, monkeypatch):
+    asked = []
+
+    def fastest(ruled, others, expected_steps):
+        ruled.sample(1)
+        asked.append(1)
+
+    monkeypatch.setattr(trial, "fastest", fastest)
+    monkeypatch.setattr(trial, "may_be_worth_it", lambda plan, steps: True)
+    for _ in range(trial.MOST_TRIALS + 2):
+        model, x, y = model_and_data()
+        train(model, x, y)
+    assert len(asked) == trial.MOST_TRIALS and not list(kept.iterdir())
+
+
+def test_real_steps_are_timed_and_said(kept, monkeypatch, caplog):
+    monkeypatch.setattr(trial, "SHARE", 1e9)
+    monkeypatch.setattr(trial, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(trial, "UNSTEADY", 1e9)
+    model, x, y = model_and_data()
+    with caplog.at_level(logging.INFO, logger="fastmlp"):
+        train(model, x, y)
+    (decision,) = decisions.decisions(np.dtype("float32")).values()
+    assert isinstance(decision, Decision) and decision.products in caplog.text
+    assert choices(model)["products"] == decision.products
+    assert json.loads(next(kept.iterdir()).read_text())["machine"] == calibration.machine()
