@@ -9,16 +9,16 @@ from compare import assert_same_bits
 from fastmlp.kernels.cpu.products import available_forms
 
 import fastmlp
+from fastmlp.backends import contest
+from fastmlp.backends.contest import Contender, fastest
 from fastmlp.backends.cpu import calibration, decisions, trial
-from fastmlp.backends.cpu.decisions import Decision
-from fastmlp.backends.cpu.trial import Contender, fastest
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
     not fastmlp.available_backends()["numba"].available or numba.config.DISABLE_JIT,
     reason="without compiled tiles there is nothing to choose",
 )
-UNITS, LAYERS = (32, 16, 8), 2
+UNITS = (32, 16, 8)
 ALL = {"blas": "blas blas blas, blas blas blas", "packed": "packed packed packed, packed packed packed"}
 
 
@@ -40,7 +40,7 @@ class Clock:
             self.now += steps * one
             return steps * one
 
-        return Contender(np.zeros((LAYERS, 3), np.int64), 1, take)
+        return Contender(seconds, take)
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def decides(monkeypatch):
             found = {}
             for c in (ruled, *others):
                 assert c.sample(3) > 0
-                tried.append((named(c.forms), c.parts, expected_steps))
-                found[named(c.forms)] = c
+                tried.append((named(c.way.forms), c.way.parts, expected_steps))
+                found[named(c.way.forms)] = c
             return found.get(winner)
 
         monkeypatch.setattr(trial, "fastest", fastest)
@@ -163,7 +163,7 @@ def test_what_is_decided_is_taken_kept_and_changes_no_weights(kept, decides, opt
     uniform = {forms for forms, parts, _ in tried if len(set(forms.replace(",", "").split())) == 1}
     assert len(uniform) == len(available_forms())
     (path,) = kept.iterdir()
-    ((key, decision),) = json.loads(path.read_text())["steps"].items()
+    ((key, decision),) = json.loads(path.read_text())["decided"].items()
     assert "32-16-8, batch 16" in key and decision == {"products": ALL["blas"], "parts": 2}
 
 
@@ -187,7 +187,7 @@ def test_a_decision_holds_for_later_fits_and_processes(kept, decides, monkeypatc
     for other in (fastmlp.SGD(0.1), fastmlp.SGD(0.1, clip_norm=1.0)):  # their steps are others
         train(model_and_data()[0], x, y, optimizer=other)
     train(model_and_data()[0], x, y, optimizer=fastmlp.SGD(0.3, momentum=0.5))
-    assert len(tried) == 4 * count and len(json.loads(next(kept.iterdir()).read_text())["steps"]) == 4
+    assert len(tried) == 4 * count and len(json.loads(next(kept.iterdir()).read_text())["decided"]) == 4
 
 
 def test_what_another_process_decided_meanwhile_stands(kept, decides):
@@ -255,9 +255,9 @@ def test_a_run_that_goes_on_takes_the_way_that_it_had(kept, decides, tmp_path_fa
 
 
 def test_steps_that_cannot_be_timed_are_left_to_the_rule(kept, monkeypatch):
-    monkeypatch.setattr(trial, "SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(trial, "SHARE", 1e9)
-    monkeypatch.setattr(trial, "UNSTEADY", 1e9)
+    monkeypatch.setattr(contest, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(contest, "SHARE", 1e9)
+    monkeypatch.setattr(contest, "UNSTEADY", 1e9)
     model, x, y = model_and_data()
     with pytest.raises(fastmlp.NonFiniteLossError):
         train(model, np.full_like(x, 3e38), y, optimizer=fastmlp.SGD(0.1))
@@ -297,13 +297,12 @@ def test_a_machine_that_stays_busy_is_not_asked_for_ever(kept, monkeypatch):
 
 
 def test_real_steps_are_timed_and_said(kept, monkeypatch, caplog):
-    monkeypatch.setattr(trial, "SHARE", 1e9)
-    monkeypatch.setattr(trial, "SAMPLE_SECONDS", 1e-4)
-    monkeypatch.setattr(trial, "UNSTEADY", 1e9)
+    monkeypatch.setattr(contest, "SHARE", 1e9)
+    monkeypatch.setattr(contest, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(contest, "UNSTEADY", 1e9)
     model, x, y = model_and_data()
     with caplog.at_level(logging.INFO, logger="fastmlp"):
         train(model, x, y)
-    (decision,) = decisions.decisions(np.dtype("float32")).values()
-    assert isinstance(decision, Decision) and decision.products in caplog.text
-    assert choices(model)["products"] == decision.products
+    (decision,) = decisions.decisions("steps", np.dtype("float32")).values()
+    assert decision["products"] in caplog.text and choices(model)["products"] == decision["products"]
     assert json.loads(next(kept.iterdir()).read_text())["machine"] == calibration.machine()

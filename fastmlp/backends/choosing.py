@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastmlp.backends.base import Backend
-from fastmlp.backends.registry import choose_backend, make
+from fastmlp.backends.registry import VARIABLE, choose_backend, make
 
 _log = logging.getLogger("fastmlp")
 
@@ -17,7 +19,8 @@ def get_backend(name: str = "auto", **options: Any) -> Backend:
     Parameters
     ----------
     name : str
-        ``"numpy"``, ``"numba"``, ``"cupy"``, a registered one, or ``"auto"``: Numba where it can run, else NumPy.
+        ``"numpy"``, ``"numba"``, ``"cupy"``, a registered one, or ``"auto"``: what the environment variable
+        FASTMLP_BACKEND names; else Numba where it can run, else NumPy.
     **options
         Options of that backend; one that it does not have is a TypeError.
 
@@ -32,14 +35,44 @@ def get_backend(name: str = "auto", **options: Any) -> Backend:
     return backend
 
 
+@dataclass(frozen=True)
+class BackendChoice:
+    """Which backend a model runs on, and why.
+
+    Attributes
+    ----------
+    name : str
+    why : str
+    left_open : bool
+        Whether a long run may choose another, see `fastmlp.engine.backend_trial`.
+    seconds : dict of str to float
+        What a step took on each backend, where that was tried.
+    """
+
+    name: str
+    why: str
+    left_open: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})"
+
+
 def resolve_backend(backend: str | Backend) -> Backend:
     """Return a backend given as such or by name; what "auto" stands for is logged, and why."""
+    return chosen_backend(backend)[0]
+
+
+def chosen_backend(backend: str | Backend) -> tuple[Backend, BackendChoice]:
+    """Return a backend as `resolve_backend` does, and why it is that one."""
     if isinstance(backend, Backend):
-        return backend
-    if _is_auto(backend):
-        name, why = choose_backend()
-        _log.info("backend 'auto' is %s (%s)", name, why)
-    return get_backend(backend)
+        return backend, BackendChoice(backend.name, "asked for")
+    found = get_backend(backend)
+    if not _is_auto(backend):
+        return found, BackendChoice(found.name, "asked for")
+    name, why = choose_backend()
+    _log.info("backend 'auto' is %s (%s)", name, why)
+    return found, BackendChoice(name, why, left_open=not why.startswith(VARIABLE))
 
 
 def _is_auto(name: object) -> bool:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,10 @@ _BACKENDS: dict[str, tuple[str, str]] = {
     "numba": ("fastmlp.backends.cpu.backend", "NumbaBackend"),
     "cupy": ("fastmlp.backends.cuda.backend", "CupyBackend"),
 }
-# CuPy has its place before the others when its self-test has passed on a GPU; until then it is for those who ask for it
-# by name.
 _AUTOMATIC = ("numba", "numpy")
+_RIVALS = ("cupy",)
+"""Backends that a long run on "auto" may move to, where their self-test has passed on this machine."""
+VARIABLE = "FASTMLP_BACKEND"
 _made: dict[str, Any] = {}
 
 
@@ -84,7 +86,20 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def choose_backend() -> tuple[str, str]:
-    """Return the name that ``"auto"`` stands for here, and why."""
+    """Return the name that ``"auto"`` stands for here, and why.
+
+    Raises
+    ------
+    ValueError, BackendUnavailable
+        The environment variable FASTMLP_BACKEND names no backend, or one that cannot run here.
+    """
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked and asked != "auto":
+        choose(f"the environment variable {VARIABLE}", asked, _BACKENDS)
+        found = _probe(asked)
+        if not found.available:
+            raise BackendUnavailable(f"{VARIABLE}={asked}, but that backend cannot run here: {found.reason}")
+        return asked, f"{VARIABLE}={asked}"
     passed_over: list[str] = []
     for name in _AUTOMATIC:
         found = _probe(name)
@@ -92,6 +107,20 @@ def choose_backend() -> tuple[str, str]:
             return name, "; ".join(passed_over) or "the first choice"
         passed_over.append(f"not {name}: {found.reason}")
     raise AssertionError("NumPy is always there")
+
+
+def rivals() -> tuple[list[str], str]:
+    """Return the backends to try against the one that "auto" stands for, and why there are no others."""
+    found, passed_over = [], []
+    for name in _RIVALS:
+        if not _probe(name).available:
+            continue  # where there is no GPU, nobody wants to know why
+        module = importlib.import_module(_BACKENDS[name][0])
+        if module.selftest_passed():
+            found.append(name)
+        else:
+            passed_over.append(f"{name} was not tested on this GPU: fastmlp selftest --backend {name}")
+    return found, "; ".join(passed_over)
 
 
 def restored_backend(name: str, options: Mapping[str, Any]) -> Any:

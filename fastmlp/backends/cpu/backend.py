@@ -266,7 +266,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.backends.cpu.trial import decide
 
         expected, session.expected_steps = session.expected_steps, 0
-        if decide(self, session, state, data, table, expected) is not None:
+        if decide(self, session, state, data, table, expected):
             session.choose_again()
 
     def predict(self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]) -> None:

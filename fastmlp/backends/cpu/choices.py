@@ -10,13 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cpu.crew import Crew, Steady
-from fastmlp.backends.cpu.decisions import decided
+from fastmlp.backends.cpu.decisions import decided, steps_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastmlp.backends.cpu.forms import Forms
     from fastmlp.network.plan import Plan
+
+
+STEPS = "steps"
+"""What trials decide, see `decisions.decided`."""
 
 
 class Choices:
@@ -76,11 +80,16 @@ class Choices:
     def _decided(self) -> tuple[NDArray[np.int64], int] | None:
         """The forms and parts that a trial of such steps found on this machine, where there was one."""
         plan = self._plan
-        found = decided(plan, self.most) if plan.optimizer is not None and self._deciding.left_open else None
-        forms = None if found is None else _of_names(found.products)
-        if found is None or forms is None or not self._fit(forms, found.parts):
+        if plan.optimizer is None or not self._deciding.left_open:
             return None
-        return forms, found.parts
+        found = decided(STEPS, self.key, plan.precision.products) or {}
+        forms, parts = _of_names(found.get("products")), found.get("parts")
+        return (forms, int(str(parts))) if forms is not None and self._fit(forms, parts) else None
+
+    @property
+    def key(self) -> str:
+        """For what a trial of steps decides."""
+        return f"{steps_key(self._plan)}, {self.most} threads"
 
     @property
     def undecided(self) -> bool:
@@ -100,7 +109,7 @@ class Choices:
         return found
 
     def described(self) -> dict[str, Any]:
-        """Return what a checkpoint says of them."""
+        """Return what a checkpoint, and a file of decisions, says of them."""
         return {"products": named(self.forms), "parts": self.parts}
 
     def adopt(self, choices: Mapping[str, Any]) -> bool:

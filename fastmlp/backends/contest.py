@@ -1,0 +1,197 @@
+"""Which of several ways to take training steps is the fastest: measured on steps, in turn, for a bounded time.
+
+Products by themselves find their operands in a cache, a step often does not; ways that win alone lose beside each
+other; and what a processor or a GPU makes of them no constant says.  So whole steps are timed, on a copy of the state
+and on the data that is about to be trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.formulas.optimizers import StepScalars
+
+if TYPE_CHECKING:
+    from fastmlp.backends.base import Backend
+    from fastmlp.backends.data import DeviceData
+    from fastmlp.backends.session import Session
+    from fastmlp.network.plan import Plan
+    from fastmlp.network.state import TrainState
+
+Way = TypeVar("Way")
+
+MOST_SECONDS, LONG_SHARE, SHARE = 0.5, 0.02, 0.2
+"""How long a trial lasts at most: so many seconds, or that part of what a long run is expected to take; but no more
+than that part of what a short one is."""
+SAMPLE_SECONDS = 2e-3
+"""How long a sample lasts at least: twenty times what it takes to start a thread."""
+ROUNDS, LONG_STEP = 3, 1e-2
+"""Samples of each of two contenders in turn, after one that warms caches; of steps of so many seconds one less."""
+HOPELESS = 1.3
+"""Who takes so many times as long as the best in the first sample has no other."""
+GAIN = 1.03
+"""How much faster than the best so far another has to be, and in each pair of samples it has to be the faster one."""
+UNSTEADY = 1.3
+"""Where the samples of one way differ by so much, other programs want the cores: then nothing is decided."""
+SLOWEST, LONGEST_OVERHEAD = 5e9, 2e-5
+"""Operations a second and seconds beside them, with which no processor takes longer for a step."""
+MOST_ROWS = 1 << 16
+"""Of the data that a trial reads."""
+TINY = 1e-9
+"""The learning rate of a trial, which hardly moves the weights: at 0 a BLAS has nothing to compute."""
+
+
+def may_be_worth_it(plan: Plan, expected_steps: int) -> bool:
+    """Tell, in no time, whether a run may be long enough for a trial of its steps."""
+    operations = 6.0 * plan.batch * sum(i * o for i, o in itertools.pairwise(plan.spec.units))
+    step = operations / SLOWEST + LONGEST_OVERHEAD
+    return SHARE * expected_steps * step > 2 * (1 + 2 * ROUNDS) * SAMPLE_SECONDS
+
+
+class Contender(Generic[Way]):
+    """One way to take a step, ready to be timed.
+
+    Parameters
+    ----------
+    way : object
+        What it is.
+    take : callable
+        Takes so many steps, and returns their seconds.
+    """
+
+    def __init__(self, way: Way, take: Callable[[int], float]) -> None:
+        self.way = way
+        self._take: Callable[[int], float] | None = take
+        self.seconds: list[float] = []
+        """Of a step, in the samples that count."""
+
+    @property
+    def best(self) -> float:
+        """The least seconds of a step."""
+        return min(self.seconds, default=math.inf)
+
+    @property
+    def steady(self) -> bool:
+        """Whether the samples are alike."""
+        return max(self.seconds) < UNSTEADY * min(self.seconds)
+
+    def sample(self, steps: int, *, counts: bool = True) -> float:
+        """Take steps; return the seconds of one."""
+        assert self._take is not None
+        seconds = self._take(steps) / steps
+        if counts:
+            self.seconds.append(seconds)
+        return seconds
+
+    def release(self) -> None:
+        """Let go of the memory that steps were taken in."""
+        self._take = None
+
+
+def fastest(
+    ruled: Contender[Way],
+    others: Iterator[Contender[Way]],
+    expected_steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Contender[Way] | None:
+    """Time contenders in turn and return the fastest; None where nothing can be said.
+
+    The run may be too short for it, or the machine busy.
+
+    Parameters
+    ----------
+    ruled : Contender
+        What is taken where nothing else is faster.
+    others : iterator of Contender
+        Those that are worth a trial, told one after the other, since what was found meanwhile may say so.
+    expected_steps : int
+        Of the run.
+    clock : callable, optional
+        Seconds.
+    """
+    began = clock()
+    ruled.sample(1, counts=False)
+    step = ruled.sample(1, counts=False)
+    expected = expected_steps * step
+    limit = min(max(MOST_SECONDS, LONG_SHARE * expected), SHARE * expected)
+    steps = max(1, math.ceil(SAMPLE_SECONDS / step))
+    rounds = ROUNDS if step < LONG_STEP else ROUNDS - 1
+    each = steps * step * (1 + 2 * rounds)  # of a contender, and of the best so far in turn with it
+    if clock() - began + 2 * each > limit:
+        return None
+    best = ruled
+    best.sample(steps)
+    for other in others:
+        if clock() - began + each > limit:
+            break
+        if other.sample(steps, counts=False) < HOPELESS * best.best:
+            # in turns: a machine that slows down slows both
+            pairs = [(other.sample(steps), best.sample(steps)) for _ in range(rounds)]
+            if all(a < b for a, b in pairs) and other.best * GAIN < best.best:
+                best, other = other, best
+        other.release()
+    return best if best.steady and ruled.steady else None
+
+
+class NoStepsError(Exception):
+    """Steps cannot be timed: they do not go on."""
+
+
+def steps_on(
+    backend: Backend, session: Session, state: TrainState, data: DeviceData, table: NDArray[np.float64]
+) -> Callable[[int], float]:
+    """Return a function that takes so many steps and returns their seconds.
+
+    Parameters
+    ----------
+    backend : Backend
+    session : Session
+        The contender's own.
+    state : TrainState
+        A copy of the run's: it is trained, hardly.
+    data : DeviceData
+    table : (steps, 6) float64
+        Of steps that come next in the run; the one with the most to do stands for all.
+
+    Raises
+    ------
+    NoStepsError
+        By that function: the loss is not finite, or no row counts.
+    """
+    scalars = StepScalars(*table[np.argmax(table[:, _COLUMNS.index("inverse_total")])].tolist())._replace(rate=TINY)
+    batch = session.plan.batch
+    # rows from all over the data, always others: in a run they are far from the caches too
+    rows = np.random.default_rng(0).integers(0, len(data.x), max(batch, MOST_ROWS // batch * batch))
+    batches = len(rows) // batch
+    place = 0
+
+    def take(steps: int) -> float:
+        nonlocal place
+        if scalars.inverse_total == 0:
+            raise NoStepsError
+        taken = 0.0
+        while steps:
+            count = min(steps, batches - place)
+            order = backend.asarray(rows[place * batch : (place + count) * batch])
+            many = np.tile(np.array(scalars), (count, 1))
+            began = time.perf_counter()
+            report = backend.train_steps(session, state, data, order, many, 0, np.zeros(3))
+            backend.synchronize()
+            taken += time.perf_counter() - began
+            if not report.finite:
+                raise NoStepsError
+            place = (place + count) % batches
+            steps -= count
+        return taken
+
+    return take
+
+
+_COLUMNS = StepScalars._fields
