@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_count, check_dtype, check_flag, check_seed
-from fastmlp.backends.choosing import resolve_backend
+from fastmlp.backends.choosing import chosen_backend
+from fastmlp.described import Described
 from fastmlp.engine import batches, runs
 from fastmlp.engine.callbacks import check_callbacks
 from fastmlp.engine.checkpoints import save_model
-from fastmlp.engine.checks import check_class_names, check_feature_names, check_snapshot, check_weights
+from fastmlp.engine.checks import check_snapshot, check_weights
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.metrics import check_metrics
 from fastmlp.formulas.names import explains_keywords
 from fastmlp.formulas.optimizers import choose_optimizer
-from fastmlp.network.spec import NetworkSpec, make_spec
+from fastmlp.network.spec import make_spec
 from fastmlp.network.summary import describe, print_summary, summary_lines
 
 if TYPE_CHECKING:
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
     from fastmlp.formulas.initializers import Initializer
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer
-    from fastmlp.preprocessing.record import Preprocessing
 
 
 @explains_keywords(__init__="network", fit="fit", resume="fit", evaluate="ask", predict="ask", predict_proba="ask")
-class MLP:
+class MLP(Described):
     """A multi-layer perceptron: made, trained, asked and saved.
 
     Parameters
@@ -98,7 +98,9 @@ class MLP:
     ) -> None:
         spec = make_spec(units, activation, loss, dropout, l2, max_norm, initializer)
         kind, key = check_dtype(dtype), check_seed(seed)
-        self._learner = Learner.drawn(spec, kind, resolve_backend(backend), key)
+        where, choice = chosen_backend(backend)
+        self._learner = Learner.drawn(spec, kind, where, key)
+        self._learner.choice = choice
 
     @classmethod
     def from_learner(cls, learner: Learner) -> MLP:
@@ -106,66 +108,6 @@ class MLP:
         model = cls.__new__(cls)
         model._learner = learner
         return model
-
-    # --- what it is ---
-
-    @property
-    def spec(self) -> NetworkSpec:
-        """What the network is."""
-        return self._learner.spec
-
-    @property
-    def backend(self) -> Backend:
-        """Where it runs."""
-        return self._learner.backend
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """In which type it computes."""
-        return self._learner.dtype
-
-    @property
-    def seed(self) -> int:
-        """The 64-bit seed that was given or drawn."""
-        return self._learner.state.key
-
-    @property
-    def steps(self) -> int:
-        """Training steps done so far."""
-        return self._learner.state.step
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes, which saved files keep; one an output, or two for a single sigmoid output."""
-        return self._learner.class_names
-
-    @class_names.setter
-    def class_names(self, names: Sequence[str] | None) -> None:
-        self._learner.class_names = check_class_names(self.spec, names)
-
-    @property
-    def feature_names(self) -> tuple[str, ...] | None:
-        """The names of the columns of x, which saved files keep; the command line picks columns of a table by them."""
-        return self._learner.rules.names
-
-    @feature_names.setter
-    def feature_names(self, names: Sequence[str] | None) -> None:
-        rules = self._learner.rules
-        self._learner.rules = rules._replace(names=check_feature_names(rules.columns(self.spec.units[0]), names))
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """What makes inputs of the rows that it is given, which saved files keep; None where they are the inputs."""
-        return self._learner.rules.preprocessing
-
-    @preprocessing.setter
-    def preprocessing(self, fitted: Preprocessing | None) -> None:
-        self._learner.rules = self._learner.rules.preprocessed(fitted, self.spec.units[0])
-
-    @property
-    def input_divisor(self) -> int:
-        """What inputs of any type are divided by: 255 where the first training was on uint8 pixels, else 1."""
-        return self._learner.rules.divisor
 
     def __repr__(self) -> str:
         return f"MLP({describe(self.spec, self.dtype, self.backend.name, self.seed)})"
@@ -409,7 +351,7 @@ class MLP:
 
     def to(self, backend: str | Backend) -> MLP:
         """Move the model, moments and all, to another backend; returns the model."""
-        self._learner.move(resolve_backend(backend))
+        self._learner.move(*chosen_backend(backend))
         return self
 
     def memory_estimate(

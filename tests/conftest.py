@@ -15,7 +15,7 @@ from one_at_a_time import compiling_alone, is_worker
 import fastmlp
 from fastmlp.backends import registry
 from fastmlp.backends.choosing import get_backend
-from fastmlp.backends.cpu import decisions
+from fastmlp.backends.cpu import choices
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cuda import backend as cupy_backend
 from fastmlp.backends.cuda import choice
@@ -180,7 +180,7 @@ def threads_however_small_the_step(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_trials(monkeypatch):
     """Take the rule's forms: a trial between two runs that are compared would change bits."""
-    monkeypatch.setattr(decisions, "kept_path", lambda what, dtype: None)
+    monkeypatch.setattr(choices, "kept_path", lambda what, dtype: None)
 
 
 @pytest.fixture(autouse=True)

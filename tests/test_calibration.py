@@ -176,7 +176,7 @@ def test_the_rule_looks_at_no_table(nothing_known, monkeypatch):
 
     monkeypatch.setattr(forms, "known", known)
     monkeypatch.setattr(forms, "is_settled", known)
-    monkeypatch.setattr("fastmlp.backends.cpu.choices.decided", known)
+    monkeypatch.setattr("fastmlp.backends.cpu.choices.decisions", known)
     for way in ("rule", "blas", "direct", "packed"):
         model = fastmlp.MLP((32, 16, 8), backend=fastmlp.get_backend("numba", products=way), seed=0)
         model.fit(np.ones((8, 32)), np.zeros(8, int), epochs=1, verbose=0)

@@ -9,9 +9,10 @@ from compare import assert_same_bits
 from fastmlp.kernels.cpu.products import available_forms
 
 import fastmlp
-from fastmlp.backends import contest
+from fastmlp.backends import contest, decisions
 from fastmlp.backends.contest import Contender, fastest
-from fastmlp.backends.cpu import calibration, decisions, trial
+from fastmlp.backends.cpu import calibration, trial
+from fastmlp.backends.cpu import choices as cpu_choices
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
@@ -102,7 +103,7 @@ def kept(monkeypatch, tmp_path):
     """A machine on which nothing was decided, and the folder where that is kept."""
     monkeypatch.setattr(decisions, "_known", {})
     monkeypatch.setattr(trial, "_tried", {})
-    monkeypatch.setattr(decisions, "kept_path", lambda what, dtype: tmp_path / f"{what}-{dtype}.json")
+    monkeypatch.setattr(cpu_choices, "kept_path", lambda what, dtype: tmp_path / f"{what}-{dtype}.json")
     return tmp_path
 
 
@@ -171,7 +172,7 @@ def test_a_decision_holds_for_later_fits_and_processes(kept, decides, monkeypatc
     tried = decides(ALL["blas"])
     before, x, y = model_and_data()
     with monkeypatch.context() as nowhere:
-        nowhere.setattr(decisions, "kept_path", lambda what, dtype: None)
+        nowhere.setattr(cpu_choices, "kept_path", lambda what, dtype: None)
         train(before, x, y)
     assert not tried and "blas" not in choices(before)["products"]  # no folder that can be written: the rule's
     found = train(model_and_data()[0], x, y)
@@ -303,6 +304,6 @@ def test_real_steps_are_timed_and_said(kept, monkeypatch, caplog):
     model, x, y = model_and_data()
     with caplog.at_level(logging.INFO, logger="fastmlp"):
         train(model, x, y)
-    (decision,) = decisions.decisions("steps", np.dtype("float32")).values()
+    (decision,) = cpu_choices.decisions("steps", np.dtype("float32")).all().values()
     assert decision["products"] in caplog.text and choices(model)["products"] == decision["products"]
     assert json.loads(next(kept.iterdir()).read_text())["machine"] == calibration.machine()

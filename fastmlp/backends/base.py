@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.operations import Operations
 from fastmlp.backends.session import BatchViews, Session, training_bytes
 from fastmlp.formulas.activations import get_activation
@@ -144,6 +145,10 @@ class Backend(Operations):
         loss, _, _ = self._gradients(session, params, data, slice(0, len(data.x)), inverse_total, share)
         norms = sum(self.squared_norm(params[s.slice]) for s in plan.segments if s.is_weight) if plan.spec.l2 else 0.0
         return loss * inverse_total + 0.5 * plan.spec.l2 * share * norms
+
+    def decisions(self, what: str, dtype: np.dtype[Any]) -> Decisions:
+        """Return what trials decided on this machine, for keeping by the first part of a file's name and a type."""
+        return Decisions(None, {})
 
     def prepare(self, session: Session, check: Callable[[], None]) -> None:
         """Do what the first step of a session would wait for, such as compiling.

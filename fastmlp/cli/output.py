@@ -127,8 +127,8 @@ def environment() -> dict[str, list[tuple[str, str]]]:
 
 def _products() -> dict[str, list[tuple[str, str]]]:
     """Return, for each type, what was measured of threads and of training steps on this machine."""
-    from fastmlp.backends.cpu import calibration, decisions, forms
-    from fastmlp.backends.cpu.choices import STEPS
+    from fastmlp.backends.cpu import calibration, forms
+    from fastmlp.backends.cpu.choices import STEPS, decisions
 
     found = {}
     for dtype in map(np.dtype, ("float32", "float64")):
@@ -139,9 +139,8 @@ def _products() -> dict[str, list[tuple[str, str]]]:
             rows = [("threads", f"{start}, {meeting}, {known.rate / 1e9:.0f} GFLOP/s in a small product")]
         elif forms.Forms().lacks(dtype):
             rows = [("threads", "not measured yet; fastmlp warmup does it")]
-        rows += [
-            (key, f"{d['products']} (in {d['parts']} parts)") for key, d in decisions.decisions(STEPS, dtype).items()
-        ]
+        made = decisions(STEPS, dtype).all()
+        rows += [(key, f"{d['products']} (in {d['parts']} parts)") for key, d in made.items()]
         found[f"training steps, {dtype} (forward backward gradient of each layer)"] = rows
     return found
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmlp.backends.choosing import get_backend
+from fastmlp.backends.cuda.tested import note_selftest
 from fastmlp.doctor.captured import compare_bits, compare_ways, count_nodes
 from fastmlp.doctor.trials import ROWS, SelfTestError, compare, data, precisions, trained
 from fastmlp.formulas.activations import activation_names, get_activation
@@ -154,8 +155,13 @@ def run_all(backend: str) -> Iterator[Outcome]:
         The backend cannot run here.
     """
     get_backend(backend)
+    passed = True
     for stage in stages_of(backend):
-        yield run_stage(stage, backend)
+        outcome = run_stage(stage, backend)
+        passed &= outcome.passed
+        yield outcome
+    if backend == "cupy":
+        note_selftest(passed)
 
 
 def main(stage: str, backend: str) -> int:

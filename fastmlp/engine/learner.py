@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_integer
+from fastmlp.backends.choosing import BackendChoice
 from fastmlp.engine.batches import check_batch_size
 from fastmlp.engine.checks import check_data, check_inputs, check_outputs, refuse_nonfinite
 from fastmlp.engine.inference import Inference
@@ -96,6 +97,7 @@ class Learner:
     def _settle(self, backend: Backend) -> None:
         """Work on this backend from now on."""
         self.backend, self.sessions = backend, SessionPool(backend)
+        self.choice = BackendChoice(backend.name, "asked for")
         self.inference = Inference(self.sessions, self.dtype)
 
     @contextmanager
@@ -226,20 +228,22 @@ class Learner:
 
     # --- where it is ---
 
-    def move(self, backend: Backend) -> None:
-        """Go to another backend, moments and all."""
+    def move(self, backend: Backend, choice: BackendChoice | None = None) -> None:
+        """Go to another backend, moments and all; `choice` tells why, where it was not asked for."""
         with self.exclusive():
             self.sessions.close()
             there = self.state.copied(self.backend.to_numpy)
             with backend.working():
                 self.state = there.copied(backend.copy)
             self._settle(backend)
+            self.choice = choice or self.choice
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "spec": self.spec,
             "dtype": self.dtype.name,
             "backend": self.backend,
+            "choice": self.choice,
             "class_names": self.class_names,
             "rules": self.rules,
             "state": self.state.copied(self.to_numpy),
@@ -251,3 +255,5 @@ class Learner:
             state = values["state"].copied(backend.copy)
         Learner.__init__(self, values["spec"], np.dtype(values["dtype"]), backend, state)
         self.class_names, self.rules = values["class_names"], values["rules"]
+        choice = values.get("choice", self.choice)  # pickles of earlier versions have none
+        self.choice = choice if choice.name == backend.name else self.choice

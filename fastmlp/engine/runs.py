@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastmlp.arguments import check_number
+from fastmlp.engine.backend_trial import settle
 from fastmlp.engine.batches import DrawOrder, batch_of, split_rows, steps_per_epoch
 from fastmlp.engine.checks import refuse_nonfinite
 from fastmlp.engine.history import History
@@ -104,6 +105,7 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
     epochs, optimizer = wanted.epochs, wanted.optimizer
     rows = data.training_rows
     batch_size = batch_of(wanted.batch_size, rows)
+    settle(learner, data, optimizer, batch_size, epochs * steps_per_epoch(rows, batch_size))
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_count
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cpu import blas
+from fastmlp.backends.cpu.choices import decisions
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cpu.limits import default_threads, physical_cores
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
+from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session
@@ -146,6 +148,9 @@ class NumbaBackend(NumbaOperations):
         if not (plan.spec.compiled and plan.optimizer.compiled):
             return super().workspace_bytes(plan, data)
         return self.open(plan).training_bytes()
+
+    def decisions(self, what: str, dtype: np.dtype[Any]) -> Decisions:
+        return decisions(what, dtype)
 
     # --- coarse operations ---
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.cpu.calibration import kept_path, machine
 from fastmlp.backends.cpu.crew import Crew, Steady
-from fastmlp.backends.cpu.decisions import decided, steps_key
+from fastmlp.backends.decisions import Decisions, steps_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 STEPS = "steps"
-"""What trials decide, see `decisions.decided`."""
+"""The first part of the name of the file that keeps what trials of forms decided."""
+
+
+def decisions(what: str, dtype: np.dtype[Any]) -> Decisions:
+    """Return what was decided for a type on this machine, kept with the compiled kernels."""
+    return Decisions(kept_path(what, dtype), machine())
 
 
 class Choices:
@@ -82,7 +88,7 @@ class Choices:
         plan = self._plan
         if plan.optimizer is None or not self._deciding.left_open:
             return None
-        found = decided(STEPS, self.key, plan.precision.products) or {}
+        found = decisions(STEPS, plan.precision.products).all().get(self.key, {})
         forms, parts = _of_names(found.get("products")), found.get("parts")
         return (forms, int(str(parts))) if forms is not None and self._fit(forms, parts) else None
 

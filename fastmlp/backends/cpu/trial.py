@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.contest import Contender, NoStepsError, fastest, may_be_worth_it, steps_on
-from fastmlp.backends.cpu.choices import STEPS, named
-from fastmlp.backends.cpu.decisions import can_be_kept, keep
+from fastmlp.backends.cpu.choices import STEPS, decisions, named
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
@@ -57,8 +56,9 @@ def decide(
     plan = session.plan
     if not may_be_worth_it(plan, expected_steps):
         return False
-    dtype, key = plan.precision.products, session.chosen.key
-    if not can_be_kept(STEPS, dtype) or _tried.get(key, 0) == MOST_TRIALS:
+    made, key = decisions(STEPS, plan.precision.products), session.chosen.key
+    # without a file each process would decide anew, and compute other bits
+    if made.path is None or _tried.get(key, 0) == MOST_TRIALS:
         return False
     with contextlib.suppress(NoStepsError, MemoryError):  # of a contender's memory, which a run has once
         make = functools.partial(_contender, backend, plan, state.copied(backend.copy), data, table)
@@ -67,7 +67,7 @@ def decide(
         if found is None:
             _tried[key] = _tried.get(key, 0) + (len(ruled.seconds) > 0)
             return False
-        decision = keep(STEPS, key, {"products": named(found.way.forms), "parts": found.way.parts}, dtype)
+        decision = made.keep(key, {"products": named(found.way.forms), "parts": found.way.parts})
         _log.info(
             "numba: a step takes %.4g ms by the rule and %.4g ms as steps are taken now: %s, in %d parts",
             *(1e3 * ruled.best, 1e3 * found.best, decision["products"], decision["parts"]),

@@ -17,6 +17,7 @@ from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
+from fastmlp.backends.cuda.tested import selftest_passed as selftest_passed
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session

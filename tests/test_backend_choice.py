@@ -1,0 +1,171 @@
+"""What "auto" stands for: the environment's word, the first choice, or what a long run was measured to be faster on."""
+
+import logging
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+import fastmlp
+from fastmlp.backends import contest, decisions, registry
+from fastmlp.backends.decisions import Decisions
+from fastmlp.backends.numpy_backend import NumpyBackend
+from fastmlp.backends.registry import Availability
+from fastmlp.engine import backend_trial
+from fastmlp.errors import KernelError
+
+UNITS = (6, 5, 3)
+
+
+class Other(NumpyBackend):
+    """A backend that takes its time, or less than the one that is there."""
+
+    name = "other"
+    fails_at = 0
+
+    def train_steps(self, *arguments):
+        Other.fails_at -= 1
+        if Other.fails_at == 0:
+            raise KernelError("it fails", kernel="some_kernel")
+        return super().train_steps(*arguments)
+
+
+class Slow(NumpyBackend):
+    name = "slow"
+
+    def train_steps(self, session, state, data, order, table, *arguments):
+        time.sleep(5e-3 * len(table))
+        return super().train_steps(session, state, data, order, table, *arguments)
+
+
+def probe():
+    return Availability(True, "a machine of its own")
+
+
+passed = True
+
+
+def selftest_passed():
+    return passed
+
+
+@pytest.fixture
+def rivals(monkeypatch, tmp_path):
+    """Two backends of which "auto" may choose, and a place where it keeps what it found."""
+    monkeypatch.delenv("FASTMLP_BACKEND", raising=False)
+    registry.register_backend("other", __name__, "Other")
+    registry.register_backend("slow", __name__, "Slow")
+    monkeypatch.setattr(registry, "_AUTOMATIC", ("slow",))
+    monkeypatch.setattr(registry, "_RIVALS", ("other",))
+    monkeypatch.setattr(backend_trial, "SHORT_RUN", 0.0)
+    monkeypatch.setattr(contest, "SHARE", 1e9)
+    monkeypatch.setattr(contest, "UNSTEADY", 1e9)
+    monkeypatch.setattr(contest, "SAMPLE_SECONDS", 1e-3)
+    monkeypatch.setattr(decisions, "_known", {})
+    monkeypatch.setattr(NumpyBackend, "decisions", lambda self, what, dtype: Decisions(tmp_path / "kept.json", {}))
+    monkeypatch.setattr(Other, "fails_at", 0)
+    for name in ("other", "slow"):
+        monkeypatch.delitem(registry._made, name, raising=False)
+    yield tmp_path
+    for name in ("other", "slow"):
+        registry._made.pop(name, None)
+
+
+def trained(backend="auto", **options):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
+    model = fastmlp.MLP(UNITS, backend=backend, seed=0)
+    model.fit(x, y, epochs=2, batch_size=16, verbose=0, **options)
+    return model
+
+
+def test_the_environment_says_what_auto_is(monkeypatch):
+    monkeypatch.setenv("FASTMLP_BACKEND", "numpy")
+    model = fastmlp.MLP(UNITS, seed=0)
+    assert model.backend.name == "numpy" and str(model.backend_choice) == "numpy (FASTMLP_BACKEND=numpy)"
+    assert fastmlp.get_backend().name == "numpy" and not model.backend_choice.left_open
+    for asked in ("", " auto "):
+        monkeypatch.setenv("FASTMLP_BACKEND", asked)
+        assert fastmlp.get_backend().name == registry.choose_backend()[0]
+        assert fastmlp.MLP(UNITS, seed=0).backend_choice.left_open
+    monkeypatch.setenv("FASTMLP_BACKEND", "nunpy")
+    with pytest.raises(ValueError, match=r"the environment variable FASTMLP_BACKEND.*'nunpy'.*numpy"):
+        fastmlp.MLP(UNITS, seed=0)
+    # who asks by name is not concerned
+    assert fastmlp.MLP(UNITS, backend="numpy", seed=0).backend_choice.why == "asked for"
+
+
+def test_a_backend_of_the_environment_that_cannot_run_is_told_so(monkeypatch):
+    monkeypatch.setenv("FASTMLP_BACKEND", "cupy")
+    if fastmlp.available_backends()["cupy"].available:
+        pytest.skip("there is a GPU")
+    with pytest.raises(fastmlp.BackendUnavailable, match="FASTMLP_BACKEND=cupy, but that backend cannot run here"):
+        fastmlp.MLP(UNITS, seed=0)
+
+
+def test_a_long_run_moves_to_the_faster_backend_and_says_why(rivals, caplog):
+    with caplog.at_level(logging.INFO, logger="fastmlp"):
+        model = trained()
+    choice = model.backend_choice
+    assert (model.backend.name, choice.name) == ("other", "other")
+    assert choice.seconds["other"] < choice.seconds["slow"] and "ms on slow" in str(choice)
+    assert str(choice) in caplog.text
+    # nothing of the trial is left in the weights
+    for a, b in zip(model.get_weights(), trained("other").get_weights(), strict=True):
+        assert a.tobytes() == b.tobytes()
+    again = pickle.loads(pickle.dumps(model))
+    assert again.backend_choice == choice
+    assert model.to("numpy").backend_choice.why == "asked for"
+
+
+def test_what_was_decided_is_not_tried_again(rivals, monkeypatch):
+    first = trained()
+    monkeypatch.setattr(backend_trial, "fastest", None)
+    assert trained().backend_choice == first.backend_choice
+    decisions._known.clear()  # as another process
+    assert trained().backend_choice == first.backend_choice
+    (file,) = rivals.iterdir()
+    for damaged in ('"backend": "nowhere"', '"backend": 7'):
+        file.write_text(file.read_text().replace('"backend": "other"', damaged))
+        decisions._known.clear()
+        with pytest.raises(TypeError):  # tried, by nothing
+            trained()
+
+
+def test_the_first_choice_stays_where_it_is_as_fast(rivals, monkeypatch):
+    monkeypatch.setattr(registry, "_AUTOMATIC", ("other",))
+    monkeypatch.setattr(registry, "_RIVALS", ("slow",))
+    model = trained()
+    assert model.backend.name == "other" and set(model.backend_choice.seconds) <= {"other", "slow"}
+    assert "other" in model.backend_choice.seconds
+
+
+def test_nothing_is_tried_for_short_runs_by_name_or_without_a_self_test(rivals, monkeypatch):
+    monkeypatch.setattr(backend_trial, "SHORT_RUN", 60.0)
+    model = trained()
+    assert model.backend.name == "slow" and not list(rivals.iterdir())
+    monkeypatch.setattr(backend_trial, "_tried", None)
+    assert trained("slow").backend_choice.why == "asked for"
+    monkeypatch.setitem(globals(), "passed", False)
+    cure = "other was not tested on this GPU: fastmlp selftest --backend other"
+    assert trained().backend_choice.why == f"the first choice; {cure}"
+    monkeypatch.setattr(registry, "_RIVALS", ())
+    assert trained().backend_choice.why == "the first choice"
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_backend_that_fails_in_the_trial_is_not_taken_nor_given_up(rivals, monkeypatch, caplog, first):
+    monkeypatch.setattr(Other, "fails_at", first)
+    model = trained()
+    assert model.backend.name == "slow" and "it fails" in caplog.text
+    assert model.backend_choice.why == "the first choice" and not list(rivals.iterdir())
+    assert trained().backend.name == "other"
+
+
+def test_losses_that_are_not_finite_are_the_runs_to_tell(rivals):
+    with pytest.raises(fastmlp.NonFiniteLossError):
+        rng = np.random.default_rng(0)
+        model = fastmlp.MLP(UNITS, seed=0)
+        model.fit(np.full((64, 6), 3e38, "f4"), rng.integers(0, 3, 64), epochs=2, verbose=0)
+    assert not list(rivals.iterdir())
