@@ -1,6 +1,7 @@
 """``fastmlp selftest``: every stage passes where a backend is right, and says what is wrong where it is not."""
 
 import subprocess
+import sys
 import types
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastmlp.backends.choosing import get_backend
+from fastmlp.backends.cuda import tested
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.cli import app as cli
 from fastmlp.doctor import captured, selftest, trials
@@ -185,3 +187,38 @@ def test_a_stage_runs_in_a_process_of_its_own():
     failed = selftest.run_stage("memory", "nothing")
     assert not failed.passed
     assert "backend" in failed.text
+
+
+def test_auto_asks_whether_the_whole_self_test_passed_on_this_gpu(monkeypatch, tmp_path):
+    """By a note beside CuPy's kernels, for one GPU and these versions."""
+    gpu = {"name": b"A GPU"}
+    runtime = types.SimpleNamespace(
+        getDeviceProperties=lambda number: gpu, driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000
+    )
+    cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: types.SimpleNamespace(id=0))
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda, __version__="14.2.0"))
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setattr(selftest, "get_backend", lambda name: None)
+    ends = iter([True] * 6 + [True] * 5 + [False])
+
+    def run_stage(stage, backend):
+        return selftest.Outcome(stage, next(ends), 0.0, "")
+
+    monkeypatch.setattr(selftest, "run_stage", run_stage)
+    assert not tested.selftest_passed()
+    assert len(list(selftest.run_all("cupy"))) == 6 and tested.selftest_passed()
+    gpu["name"] = b"Another GPU"
+    assert not tested.selftest_passed()
+    gpu["name"] = b"A GPU"
+    list(selftest.run_all("cupy"))
+    assert not tested.selftest_passed()
+    ends = iter([True] * 6)
+    list(selftest.run_all("numpy"))
+    assert not list((tmp_path / "kernels").iterdir())
+
+
+def test_a_note_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(tested, "_path", lambda: tmp_path / "a file" / "note.json")
+    tested.note_selftest(True), tested.note_selftest(False)
+    assert not tested.selftest_passed()
