@@ -90,7 +90,7 @@ def test_the_environment_says_what_auto_is(monkeypatch):
         assert fastmlp.get_backend().name == registry.choose_backend()[0]
         assert fastmlp.MLP(UNITS, seed=0).backend_choice.left_open
     monkeypatch.setenv("FASTMLP_BACKEND", "nunpy")
-    with pytest.raises(ValueError, match=r"the environment variable FASTMLP_BACKEND.*'nunpy'.*numpy"):
+    with pytest.raises(fastmlp.BackendUnavailable, match=r"variable FASTMLP_BACKEND=nunpy: backend 'nunpy' is .*numpy"):
         fastmlp.MLP(UNITS, seed=0)
     # who asks by name is not concerned
     assert fastmlp.MLP(UNITS, backend="numpy", seed=0).backend_choice.why == "asked for"

@@ -90,15 +90,20 @@ def choose_backend() -> tuple[str, str]:
 
     Raises
     ------
-    ValueError, BackendUnavailable
+    BackendUnavailable
         The environment variable FASTMLP_BACKEND names no backend, or one that cannot run here.
     """
     asked = os.environ.get(VARIABLE, "").strip()
     if asked and asked != "auto":
-        choose(f"the environment variable {VARIABLE}", asked, _BACKENDS)
+        try:
+            choose("backend", asked, _BACKENDS)
+        except ValueError as e:
+            raise BackendUnavailable(f"the environment variable {VARIABLE}={asked}: {e}") from None
         found = _probe(asked)
         if not found.available:
-            raise BackendUnavailable(f"{VARIABLE}={asked}, but that backend cannot run here: {found.reason}")
+            raise BackendUnavailable(
+                f"the environment variable {VARIABLE}={asked}, but that backend cannot run here: {found.reason}"
+            )
         return asked, f"{VARIABLE}={asked}"
     passed_over: list[str] = []
     for name in _AUTOMATIC:
