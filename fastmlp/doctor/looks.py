@@ -7,6 +7,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -167,6 +168,7 @@ def _caches() -> Findings:
         found.troubles.append(Trouble(cause, f"export {folders}"))
     if importlib.util.find_spec("fastmlp.kernels") is not None:
         _look_at_kernels(found, other / "numba")
+        found.merge(products())
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or home / ".cupy" / "kernel_cache")
     if folder.is_dir():
         found.add("caches", ("kernels of CuPy", f"{folder}, {_size(list(folder.iterdir()))}"))
@@ -206,6 +208,28 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         found.troubles.append(Trouble(cause, f"export NUMBA_CACHE_DIR={other}, or make room"))
 
 
+def products() -> Findings:
+    """Tell, for each type, what was measured of products on this machine: the fastest form of each shape."""
+    from fastmlp.backends.cpu import calibration, forms
+    from fastmlp.kernels.cpu import codes
+
+    found = Findings()
+    for dtype in map(_dtype, ("float32", "float64")):
+        title, table = f"products, {dtype} (rows x inputs x outputs)", calibration.known(dtype)
+        if forms.Forms().lacks(dtype):
+            found.add(title, ("not measured yet", "fastmlp warmup does it; until then products go by a rule"))
+        elif not table:
+            found.add(title, ("not measured", "there is no choice here, or no folder to keep it in"))
+        for product, form in itertools.product(range(len(codes.PRODUCTS)), codes.FORMS):
+            shapes = [m for m in (table.measured if table else []) if m.product == product]
+            fastest = [m for m in shapes if m.seconds[codes.FORMS.index(form)] == min(m.seconds)]
+            if shapes:
+                sizes = " ".join(f"{m.rows}x{m.inputs}x{m.outputs}" for m in sorted(fastest))
+                count = f"fastest in {len(fastest)} of {len(shapes)}"
+                found.add(title, (f"{codes.PRODUCTS[product]}, {form}", f"{count}: {sizes}" if fastest else count))
+    return found
+
+
 def _dtype(name: str) -> Any:
     import numpy as np
 
@@ -234,7 +258,7 @@ def _cuda() -> Findings:
 
     found, gpus, wheels = Findings(), _gpus(), cupy_wheels()
     found.add("CUDA", ("GPUs, by nvidia-smi", "; ".join(gpus) or "none"))
-    found.add("CUDA", ("CuPy", ", ".join(f"{w} {installed(w)}" for w in wheels) or "not installed"))
+    found.add("CUDA", ("CuPy", cupy_packages()))
     if not wheels:
         if gpus:
             extra = "cuda13" if int(gpus[0].split(",")[1].strip().split(".")[0]) >= 580 else "cuda12"
@@ -252,6 +276,13 @@ def _cuda() -> Findings:
         cause = "NVIDIA_TF32_OVERRIDE=1 makes cuBLAS round float32 to 11 bits"
         found.troubles.append(Trouble(cause, "unset NVIDIA_TF32_OVERRIDE"))
     return found
+
+
+def cupy_packages() -> str:
+    """Return the version of CuPy, and the package that brings it; all of them where there are several."""
+    from fastmlp.backends.cuda.probe import cupy_wheels
+
+    return ", ".join(f"{installed(wheel)} ({wheel})" for wheel in cupy_wheels()) or "not installed"
 
 
 def _gpus() -> list[str]:
