@@ -176,6 +176,24 @@ def test_times_are_where_they_were_spent(rows, hours):
     assert slow.taken == [2] * (1 + profiling.ROUNDS)
 
 
+def test_where_work_is_queued_each_operation_is_waited_for(rows, hours):
+    class Queues(NumpyBackend):
+        name = "queues"
+        queued = 0
+
+        def dense_backward(self, x, dz, w, dw, db, dx):
+            super().dense_backward(x, dz, w, dw, db, dx)
+            self.queued += w.shape[1]
+
+        def synchronize(self):
+            hours.pass_by(self.queued)
+            self.queued = 0
+
+    found = profiled(rows, network(backend=Queues()))
+    assert found.layers == {0: 7, 1: 5, 2: 2, None: 0}
+    assert found.waits and found.step_seconds == 14
+
+
 def test_rounds_are_told_by_their_median(rows, hours):
     class Uneven(Slow):
         def loss(self, *args):
