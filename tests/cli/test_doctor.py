@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -307,3 +308,45 @@ def test_every_package_that_is_needed_is_looked_at():
     needed = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
     assert needed == set(versions.REQUIRED.values())
     assert set(versions.REQUIRED) <= set(looks.LOOKS)
+
+
+# --- in short ---------------------------------------------------------------------------------------------------------
+
+
+def test_info_tells_what_the_doctor_looks_at(plant, monkeypatch):
+    def planted():
+        found = Findings()
+        found.add("backends", ("abacus", "can run"))
+        return found
+
+    monkeypatch.setitem(looks.LOOKS, "backends", planted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plant.package("joblib", "9.9")
+    plant.package("numba", "9.9")
+    short = checkup.in_short()
+    assert short["backends"] == [("abacus", "can run")]
+    versions = dict(short["versions"])
+    assert versions["numba"] == "9.9" and "joblib" not in versions
+    assert short["versions"][1] == ("python", f"{platform.python_version()}, {platform.platform()}")
+    threads, looked = dict(short["threads"]), dict(looks.LOOKS["threads"]().facts["threads"])
+    assert looked.items() <= threads.items() and looked["OMP_NUM_THREADS"] == "1"
+    assert threads["BLAS of NumPy"] == dict(looks.LOOKS["numpy"]().facts["BLAS"])["of NumPy"]
+
+
+@pytest.mark.parametrize("there", [["cupy-cuda12x", "cupy-cuda13x"], []])
+def test_the_version_of_cupy_is_told_in_one_way(plant, monkeypatch, there):
+    monkeypatch.setattr(probe, "cupy_wheels", lambda: there)
+    for number, wheel in enumerate(there):
+        plant.package(wheel, f"14.{number}")
+    text = "14.0 (cupy-cuda12x), 14.1 (cupy-cuda13x)" if there else "not installed"
+    assert looks.cupy_packages() == text
+    monkeypatch.setattr(probe, "cuda_availability", lambda: probe.Availability(False, "it is a test; end it"))
+    assert dict(looks.LOOKS["cuda"]().facts["CUDA"])["CuPy"] == text
+
+
+def test_what_was_measured_of_products_is_among_the_caches_and_in_short():
+    pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+    found = looks.products().facts
+    assert [title.partition(" (")[0] for title in found] == ["products, float32", "products, float64"]
+    assert found.items() <= looks.LOOKS["caches"]().facts.items()
+    assert found.items() <= checkup.in_short().items()
