@@ -4,12 +4,12 @@
     python benchmarks/time_to_accuracy.py --target 95 --seeds 1 --workload viblo
 
 By MLPerf's rules (Mattson et al. 2020, MLPerf Training Benchmark): the clock runs from the first touch of the data to
-the evaluation that finds the target, of the whole test set after each epoch.  Before it are imports, the images as
-plain arrays on the disk, which every contender then reads, and an epoch of each in another process, for what a library
-keeps on the disk (fastmlp its kernels); what one compiles anew in each process (JAX) is after it.  Each run has a seed
-of its own and is a process of its own, the contenders in turn; the fastest and the slowest run of each are dropped, and
-of the others median and mean are told.  A run that does not get there in some epochs counts as infinitely long.
-Initial weights and the order of rows are as each contender of `race.py` has them.
+the evaluation that finds the target, of the whole test set after each epoch.  Before it are imports (a network is made,
+and not trained), the images as plain arrays on the disk, which every contender then reads, and an epoch of each in
+another process, for what a library keeps on the disk (fastmlp its kernels); what one compiles anew in each process
+(JAX) is after it.  Each run has a seed of its own and is a process of its own, the contenders in turn; the fastest and
+the slowest run of each are dropped, and of the others median and mean are told.  A run that does not get there in some
+epochs counts as infinitely long.  Initial weights and the order of rows are as each contender of `race.py` has them.
 """
 
 from __future__ import annotations
@@ -86,15 +86,13 @@ def reach(
 
 
 def run(folder: str, contender: str, workload: str, optimizer: str, seed: int, target: float, most: int) -> Run:
-    """Let a contender train in this process, with its library imported before the clock runs."""
-    module, make = CONTENDERS[contender]
-    importlib.import_module(module)
-    if module == "jax":
-        importlib.import_module("jax.numpy").zeros(1).block_until_ready()  # its devices are found at the first array
+    """Let a contender train in this process."""
 
     def begin(x: Any, y: Any) -> Any:
-        return make(WORKLOADS[workload], optimizer, x, y, seed)
+        return CONTENDERS[contender][1](WORKLOADS[workload], optimizer, x, y, seed)
 
+    units, batch = WORKLOADS[workload].units, WORKLOADS[workload].batch
+    begin(np.zeros((batch, units[0]), np.float32), np.arange(batch) % units[-1])  # imports all that it needs
     return reach(target, most, lambda name: np.load(Path(folder, f"{name}.npy")), begin, time.perf_counter)
 
 

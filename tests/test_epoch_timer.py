@@ -154,6 +154,13 @@ def test_two_timers_are_refused_before_anything_changes(rows):
         fitted(rows, [fastmlp.EpochTimer(), fastmlp.EpochTimer()])
 
 
+def test_a_trace_without_a_folder_is_refused_before_the_work(rows, tmp_path):
+    timer = fastmlp.EpochTimer(tmp_path / "none" / "run.json")
+    with pytest.raises(FileNotFoundError, match=r"run\.json: expected a folder to write it into, found none; make it"):
+        fitted(rows, [timer])
+    assert timer.times == []
+
+
 def test_a_trace_has_a_bar_for_each_epoch_and_its_parts_within(rows, tmp_path):
     fitted(rows, [fastmlp.EpochTimer(tmp_path / "run.json")], validation_split=0.25)
     bars, _ = bars_of(tmp_path / "run.json")

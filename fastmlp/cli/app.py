@@ -21,10 +21,11 @@ from fastmlp._version import __version__
 from fastmlp.cli import doctor, parity, profile
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
-from fastmlp.cli.folder import RunFolder, refuse_missing_folder
+from fastmlp.cli.folder import RunFolder
 from fastmlp.cli.settings import Settings
 from fastmlp.cli.tables import print_table
 from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError
+from fastmlp.files.atomic import refuse_missing_folder
 
 if TYPE_CHECKING:
     from fastmlp.model import MLP

@@ -137,12 +137,6 @@ class RunFolder:
             file.write(text.encode() + b"\n")
 
 
-def refuse_missing_folder(out: str) -> None:
-    """Refuse to write a file where there is no folder, before the work is done that it is for."""
-    if not Path(out).resolve().parent.is_dir():
-        raise FileNotFoundError(f"{out}: expected a folder to write it into, found none; make it first")
-
-
 def _checksums(settings: Settings) -> dict[str, str]:
     """Return the sha256 of the files that a run reads; MNIST is checked where it is loaded."""
     if settings.data == "mnist":

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastmlp.cli.folder import refuse_missing_folder
 from fastmlp.cli.tables import show_table
+from fastmlp.files.atomic import refuse_missing_folder
 
 if TYPE_CHECKING:
     from fastmlp.doctor.profile import StepProfile

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastmlp.arguments import check_path
 from fastmlp.backends.timing import Clock, Span
 from fastmlp.engine.loop import Callback
+from fastmlp.files.atomic import refuse_missing_folder
 from fastmlp.files.chrome_trace import Event, write_trace
 from fastmlp.formulas.names import explains_keywords
 
@@ -104,6 +105,8 @@ class EpochTimer(Callback):
     def on_train_begin(self, run: Training) -> None:
         if run._told is not run.callbacks:
             raise ValueError("callbacks must hold one EpochTimer at most, since it counts what the others take")
+        if self.trace is not None:
+            refuse_missing_folder(self.trace)
         if run.epoch == 0:
             self.times = []
         self._spans, self._since = [], time.perf_counter()
