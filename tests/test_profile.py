@@ -240,6 +240,8 @@ def test_whether_the_operations_are_the_step_is_said(rows, where, composed):
     assert ("made of these very operations" in text) is composed
     assert ("Their sum is not the step that trains" in text) is not composed
     assert "waited for" not in text
+    threads = 1 if composed else network(backend=where).backend.threads
+    assert found.threads == threads and ("take one thread each" in text) is (threads > 1)
     assert f"a step of 4 rows as {where} trains: {found.step_seconds * 1e6:.1f} us" in text
 
 

@@ -115,8 +115,13 @@ def _rows(network: MLP, data: str | None, target: str | None, header: bool | Non
 
 def _show(found: StepProfile) -> None:
     """Print the tables, and which time is which."""
-    title = f"{found.network}: a training step by single operations"
-    show_table(title, ("operation", "layer", "calls", "us", "share"), found.table(), left=("operation",))
+    print(f"{found.network}, batches of {found.batch} rows")
+    show_table(
+        "a step by operation and layer",
+        ("operation", "layer", "calls", "us", "share"),
+        found.table(),
+        left=("operation",),
+    )
     layers = [
         ("none" if layer is None else str(layer), f"{s * 1e6:.1f}", f"{found.share(s):.1%}")
         for layer, s in found.layers.items()

@@ -79,6 +79,8 @@ class StepProfile:
         What such a step takes beside: Python, from one operation to the next, and the clock.
     is_composed : bool
         Whether the step that trains is made of these very operations.
+    threads : int
+        That the step as it trains may take, where its single operations take one; 1 where both are alike.
     waits : bool
         Whether each operation was waited for, where the backend would only queue it.
     operations : list of OperationTime
@@ -95,6 +97,7 @@ class StepProfile:
     composed_seconds: float
     between_seconds: float
     is_composed: bool
+    threads: int
     waits: bool
     operations: list[OperationTime]
     spans: list[Span]
@@ -126,6 +129,8 @@ class StepProfile:
                 f"no clock can look into it. The operations are those of the same step composed one by one: {beside}. "
                 "Their sum is not the step that trains, and their shares need not be its shares"
             )
+        if self.threads > 1:
+            lines.append(f"the operations take one thread each, the step as it trains up to {self.threads}")
         if self.waits:
             lines.append("each operation is waited for, so that its launch and the wait count as its time")
         return lines
@@ -281,6 +286,7 @@ class _Rounds:
             self.clock.taken()
         median = sorted(composed, key=lambda spans: sum(s.own for s in spans))[ROUNDS // 2]
         rows = _by_operation(median, self.steps)
+        is_composed = _is_composed(backend, self.session.plan)
         return StepProfile(
             network=self.network,
             backend=backend.name,
@@ -289,7 +295,8 @@ class _Rounds:
             step_seconds=float(np.median([s.seconds for s in trained])) / self.steps,
             composed_seconds=sum(row.seconds for row in rows),
             between_seconds=sum(s.own for s in median if s.name == STEP) / self.steps,
-            is_composed=_is_composed(backend, self.session.plan),
+            is_composed=is_composed,
+            threads=1 if is_composed else getattr(backend, "threads", 1),
             waits=type(backend).synchronize is not Operations.synchronize,
             operations=rows,
             spans=[*trained, *(span for spans in composed for span in spans)],

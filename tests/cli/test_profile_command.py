@@ -25,7 +25,8 @@ def test_a_network_of_ones_own_on_random_rows(cli, tmp_path):
     options = "--batch", 6, "--optimizer", "sgd", "--steps", 2, "--activation", "tanh", "--dtype", "float64"
     code, out, err = cli("profile", "--units", "4,5,3", "--backend", "numpy", *options, "--trace", "t.json")
     assert (code, err) == (0, "")
-    assert "MLP((4, 5, 3), activation='tanh'" in out and "dtype='float64'" in out
+    assert out.startswith("MLP((4, 5, 3), activation='tanh'")
+    assert out.splitlines()[0].endswith("dtype='float64', seed=0), batches of 6 rows")
     assert [(cells[1], cells[2]) for cells in figures(out, "dense_forward")] == [("0", "1"), ("1", "1")]
     assert len(figures(out, "update")) == 1 and not figures(out, "average")
     assert "a step of 6 rows as numpy trains: " in out and "(median of 5 rounds of 2 steps)" in out
