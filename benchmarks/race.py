@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -74,6 +75,8 @@ AVX2 = {
 }
 """What tells each library to use AVX2 at most, as on most laptops; JAX's products escape it in part."""
 RESTRICTED: dict[str, str] = {}
+Contender = tuple[Callable[[], Any], Callable[..., Any]]
+"""Trains for an epoch; predicts the classes of some rows, by default of those that it trains on."""
 
 
 def steps_of_an_epoch(workload: Workload, rows: int) -> int:
@@ -87,8 +90,7 @@ def data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
     if workload.units[0] == 784:
         from fastmlp.datasets import load_mnist
 
-        (x, y), _ = load_mnist()
-        return x.reshape(len(x), -1).astype(np.float32) / np.float32(255), y.astype(np.int64)
+        return load_mnist()[0]
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60_000, workload.units[0])).astype(np.float32)
     return x, rng.integers(0, workload.units[-1], 60_000)
@@ -97,7 +99,7 @@ def data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
 def with_fastmlp(backend: str) -> Callable[..., Any]:
     """Return the contender that is fastmlp on a backend, through its public face."""
 
-    def contender(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def contender(workload: Workload, optimizer: str, x: Any, y: Any, seed: int = 0) -> Contender:
         import fastmlp
 
         rate = RATES[optimizer]
@@ -106,17 +108,18 @@ def with_fastmlp(backend: str) -> Callable[..., Any]:
             "momentum": fastmlp.SGD(rate, momentum=0.9),
             "adam": fastmlp.Adam(rate),
         }[optimizer]
-        model = fastmlp.MLP(workload.units, activation=workload.activation, backend=backend, seed=0)
+        model = fastmlp.MLP(workload.units, activation=workload.activation, backend=backend, seed=seed)
         steps = {"epochs": 1, "batch_size": workload.batch, "optimizer": record, "verbose": 0}
-        return lambda: model.fit(x, y, **steps), lambda: model.predict(x)
+        return lambda: model.fit(x, y, **steps), lambda rows=x: model.predict(rows)
 
     return contender
 
 
-def with_torch(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def with_torch(workload: Workload, optimizer: str, x: Any, y: Any, seed: int = 0) -> Contender:
     """PyTorch, eager, with tensors in memory and no loader."""
     import torch
 
+    torch.manual_seed(seed)
     own = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}[workload.activation]
     layers: list[Any] = []
     for i, o in zip(workload.units[:-1], workload.units[1:], strict=True):
@@ -137,19 +140,19 @@ def with_torch(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Call
             loss_of(net(inputs[rows]), labels[rows]).backward()
             rule.step()
 
-    def predict() -> Any:
+    def predict(rows: Any = x) -> Any:
         with torch.inference_mode():
-            return net(inputs).argmax(dim=1)
+            return net(torch.from_numpy(rows)).argmax(dim=1)
 
     return epoch, predict
 
 
-def with_jax(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def with_jax(workload: Workload, optimizer: str, x: Any, y: Any, seed: int = 0) -> Contender:
     """JAX: an epoch is one compiled scan."""
     import jax
     import jax.numpy as jnp
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     pairs = list(zip(workload.units[:-1], workload.units[1:], strict=True))
     scaled = [rng.standard_normal((i, o)).astype(np.float32) * np.float32(np.sqrt(2 / i)) for i, o in pairs]
     params = [(jnp.asarray(w), jnp.zeros(w.shape[1], jnp.float32)) for w in scaled]
@@ -182,22 +185,24 @@ def with_jax(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callab
         return (params, m, v, t), value
 
     @jax.jit
-    def run(carry: Any, key: Any) -> Any:
-        order = jax.random.permutation(key, len(inputs))[: steps * batch].reshape(steps, batch)
+    def run(carry: Any, key: Any, number: Any) -> Any:
+        order = jax.random.permutation(jax.random.fold_in(key, number), len(inputs))[: steps * batch].reshape(
+            steps, batch
+        )
         return jax.lax.scan(step, carry, order)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    state, key = [(params, zeros, zeros, jnp.float32(0))], jax.random.key(0)
+    state, key, numbers = [(params, zeros, zeros, jnp.float32(0))], jax.random.key(seed), itertools.count()
 
     def epoch() -> None:
-        state[0], losses = run(state[0], key)
+        state[0], losses = run(state[0], key, next(numbers))
         losses.block_until_ready()
 
     classes = jax.jit(lambda params, rows: outputs(params, rows).argmax(axis=1))
-    return epoch, lambda: np.asarray(classes(params, inputs))
+    return epoch, lambda rows=inputs: np.asarray(classes(state[0][0], rows))
 
 
-def with_sklearn(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def with_sklearn(workload: Workload, optimizer: str, x: Any, y: Any, seed: int = 0) -> Contender:
     """scikit-learn's MLPClassifier; it has no gelu."""
     import warnings
 
@@ -205,10 +210,16 @@ def with_sklearn(workload: Workload, optimizer: str, x: Any, y: Any) -> tuple[Ca
 
     warnings.filterwarnings("ignore")
     solver, momentum = ("adam", 0.0) if optimizer == "adam" else ("sgd", 0.9 if optimizer == "momentum" else 0.0)
-    options = {"solver": solver, "momentum": momentum, "batch_size": workload.batch, "max_iter": 1, "alpha": 0}
-    net = MLPClassifier(workload.units[1:-1], activation=workload.activation, **options)
-    net.fit(x, y)
-    return lambda: net.fit(x, y), lambda: net.predict(x)
+    options = {"solver": solver, "momentum": momentum, "batch_size": workload.batch, "alpha": 0, "random_state": seed}
+    options["learning_rate_init"] = RATES[optimizer]
+    net, classes = MLPClassifier(workload.units[1:-1], activation=workload.activation, **options), np.unique(y)
+
+    def predict(rows: Any = x) -> Any:
+        if not hasattr(net, "coefs_"):
+            net.partial_fit(x[: workload.batch], y[: workload.batch], classes=classes)
+        return net.predict(rows)
+
+    return lambda: net.partial_fit(x, y, classes=classes), predict
 
 
 CONTENDERS: dict[str, tuple[str, Callable[..., Any]]] = {

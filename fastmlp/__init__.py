@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from fastmlp.backends.registry import register_backend as register_backend
     from fastmlp.doctor.gradients import gradcheck as gradcheck
     from fastmlp.doctor.parity import parity as parity
+    from fastmlp.doctor.profile import profile as profile
     from fastmlp.engine.callbacks import Checkpoint as Checkpoint
     from fastmlp.engine.callbacks import CSVLog as CSVLog
     from fastmlp.engine.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.engine.callbacks import ProgressBar as ProgressBar
     from fastmlp.engine.callbacks import TimeLimit as TimeLimit
+    from fastmlp.engine.epoch_timer import EpochTimer as EpochTimer
     from fastmlp.engine.history import History as History
     from fastmlp.engine.loop import Callback as Callback
     from fastmlp.errors import BackendUnavailable as BackendUnavailable
@@ -85,6 +87,8 @@ _PUBLIC = {
     "engine.callbacks": "Checkpoint CSVLog EarlyStopping ProgressBar TimeLimit",
     "doctor.gradients": "gradcheck",
     "doctor.parity": "parity",
+    "doctor.profile": "profile",
+    "engine.epoch_timer": "EpochTimer",
     "engine.loop": "Callback",
     "formulas.registration": "register_activation register_loss",
     "errors": "BackendUnavailable DataError FileFormatError KernelError NonFiniteLossError ReproducibilityWarning "

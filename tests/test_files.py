@@ -351,7 +351,7 @@ def test_what_no_file_can_hold_is_refused_before_training(backend, tmp_path):
         model.fit(
             x, y, epochs=1, optimizer=fastmlp.SGD(Own()), callbacks=[fastmlp.Checkpoint(tmp_path / "c")], verbose=0
         )
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="expected a folder to write it into, found none"):
         model.fit(x, y, epochs=1, callbacks=[fastmlp.Checkpoint(tmp_path / "no" / "c")], verbose=0)
     assert model.steps == 0
     model.fit(x, y, epochs=1, optimizer=fastmlp.SGD(Own()), verbose=0)

@@ -233,18 +233,18 @@ argument("register_loss name", lambda v: fastmlp.register_loss(v, squares), TEXT
 argument("register_loss function", lambda v: fastmlp.register_loss(new(), v))
 argument("register_loss takes_labels", lambda v: fastmlp.register_loss(new(), squares, takes_labels=v), FLAGS)
 
-for check in (fastmlp.gradcheck, fastmlp.parity):
+for check in (fastmlp.gradcheck, fastmlp.parity, fastmlp.profile):
     argument(f"{check.__name__} model", lambda v, check=check: check(v, X, Y))
     argument(f"{check.__name__} x", lambda v, check=check: check(model(), v, Y))
     argument(f"{check.__name__} y", lambda v, check=check: check(model(), X, v))
-for option in ("sample_weight", "backends", "optimizer"):
-    argument(f"parity {option}", lambda v, option=option: fastmlp.parity(model(), X, Y, **{option: v}), "None")
-argument("parity steps", lambda v: fastmlp.parity(model(), X, Y, steps=v), left_out="2**70 10**400")
-argument("parity batch_size", lambda v: fastmlp.parity(model(), X, Y, batch_size=v), "None 2**70 10**400")
-argument("gradcheck sample_weight", lambda v: fastmlp.gradcheck(model(), X, Y, v, directions=1), "None")
+    argument(f"{check.__name__} sample_weight", lambda v, check=check: check(model(), X, Y, v), "None")
+for name, check in (("parity", fastmlp.parity), ("profile", fastmlp.profile)):
+    argument(f"{name} optimizer", lambda v, check=check: check(model(), X, Y, optimizer=v), "None")
+    argument(f"{name} steps", lambda v, check=check: check(model(), X, Y, steps=v), left_out="2**70 10**400")
+    argument(f"{name} batch_size", lambda v, c=check: c(model(), X, Y, batch_size=v), "None 2**70 10**400")
+argument("parity backends", lambda v: fastmlp.parity(model(), X, Y, backends=v), "None")
 argument("gradcheck directions", lambda v: fastmlp.gradcheck(model(), X, Y, directions=v), left_out="2**70 10**400")
 argument("gradcheck seed", lambda v: fastmlp.gradcheck(model(), X, Y, directions=1, seed=v), "2**70 10**400")
-
 argument("EarlyStopping monitor", lambda v: fastmlp.EarlyStopping(v))
 argument("EarlyStopping patience", lambda v: fastmlp.EarlyStopping(patience=v), "2**70 10**400")
 argument("EarlyStopping min_delta", lambda v: fastmlp.EarlyStopping(min_delta=v), NUMBERS)
@@ -254,6 +254,7 @@ argument("Checkpoint path", lambda v: fastmlp.Checkpoint(v), PATHS)
 argument("Checkpoint every_epochs", lambda v: fastmlp.Checkpoint("c", every_epochs=v), "None 2**70 10**400")
 argument("Checkpoint every_steps", lambda v: fastmlp.Checkpoint("c", every_steps=v), "None 2**70 10**400")
 argument("CSVLog path", lambda v: fastmlp.CSVLog(v), PATHS)
+argument("EpochTimer trace", lambda v: fastmlp.EpochTimer(v), f"{PATHS} None")
 argument("TimeLimit seconds", lambda v: fastmlp.TimeLimit(v), NUMBERS)
 argument("ProgressBar bar", lambda v: fastmlp.ProgressBar(bar=v), FLAGS)
 argument("History history", lambda v: fastmlp.History(v), "None {}")

@@ -100,6 +100,10 @@ class Operations(ABC):
         """Return a context in which arrays are made where this backend is, but belong to the caller."""
         return _NOTHING
 
+    def marked(self, name: str) -> AbstractContextManager[object]:
+        """Return a context that a profiler of the device shows under a name, where there is one: an NVTX range."""
+        return _NOTHING
+
     def rows_at_once(self, row_bytes: int) -> int:
         """Return how many rows of an array in host memory may be brought to the backend at once."""
         return sys.maxsize

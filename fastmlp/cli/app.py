@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -18,12 +18,14 @@ import typer
 from typer.core import TyperGroup
 
 from fastmlp._version import __version__
-from fastmlp.cli import doctor, parity
+from fastmlp.cli import doctor, parity, profile
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
 from fastmlp.cli.folder import RunFolder
 from fastmlp.cli.settings import Settings
+from fastmlp.cli.tables import print_table
 from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError
+from fastmlp.files.atomic import refuse_missing_folder
 
 if TYPE_CHECKING:
     from fastmlp.model import MLP
@@ -297,10 +299,10 @@ def evaluate(
     x, y = load_rows(network, data, target, with_target=True, header=header)
     with naming_lines(data, len(x)):
         figures = network.evaluate(x, y, metrics=extra_figures(network))
-    _print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
+    print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
     if "accuracy" in figures:
         print()
-        _print_table(("class", "precision", "recall", "F1", "rows"), class_scores(network, x, y))
+        print_table(("class", "precision", "recall", "F1", "rows"), class_scores(network, x, y))
 
 
 @app.command()
@@ -319,7 +321,7 @@ def predict(
 
     if not out.lower().endswith((".csv", ".npy", ".npz")):
         raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
-    _refuse_missing_folder(out)
+    refuse_missing_folder(out)
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
     x, _ = load_rows(network, data, target, with_target=False, header=header)
@@ -328,11 +330,6 @@ def predict(
         predicted = network.predict(x)
     write_predictions(out, network, predicted, chances)
     print(f"{len(x):,} predictions in {out}")
-
-
-def _refuse_missing_folder(out: str) -> None:
-    if not Path(out).resolve().parent.is_dir():
-        raise FileNotFoundError(f"{out}: expected a folder to write it into, found none; make it first")
 
 
 def _refuse_target(data: str, target: str | None, csv_only: bool = False) -> None:
@@ -359,7 +356,7 @@ def export(
         raise typer.BadParameter(f"OUT: the name of the file ends in .onnx; got {out!r}")
     if Path(out).exists():
         raise FileExistsError(f"{out} is there already; choose another name, or remove it first")
-    _refuse_missing_folder(out)
+    refuse_missing_folder(out)
     network = _load(model, "numpy")
     from fastmlp.convert import to_onnx
 
@@ -375,20 +372,9 @@ def export(
 
 
 @app.command()
-def info() -> None:
-    """Print versions, BLAS libraries, threads, and which backends can run here and, if not, why and the cure."""
-    from fastmlp.cli.output import environment
-
-    for title, rows in environment().items():
-        _print_table((title, ""), rows)
-        print()
-
-
-@app.command()
 def selftest(backend: _Backend = "auto") -> None:
     """Look whether a backend computes rightly on this machine; each stage in a process of its own, half a minute."""
     from fastmlp.backends.registry import choose_backend
-    from fastmlp.cli.output import environment
     from fastmlp.doctor.selftest import run_all
 
     name = choose_backend()[0] if backend == "auto" else backend
@@ -406,8 +392,7 @@ def selftest(backend: _Backend = "auto") -> None:
     print(f"\nThe {name} backend is wrong here. Please report all of this, and use another backend until then:\n")
     for outcome in failed:
         print(f"{outcome.stage}:\n{outcome.text}\n")
-    for title, rows in environment().items():
-        _print_table((title, ""), rows)
+    doctor.print_info()
     raise typer.Exit(1)
 
 
@@ -437,14 +422,4 @@ def warmup() -> None:
 
 doctor.add_to(app)
 parity.add_to(app, _load, _options)
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        # columns of numbers line up on the right; the others, the first and those without a title, on the left
-        cells = [
-            cell.rjust(width) if i and header[i] else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+profile.add_to(app, _load, _options)

@@ -1,29 +1,21 @@
-"""What the command line writes and prints about models and machines: predictions, scores, the environment."""
+"""What the command line writes and prints about models: predictions and scores."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-import platform
-import sys
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp._version import __version__
-from fastmlp.backends.registry import available_backends, choose_backend
 from fastmlp.engine.metrics import Metrics
 from fastmlp.files.atomic import atomic_writer
 from fastmlp.formulas.losses import Loss, Quantile
 from fastmlp.model import MLP
 
-PACKAGES = ("numpy", "scipy", "numba", "scipy-openblas32", "safetensors", "scikit-learn", "matplotlib")
 D2 = "d2_pinball_score"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def write_predictions(path: str, model: MLP, predicted: NDArray[Any], chances: NDArray[Any] | None) -> None:
@@ -117,76 +109,3 @@ def class_scores(model: MLP, x: NDArray[Any], y: NDArray[Any]) -> list[tuple[str
         (name, f"{p:.4f}", f"{r:.4f}", f"{f:.4f}", f"{int(n):,}")
         for name, p, r, f, n in zip(names, *scores, strict=True)
     ]
-
-
-def environment() -> dict[str, list[tuple[str, str]]]:
-    """Return, under a title each, names and what is to be said about them."""
-    found = {"versions": _versions(), "threads": _threads(), "backends": _backends()}
-    return {**found, **_products()} if available_backends()["numba"].available else found
-
-
-def _products() -> dict[str, list[tuple[str, str]]]:
-    """Return, for each type, what was measured of threads and of training steps on this machine."""
-    from fastmlp.backends.cpu import calibration, forms
-    from fastmlp.backends.cpu.choices import STEPS, decisions
-
-    found = {}
-    for dtype in map(np.dtype, ("float32", "float64")):
-        known = calibration.known(dtype)
-        rows = [("threads", "not measured: there is no folder to keep it in")]
-        if known is not None:
-            start, meeting = f"{known.start * 1e6:.0f} us to start", f"{known.meeting * 1e9:.0f} ns to wait for another"
-            rows = [("threads", f"{start}, {meeting}, {known.rate / 1e9:.0f} GFLOP/s in a small product")]
-        elif forms.Forms().lacks(dtype):
-            rows = [("threads", "not measured yet; fastmlp warmup does it")]
-        made = decisions(STEPS, dtype).all()
-        rows += [(key, f"{d['products']} (in {d['parts']} parts)") for key, d in made.items()]
-        found[f"training steps, {dtype} (forward backward gradient of each layer)"] = rows
-    return found
-
-
-def _versions() -> list[tuple[str, str]]:
-    rows = [("fastmlp", __version__), ("python", f"{platform.python_version()}, {platform.platform()}")]
-    for name in PACKAGES:
-        try:
-            rows.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            cure = ': pip install "fastmlp[plot]"' if name == "matplotlib" else ""
-            rows.append((name, f"not installed{cure}"))
-    cupy = [d for d in ("cupy", "cupy-cuda12x", "cupy-cuda13x") if _installed(d)]
-    rows.append(("cupy", f"{metadata.version(cupy[0])} ({cupy[0]})" if cupy else "not installed"))
-    return rows
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _threads() -> list[tuple[str, str]]:
-    import scipy.linalg  # noqa: F401 - loads SciPy's own BLAS
-    import threadpoolctl
-
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    rows = [("processors", f"{usable} usable of {os.cpu_count()}")]
-    # NumPy and SciPy each bring a library of their own
-    for pool in threadpoolctl.threadpool_info():
-        if pool["user_api"] == "blas":
-            kind = " ".join(str(pool[k]) for k in ("internal_api", "version", "architecture") if pool.get(k))
-            whose = [name for name in ("NumPy", "SciPy") if f"{name.lower()}.libs" in pool["filepath"].lower()]
-            count = pool["num_threads"]
-            name = f"BLAS of {whose[0]}" if whose else "BLAS"
-            rows.append((name, f"{kind}, {count} thread{'s' * (count != 1)}"))
-    return rows + [(name, os.environ[name]) for name in THREAD_VARIABLES if name in os.environ]
-
-
-def _backends() -> list[tuple[str, str]]:
-    rows = []
-    for name, found in available_backends().items():
-        state = "can run" if found.available else "cannot run"
-        rows.append((name, f"{state}: {found.reason}" if found.reason else state))
-    chosen, why = choose_backend()
-    return [*rows, ("auto", f"is {chosen} ({why})")]

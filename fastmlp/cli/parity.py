@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastmlp.cli.tables import show_table
+
 if TYPE_CHECKING:
     from fastmlp.doctor.parity import Parity
     from fastmlp.model import MLP
-
-WIDE = 200
-"""Columns where the output is no terminal, so that no line is broken."""
 
 
 def add_to(app: typer.Typer, load: Callable[[str], MLP], options: Callable[[], AbstractContextManager[None]]) -> None:
@@ -86,18 +84,9 @@ def _random(
 
 def _show(found: Parity) -> None:
     """Print all rows as a table, and the verdicts."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
-    table = Table(title=f"differences, in units of what rounding in {found.dtype} allows", box=box.SIMPLE)
-    for column in ("step", "layer", "what", *found.backends):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for row, cells in zip(found.rows, found.table(), strict=True):
-        wrong = any(not off <= 1 for off in row.off.values())
-        table.add_row(*cells, style="bold red" if wrong else None)
-    console.print(table)
+    title = f"differences, in units of what rounding in {found.dtype} allows"
+    wrong = [any(not off <= 1 for off in row.off.values()) for row in found.rows]
+    show_table(title, ("step", "layer", "what", *found.backends), found.table(), left=("what",), striking=wrong)
     for name in found.backends:
         print(f"{name}: {found.verdict(name)}")
     for name, why in found.skipped.items():

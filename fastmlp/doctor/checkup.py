@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.doctor.findings import Findings, Trouble
-from fastmlp.doctor.looks import LOOKS
+from fastmlp.doctor.looks import LOOKS, cupy_packages, products
 from fastmlp.doctor.versions import PIP, REQUIRED, look_at_versions, pinned
 
 SECONDS = 60
@@ -56,6 +56,34 @@ def examine(looks: Sequence[str] = tuple(LOOKS)) -> Findings:
         else:
             found.troubles.append(_failure(name, answer, found))
     return found
+
+
+IN_SHORT = ("fastmlp", "numpy", "scipy", "numba", "scipy-openblas32", "safetensors", "scikit-learn", "matplotlib")
+"""Packages that `in_short` tells the versions of."""
+
+
+def in_short() -> dict[str, list[tuple[str, str]]]:
+    """Return what is asked for most often of what `examine` finds, by title; looked at in this process, so quickly.
+
+    Packages that the command line needs have to be usable.
+    """
+    from fastmlp.backends.registry import available_backends
+
+    found = _python()
+    found.merge(look_at_versions())
+    for look in ("numpy", "scipy", "threads", "backends"):
+        found.merge(LOOKS[look]())
+    machine, packages = dict(found.facts["machine"]), dict(found.facts["packages"])
+    versions = [(name, packages[name]) for name in IN_SHORT]
+    versions.insert(1, ("python", f"{machine['Python'].partition(' ')[0]}, {machine['platform']}"))
+    libraries = [(f"BLAS {whose}", what) for whose, what in found.facts.get("BLAS", [])]
+    threads = [*found.facts["threads"], *libraries]
+    short = {
+        "versions": [*versions, ("cupy", cupy_packages())],
+        "threads": threads,
+        "backends": found.facts["backends"],
+    }
+    return {**short, **products().facts} if available_backends()["numba"].available else short
 
 
 def _python() -> Findings:

@@ -167,6 +167,7 @@ def _caches() -> Findings:
         found.troubles.append(Trouble(cause, f"export {folders}"))
     if importlib.util.find_spec("fastmlp.kernels") is not None:
         _look_at_kernels(found, other / "numba")
+        found.merge(products())
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or home / ".cupy" / "kernel_cache")
     if folder.is_dir():
         found.add("caches", ("kernels of CuPy", f"{folder}, {_size(list(folder.iterdir()))}"))
@@ -189,7 +190,14 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         cause = f"NUMBA_CACHE_DIR={given} cannot be written, so compiled kernels are kept in {folder}"
         found.troubles.append(Trouble(cause, cure))
     files = sorted(folder.glob("*-hashed*.nb[ci]")) if folder.is_dir() else []
-    whats = ("threads", "steps", "products", "proven-train", "proven-predict")  # products: of earlier versions
+    whats = (
+        "threads",
+        "steps",
+        "backends",
+        "products",
+        "proven-train",
+        "proven-predict",
+    )  # products: of earlier versions
     tables = [t for what in whats for t in sorted(folder.glob(f"{what}-*.json"))] if folder.is_dir() else []
     found.add("caches", ("compiled kernels", f"{folder}, {_size(files)}"))
     current = {calibration.kept_path(what, _dtype(name)) for what in whats for name in ("float32", "float64")}
@@ -206,6 +214,26 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         found.troubles.append(Trouble(cause, f"export NUMBA_CACHE_DIR={other}, or make room"))
 
 
+def products() -> Findings:
+    """Tell, for each type, what was measured of threads and of training steps on this machine."""
+    from fastmlp.backends.cpu import calibration, forms
+    from fastmlp.backends.cpu.choices import STEPS, decisions
+
+    found = Findings()
+    for dtype in map(_dtype, ("float32", "float64")):
+        title, known = f"training steps, {dtype} (forward backward gradient of each layer)", calibration.known(dtype)
+        if known is not None:
+            start, meeting = f"{known.start * 1e6:.0f} us to start", f"{known.meeting * 1e9:.0f} ns to wait for another"
+            found.add(title, ("threads", f"{start}, {meeting}, {known.rate / 1e9:.0f} GFLOP/s in a small product"))
+        elif forms.Forms().lacks(dtype):
+            found.add(title, ("threads", "not measured yet; fastmlp warmup does it"))
+        else:
+            found.add(title, ("threads", "not measured: there is no folder to keep it in"))
+        for key, decision in decisions(STEPS, dtype).all().items():
+            found.add(title, (key, f"{decision.get('products')} (in {decision.get('parts')} parts)"))
+    return found
+
+
 def _dtype(name: str) -> Any:
     import numpy as np
 
@@ -218,14 +246,20 @@ def _size(files: list[Path]) -> str:
 
 
 def _backends() -> Findings:
-    from fastmlp.backends.registry import available_backends, choose_backend
+    from fastmlp.backends.registry import VARIABLE, available_backends, choose_backend
+    from fastmlp.errors import BackendUnavailable
 
     found = Findings()
     for name, state in available_backends().items():
         can = "can run" if state.available else "cannot run"
         found.add("backends", (name, f"{can}: {state.reason}" if state.reason else can))
-    chosen, why = choose_backend()
-    found.add("backends", ("auto", f"is {chosen} ({why})"))
+    try:
+        chosen, why = choose_backend()
+    except BackendUnavailable as e:
+        found.add("backends", ("auto", f"cannot be: {e}"))
+        found.troubles.append(Trouble(str(e), f"unset {VARIABLE}"))
+    else:
+        found.add("backends", ("auto", f"is {chosen} ({why})"))
     return found
 
 
@@ -234,7 +268,7 @@ def _cuda() -> Findings:
 
     found, gpus, wheels = Findings(), _gpus(), cupy_wheels()
     found.add("CUDA", ("GPUs, by nvidia-smi", "; ".join(gpus) or "none"))
-    found.add("CUDA", ("CuPy", ", ".join(f"{w} {installed(w)}" for w in wheels) or "not installed"))
+    found.add("CUDA", ("CuPy", cupy_packages()))
     if not wheels:
         if gpus:
             extra = "cuda13" if int(gpus[0].split(",")[1].strip().split(".")[0]) >= 580 else "cuda12"
@@ -252,6 +286,13 @@ def _cuda() -> Findings:
         cause = "NVIDIA_TF32_OVERRIDE=1 makes cuBLAS round float32 to 11 bits"
         found.troubles.append(Trouble(cause, "unset NVIDIA_TF32_OVERRIDE"))
     return found
+
+
+def cupy_packages() -> str:
+    """Return the version of CuPy, and the package that brings it; all of them where there are several."""
+    from fastmlp.backends.cuda.probe import cupy_wheels
+
+    return ", ".join(f"{installed(wheel)} ({wheel})" for wheel in cupy_wheels()) or "not installed"
 
 
 def _gpus() -> list[str]:

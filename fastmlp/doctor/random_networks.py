@@ -12,6 +12,7 @@ from fastmlp.formulas.activations import activation_names
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import OPTIMIZERS, Optimizer
 from fastmlp.model import MLP
+from fastmlp.network.spec import NetworkSpec
 
 MOST_UNITS, MOST_ROWS = 70, 200
 
@@ -52,5 +53,12 @@ def random_network(seed: int) -> RandomNetwork:
     optimizer = replace(cast("Any", OPTIMIZERS.record(str(rng.choice(OPTIMIZERS.names())))), **stages)
     pixels = rng.integers(0, 256, (rows, units[0])).astype(np.uint8)
     x = pixels if rng.random() < 0.3 else rng.normal(size=pixels.shape)
-    y = rng.integers(0, units[-1], rows) if loss.takes_labels else rng.uniform(size=(rows, units[-1]))
+    y = random_targets(model.spec, rows, rng)
     return RandomNetwork(model, x, y, rng.uniform(0.1, 2.0, rows) if rng.random() < 0.3 else None, optimizer)
+
+
+def random_targets(spec: NetworkSpec, rows: int, rng: np.random.Generator) -> NDArray[Any]:
+    """Return targets that suit the loss of a network: labels (rows,), or values (rows, K) in [0, 1)."""
+    if spec.loss.takes_labels:
+        return rng.integers(0, spec.units[-1], rows)
+    return rng.uniform(size=(rows, spec.units[-1] // spec.loss.outputs_per_target))

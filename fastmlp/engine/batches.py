@@ -118,6 +118,15 @@ def inverse_totals(
     return np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
 
 
+def inverse_totals_of_epochs(
+    weights: NDArray[Any] | None, orders: NDArray[np.intp], batch_size: int, steps: int
+) -> NDArray[np.float64]:
+    """Return `inverse_totals` of all batches of epochs that follow each other; orders (epochs, rows)."""
+    if weights is None:
+        return np.tile(inverse_totals(None, orders[0], batch_size, 0, steps), len(orders))
+    return np.concatenate([inverse_totals(weights, order, batch_size, 0, steps) for order in orders])
+
+
 DrawOrder = Callable[[], NDArray[np.intp]]
 """Returns the order of the rows of the next epoch."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastmlp.arguments import check_count, check_flag, check_number, check_path, check_sequence
 from fastmlp.engine.loop import Callback
+from fastmlp.files.atomic import refuse_missing_folder
 from fastmlp.formulas.figures import lower_is_better
 from fastmlp.formulas.names import explains_keywords
 
@@ -133,8 +134,7 @@ class Checkpoint(Callback):
         run.save_checkpoint(path)
 
     def on_train_begin(self, run: Training) -> None:
-        if not Path(self.path).parent.is_dir():
-            raise FileNotFoundError(f"Checkpoint: there is no folder {Path(self.path).parent}; create it first")
+        refuse_missing_folder(self.path)
         run.check_checkpoint()
 
     def next_step(self, run: Training) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.sparse import SparseRows
-from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals
+from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals, inverse_totals_of_epochs
 from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
 from fastmlp.engine.feed import Fed, Feed, feed_of
 from fastmlp.engine.history import History
@@ -110,6 +110,7 @@ class Training(RunView):
         super().__init__(learner, validation, progress, optimizer, metrics, model, history)
         self._data, self._schedule = data, optimizer.schedule
         self.callbacks = sorted(callbacks, key=lambda c: c.runs_last)
+        self._told: Sequence[Any] = self.callbacks  # what an `EpochTimer` puts its clock around
         order = learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray, data.training
         self._orders, self._draws = Orders(*order, draw), draw is not None
         self._order: Order | None = None
@@ -128,10 +129,10 @@ class Training(RunView):
         if monitor is not None:
             self.check_monitor(type(self._schedule).__name__, monitor)
         learner = self.learner
-        feed = feed_of(self._data, learner.backend, self._progress.batch_size)
         for callback in self.callbacks:
             callback.on_train_begin(self)
         try:
+            feed = self._feed()
             with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
                 self._session = self._used = session
                 session.meanwhile = self._order_ahead
@@ -148,13 +149,13 @@ class Training(RunView):
                     self._session = session.meanwhile = self._validation_there = None
                     session.release()
             if self._interrupted:
-                for callback in self.callbacks:
+                for callback in self._told:
                     callback.on_interrupt(self)
         except BaseException:
             self.failed = True
             raise
         finally:
-            for callback in self.callbacks:
+            for callback in self._told:
                 callback.on_train_end(self)
         self._check_weights()
         if stalled := learner.state.stalled(learner.to_numpy):
@@ -169,6 +170,9 @@ class Training(RunView):
                 TrainingInterrupted,
             )
         return self.history
+
+    def _feed(self) -> Feed:
+        return feed_of(self._data, self.learner.backend, self._progress.batch_size)
 
     def _prepare(self, session: Session, ctrl_c: CtrlC) -> None:
         """Let the backend compile; Ctrl-C ends that before it is done, since no step is at hand."""
@@ -202,13 +206,13 @@ class Training(RunView):
         progress, state = self._progress, self.learner.state
         began = time.perf_counter() - progress.seconds
         self._order = self._orders.of_epoch(state.step - progress.position)
-        for callback in self.callbacks:
+        for callback in self._told:
             callback.on_epoch_begin(self)
         rate = math.nan
         while progress.position < self._steps_per_epoch:
             rate = self._steps(session, feed, self._order)
             progress.seconds = time.perf_counter() - began
-            for callback in self.callbacks:
+            for callback in self._told:
                 callback.on_steps(self)
             if ctrl_c.pressed:
                 self._interrupted = True
@@ -228,7 +232,7 @@ class Training(RunView):
         progress.epoch, progress.position, progress.seconds = progress.epoch + 1, 0, 0.0
         self._totals[:] = 0
         progress.totals = self._totals.tolist()
-        for callback in self.callbacks:
+        for callback in self._told:
             callback.on_epoch_end(self, figures)
 
     # --- several epochs at once ---
@@ -265,11 +269,11 @@ class Training(RunView):
             for epoch in range(whole):
                 told = epoch + 1
                 self._totals[:], self._squared_norm = sums[epoch], float(norms[epoch])
-                for callback in self.callbacks:
+                for callback in self._told:
                     callback.on_epoch_begin(self)
                 progress.position, progress.totals = steps, self._totals.tolist()
                 progress.seconds = seconds / count
-                for callback in self.callbacks:
+                for callback in self._told:
                     callback.on_steps(self)
                 if ctrl_c.pressed and epoch == whole - 1:
                     self._interrupted = True
@@ -286,7 +290,7 @@ class Training(RunView):
                 learner.state.go_back(before)
                 self._take_epochs(session, data, orders[:told])
         if not report.finite and not ended:
-            for callback in self.callbacks:
+            for callback in self._told:
                 callback.on_epoch_begin(self)
             progress.position = report.done - whole * steps
             self._totals[:] = sums[whole]
@@ -300,10 +304,7 @@ class Training(RunView):
         state, batch, weights = self.learner.state, self._progress.batch_size, self._data.weights
         count, steps = len(orders), self._steps_per_epoch
         rates = self._rates(state.optimizer_step, count * steps)
-        if weights is None:
-            inverse = np.tile(inverse_totals(None, orders[0], batch, 0, steps), count)
-        else:
-            inverse = np.concatenate([inverse_totals(weights, order, batch, 0, steps) for order in orders])
+        inverse = inverse_totals_of_epochs(weights, orders, batch, steps)
         table = self.optimizer.table(rates, state.optimizer_step, inverse, self.learner.spec.l2_share(inverse))
         sums, norms = np.zeros((count, 3)), np.full(count, math.nan)
         report = self.learner.backend.train_epochs(session, state, data, orders, table, sums, norms)
@@ -326,7 +327,7 @@ class Training(RunView):
         count = self._steps_per_epoch - progress.position
         seconds = min(CALL_SECONDS, session.call_seconds)
         count = min(count, int(seconds / session.seconds_per_step) if session.seconds_per_step else 8)
-        for callback in self.callbacks:
+        for callback in self._told:
             due = callback.next_step(self)
             if due is not None:
                 count = min(count, due - self.steps_done)

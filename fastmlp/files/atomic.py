@@ -77,6 +77,12 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+def refuse_missing_folder(path: str | os.PathLike[str]) -> None:
+    """Raise FileNotFoundError where a file has no folder to be written into, before the work that it is for."""
+    if not Path(path).resolve().parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a folder to write it into, found none; make it first")
+
+
 def _begin(target: Path) -> tuple[Path, BinaryIO]:
     """Create a temporary file for a target, locked as long as it is open."""
     while True:

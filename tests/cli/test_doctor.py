@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fastmlp.backends.cpu import limits
+from fastmlp.backends.cpu import choices, limits
+from fastmlp.backends.cuda import backend as cuda_backend
 from fastmlp.backends.cuda import probe
+from fastmlp.backends.decisions import Decisions
 from fastmlp.doctor import checkup, looks, versions
 from fastmlp.doctor.findings import Findings, Trouble
 
@@ -224,6 +227,24 @@ def test_kernels_that_are_not_compiled(monkeypatch):
     the_one(checkup.examine(("numba",)), "^NUMBA_DISABLE_JIT is set", "^unset NUMBA_DISABLE_JIT$")
 
 
+@pytest.mark.parametrize(("asked", "cause"), [("nunpy", "did you mean 'numpy'"), ("cupy", "it is a test")])
+def test_a_backend_of_the_environment_that_there_is_not(monkeypatch, asked, cause):
+    monkeypatch.setenv("FASTMLP_BACKEND", asked)
+    monkeypatch.setattr(cuda_backend, "probe", lambda: probe.Availability(False, "it is a test; end it"))
+    found = looks.LOOKS["backends"]()
+    the_one(found, f"FASTMLP_BACKEND={asked}.*{cause}", "^unset FASTMLP_BACKEND$")
+    assert dict(found.facts["backends"])["auto"].startswith("cannot be: ")
+
+
+def test_what_was_decided_is_told(monkeypatch, tmp_path):
+    made = Decisions(tmp_path / "steps.json", {})
+    made.keep("4-8-2, batch 16", {"products": "blas blas blas, blas blas blas", "parts": 2})
+    monkeypatch.setattr(choices, "decisions", lambda what, dtype: made)
+    for rows in looks.products().facts.values():
+        assert dict(rows)["4-8-2, batch 16"] == "blas blas blas, blas blas blas (in 2 parts)"
+        assert "threads" in dict(rows)
+
+
 def test_a_source_folder_without_kernels(monkeypatch):
     monkeypatch.setattr(checkup, "find_spec", lambda name: None)
     the_one(checkup.examine(()), "^fastmlp was imported from its source folder", "^python -m pip install -e .")
@@ -307,3 +328,45 @@ def test_every_package_that_is_needed_is_looked_at():
     needed = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
     assert needed == set(versions.REQUIRED.values())
     assert set(versions.REQUIRED) <= set(looks.LOOKS)
+
+
+# --- in short ---------------------------------------------------------------------------------------------------------
+
+
+def test_info_tells_what_the_doctor_looks_at(plant, monkeypatch):
+    def planted():
+        found = Findings()
+        found.add("backends", ("abacus", "can run"))
+        return found
+
+    monkeypatch.setitem(looks.LOOKS, "backends", planted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plant.package("joblib", "9.9")
+    plant.package("numba", "9.9")
+    short = checkup.in_short()
+    assert short["backends"] == [("abacus", "can run")]
+    versions = dict(short["versions"])
+    assert versions["numba"] == "9.9" and "joblib" not in versions
+    assert short["versions"][1] == ("python", f"{platform.python_version()}, {platform.platform()}")
+    threads, looked = dict(short["threads"]), dict(looks.LOOKS["threads"]().facts["threads"])
+    assert looked.items() <= threads.items() and looked["OMP_NUM_THREADS"] == "1"
+    assert threads["BLAS of NumPy"] == dict(looks.LOOKS["numpy"]().facts["BLAS"])["of NumPy"]
+
+
+@pytest.mark.parametrize("there", [["cupy-cuda12x", "cupy-cuda13x"], []])
+def test_the_version_of_cupy_is_told_in_one_way(plant, monkeypatch, there):
+    monkeypatch.setattr(probe, "cupy_wheels", lambda: there)
+    for number, wheel in enumerate(there):
+        plant.package(wheel, f"14.{number}")
+    text = "14.0 (cupy-cuda12x), 14.1 (cupy-cuda13x)" if there else "not installed"
+    assert looks.cupy_packages() == text
+    monkeypatch.setattr(probe, "cuda_availability", lambda: probe.Availability(False, "it is a test; end it"))
+    assert dict(looks.LOOKS["cuda"]().facts["CUDA"])["CuPy"] == text
+
+
+def test_what_was_measured_of_products_is_among_the_caches_and_in_short():
+    pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+    found = looks.products().facts
+    assert [title.partition(" (")[0] for title in found] == ["training steps, float32", "training steps, float64"]
+    assert found.items() <= looks.LOOKS["caches"]().facts.items()
+    assert found.items() <= checkup.in_short().items()

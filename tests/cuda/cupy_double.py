@@ -76,6 +76,7 @@ __all__ = [
     "poison",
     "pooled",
     "products",
+    "ranges",
     "where",
 ]
 
@@ -342,6 +343,23 @@ class CublasLibrary:
 cublas_library = CublasLibrary()
 
 
+ranges = []
+"""What was pushed and popped, in order: ("push", name) and ("pop", name)."""
+_open_ranges = []
+
+
+def _range_push(message, id_color=-1):
+    assert isinstance(message, str)
+    _open_ranges.append(message)
+    ranges.append(("push", message))
+
+
+def _range_pop():
+    if not _open_ranges:
+        raise CudaError("double: a range is popped that was not pushed")
+    ranges.append(("pop", _open_ranges.pop()))
+
+
 cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
@@ -356,6 +374,7 @@ cuda = types.SimpleNamespace(
     nvrtc=types.SimpleNamespace(NVRTCError=NVRTCError),
     cublas=types.SimpleNamespace(gemmEx=_gemm_ex, CUBLASError=CUBLASError),
     device=types.SimpleNamespace(get_cublas_handle=_cublas_handle),
+    nvtx=types.SimpleNamespace(RangePush=_range_push, RangePop=_range_pop),
     runtime=types.SimpleNamespace(
         CUDA_R_32F=0, CUDA_R_64F=1, CUDARuntimeError=CudaError, deviceSynchronize=_device_synchronize
     ),

@@ -5,9 +5,10 @@ All work is put on the stream that is current where a call is made, so whoever u
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,15 @@ class CupyOperations(Backend):
 
     def synchronize(self) -> None:
         self._cupy.cuda.get_current_stream().synchronize()
+
+    @contextlib.contextmanager
+    def marked(self, name: str) -> Iterator[None]:
+        nvtx = self._cupy.cuda.nvtx
+        nvtx.RangePush(name)
+        try:
+            yield
+        finally:
+            nvtx.RangePop()
 
     def memory_info(self) -> dict[str, int]:
         """Return bytes of the device: free, total, and of CuPy's pool used, and kept for later."""
