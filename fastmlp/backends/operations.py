@@ -183,12 +183,20 @@ class Operations(ABC):
 
     @abstractmethod
     def dropout(
-        self, a: Array, slope: Array | None, rate: float, key: int, step: int, layer: int, scratch: Array
+        self,
+        a: Array,
+        slope: Array | None,
+        rate: float,
+        key: int,
+        step: int,
+        layer: int,
+        scratch: Array,
+        first_row: int = 0,
     ) -> None:
         """Multiply a, and slope where it is given, by ``mask / (1 - rate)``.
 
         The mask keeps the unit in row i and column j where the random word of the counter
-        (j // 4, i, step, DROPOUT << 24 | layer) is at least `random_bits.keep_threshold`; see `random_bits`.
+        (j // 4, first_row + i, step, DROPOUT << 24 | layer) is at least `random_bits.keep_threshold`.
 
         Parameters
         ----------
@@ -200,6 +208,8 @@ class Operations(ABC):
             The rest of the counter; layer 0 is the input of the network.
         scratch : (N, O) float
             Overwritten.
+        first_row : int
+            The place in the batch of the first of these rows.
         """
 
     @abstractmethod
