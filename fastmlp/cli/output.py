@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -193,3 +193,15 @@ def _backends() -> list[tuple[str, str]]:
         rows.append((name, f"{state}: {found.reason}" if found.reason else state))
     chosen, why = choose_backend()
     return [*rows, ("auto", f"is {chosen} ({why})")]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header, its columns in line."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        # columns of numbers line up on the right; the others, the first and those without a title, on the left
+        cells = [
+            cell.rjust(width) if i and header[i] else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -63,6 +63,10 @@ class Group(ABC):
             Overwritten: this rank's columns, of all rows in the order of the ranks.
         """
 
+    def tell_in_a_line(self, plain: tuple[type[BaseException], ...]) -> None:
+        """Let errors of these types, which end the other ranks, be told without a traceback."""
+        return
+
     def failed(self, error: BaseException) -> None:
         """End the wait of the other ranks after an error of this one, which not all of them have."""
         return

@@ -11,7 +11,7 @@ import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,24 +30,13 @@ ALIKE_SECONDS = 2.0
 """How long a rank that has failed waits for all others to fail too."""
 
 
-def uncaught(error: BaseException) -> str:
-    """Return what a rank says of an error that ends the job."""
-    return "".join(traceback.format_exception(error))
-
-
 class Processes(Group):
-    """A rank of a communicator of mpi4py; see `fastmlp.parallel.mpi`.
-
-    Attributes
-    ----------
-    describe : callable
-        What is printed of an error that ends the job.
-    """
+    """A rank of a communicator of mpi4py; see `fastmlp.parallel.mpi`."""
 
     def __init__(self, comm: MPI.Intracomm, shards: int | None, timeout: float) -> None:
         super().__init__(comm.Get_rank(), comm.Get_size(), shards)
         self._timeout = timeout
-        self.describe: Callable[[BaseException], str] = uncaught
+        self._plain: tuple[type[BaseException], ...] = ()
         # messages of its own, which no others of the program can be taken for; and some for errors
         self._comm, asked = comm.Idup()
         self._wait(asked)
@@ -97,9 +86,13 @@ class Processes(Group):
             places = [width * (first + row) if n else 0 for first, n in zip(firsts, got, strict=False)]
             self._wait(self._comm.Ialltoallv(sending, [out, got, places, kind]))
 
+    def tell_in_a_line(self, plain: tuple[type[BaseException], ...]) -> None:
+        self._plain = plain
+
     def failed(self, error: BaseException) -> None:
         if not self._all_fail():
-            self._end_all(self.describe(error))
+            in_a_line = isinstance(error, self._plain)
+            self._end_all(f"error: {error}" if in_a_line else "".join(traceback.format_exception(error)))
 
     def _all_fail(self) -> bool:
         """Return whether all ranks have failed by now, or do in a moment: then none waits for another."""
