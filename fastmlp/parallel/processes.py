@@ -7,6 +7,7 @@ fail alike (as they do where the loss is not finite, or an argument makes no sen
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import time
@@ -24,7 +25,7 @@ from fastmlp.parallel.group import Group
 T = TypeVar("T")
 
 BUSY = 2000
-"""How often a wait asks at once; then it lets other processes have the core, some microseconds at a time."""
+"""How often a wait asks at once, while others that want the core have it; then it sleeps in between."""
 NAP = 50e-6
 ALIKE_SECONDS = 2.0
 """How long a rank that has failed waits for all others to fail too."""
@@ -48,7 +49,9 @@ class Processes(Group):
         end, asked = time.monotonic() + self._timeout, 0
         while not request.Test():
             asked += 1
-            if asked > BUSY:
+            if asked <= BUSY:
+                _let_others()
+            else:
                 time.sleep(NAP)
                 if time.monotonic() > end:
                     raise ParallelError(
@@ -112,6 +115,12 @@ class Processes(Group):
     def close(self) -> None:
         self._comm.Free()
         self._errors.Free()
+
+
+def _let_others() -> None:
+    """Let another process have the core, where one waits for it."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
 
 
 def _type_of(array: NDArray[Any]) -> MPI.Datatype:
