@@ -120,7 +120,12 @@ import os, signal, sys, time
 import numpy as np
 import fastmlp
 
-fault, group = sys.argv[1], fastmlp.parallel.mpi(timeout=3 if sys.argv[1] == "stuck" else 300)
+fault = sys.argv[1]
+if fault == "between fits":
+    from mpi4py import MPI
+    group = MPI.COMM_WORLD
+else:
+    group = fastmlp.parallel.mpi(timeout=3 if fault == "stuck" else 300)
 faults = {
     "raises": lambda: (_ for _ in ()).throw(OSError("the disk is full")),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -130,6 +135,7 @@ faults = {
     "memory": lambda: np.empty(2**62, np.uint8),
     "stuck": lambda: time.sleep(1000),
     "bad file": lambda: np.load("nothere.npy"),
+    "between fits": lambda: np.load("nothere.npy"),
 }
 
 def say(*words):
@@ -157,6 +163,9 @@ optimizer = fastmlp.SGD(1e25) if fault == "not finite" else fastmlp.SGD(0.01)
 if fault == "not finite":
     say("fault at", time.time())
 model = fastmlp.MLP((6, 8, 3), backend="numpy", seed=0)
+if fault == "between fits":
+    model.fit(x, y, epochs=1, verbose=0, parallel=group)
+    fail()
 callbacks = [Fails(), fastmlp.Checkpoint("run.safetensors")]
 model.fit(x, y, epochs=100000, batch_size=16, optimizer=optimizer, callbacks=callbacks, verbose=0, parallel=group)
 """
@@ -169,6 +178,7 @@ FAULTS = {
     "memory": "rank 1 of 3: Traceback .*MemoryError",
     "stuck": r"rank [02] of 3: Traceback .*parallel: rank \d has waited 3 s for the others",
     "bad file": "Traceback .*FileNotFoundError.*rank 1 of 3: FileNotFoundError, as above",
+    "between fits": "Traceback .*FileNotFoundError.*rank 1 of 3: FileNotFoundError, as above",
     "other data": "Traceback .*ParallelError: parallel: all ranks must have the same data; rank 1 has",
     "not finite": "Traceback .*NonFiniteLossError: the loss is not finite in epoch 1",
 }
@@ -193,7 +203,7 @@ def test_a_fault_of_one_rank_ends_the_job_soon_and_is_told(job, tmp_path, fault,
     processes = [int(line.split()[1]) for line in out.splitlines() if line.startswith("process ")]
     assert len(processes) == 3
     assert not any(map(exists, processes))
-    if fault not in ("bad file", "other data", "not finite"):
+    if fault not in ("bad file", "between fits", "other data", "not finite"):
         fastmlp.load(tmp_path / "run.safetensors", "numpy")  # whole, whatever happened
 
 

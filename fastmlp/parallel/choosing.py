@@ -71,16 +71,11 @@ def grouped(parallel: Any) -> Iterator[Group | None]:
     if parallel is None:
         yield None
         return
-    if isinstance(parallel, Group):
-        with parallel.guarded():
-            yield parallel
-        return
-    if not _is_communicator(parallel):
+    if not isinstance(parallel, Group) and not _is_communicator(parallel):
         raise TypeError(
             "parallel must be None, a communicator of mpi4py such as MPI.COMM_WORLD, or what fastmlp.parallel.mpi "
             f"returns; got {parallel!r}"
         )
-    group = mpi(parallel)
+    group = parallel if isinstance(parallel, Group) else mpi(parallel)
     with group.guarded():
         yield group
-    group.close()

@@ -71,10 +71,6 @@ class Group(ABC):
         """End the wait of the other ranks after an error of this one, which not all of them have."""
         return
 
-    def close(self) -> None:
-        """Let go of what the group holds; it cannot be used again."""
-        return
-
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Let an error of this rank end the others too, instead of leaving them to wait."""

@@ -27,6 +27,8 @@ T = TypeVar("T")
 BUSY = 2000
 """How often a wait asks at once, while others that want the core have it; then it sleeps in between."""
 NAP = 50e-6
+_kept = MPI.Comm.Create_keyval()
+"""Where a communicator keeps its copies, which all calls with it share."""
 ALIKE_SECONDS = 2.0
 """How long a rank that has failed waits for all others to fail too."""
 
@@ -38,12 +40,19 @@ class Processes(Group):
         super().__init__(comm.Get_rank(), comm.Get_size(), shards)
         self._timeout = timeout
         self._plain: tuple[type[BaseException], ...] = ()
-        # messages of its own, which no others of the program can be taken for; and some for errors
-        self._comm, asked = comm.Idup()
-        self._wait(asked)
-        self._errors, asked = comm.Idup()
-        self._wait(asked)
+        kept: Any = comm.Get_attr(_kept)
+        if kept is None:
+            # messages of its own, which no others of the program can be taken for; and some for errors
+            kept = self._copy(comm), self._copy(comm)
+            comm.Set_attr(_kept, kept)
+        self._comm: MPI.Intracomm = kept[0]
+        self._errors: MPI.Intracomm = kept[1]
         _end_all_at_an_uncaught_error(self)
+
+    def _copy(self, comm: MPI.Intracomm) -> MPI.Intracomm:
+        copy, asked = comm.Idup()
+        self._wait(asked)
+        return copy
 
     def _wait(self, request: MPI.Request) -> None:
         end, asked = time.monotonic() + self._timeout, 0
@@ -111,10 +120,6 @@ class Processes(Group):
         print(f"rank {self.rank} of {self.size}: {text}", file=sys.stderr, flush=True)
         time.sleep(0.1)  # mpiexec passes it on before it ends its processes
         self._comm.Abort(1)
-
-    def close(self) -> None:
-        self._comm.Free()
-        self._errors.Free()
 
 
 def _let_others() -> None:
