@@ -366,6 +366,32 @@ def test_a_loss_that_is_not_finite_is_told_as_by_one_process():
     assert str(shared.value) == str(alone.value)
 
 
+def test_weights_that_overflow_are_told_by_all_ranks(tmp_path):
+    ended = {}
+
+    def train(group):
+        try:
+            saving = [fastmlp.Checkpoint(tmp_path / "run.safetensors")]
+            fitted(
+                group,
+                x=1e4 * X,
+                made={"activation": "relu"},
+                optimizer=fastmlp.SGD(1e38),
+                batch_size=75,
+                callbacks=saving,
+            )
+        except fastmlp.NonFiniteLossError as error:
+            ended[group.rank] = str(error)
+            raise
+
+    with pytest.raises(fastmlp.NonFiniteLossError):
+        in_threads(train, 3, timeout=20)
+    assert len(ended) == 3
+    assert set(ended.values()) == {ended[0]}
+    assert "are not finite in epoch" in ended[0]
+    assert not (tmp_path / "run.safetensors").exists()
+
+
 def test_what_one_rank_stops_all_stop():
     def train(group):
         steps = []

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import HostData
     from fastmlp.backends.session import Session
-    from fastmlp.engine.batches import DrawOrder
-    from fastmlp.engine.feed import Fed
+    from fastmlp.engine.batches import DrawOrder, Order
+    from fastmlp.engine.feed import Fed, Feed
     from fastmlp.engine.history import History
     from fastmlp.engine.interrupts import CtrlC
     from fastmlp.engine.learner import Learner
@@ -142,6 +142,11 @@ class SharedTraining(Training):
 
     def _may_take_several(self, session: Session) -> bool:
         return False
+
+    def _steps(self, session: Session, feed: Feed, order: Order) -> float:
+        rate = super()._steps(session, feed, order)
+        self._check_weights()  # by all ranks: at a checkpoint rank 0 alone does
+        return rate
 
     def _at_once(self, count: int) -> int:
         return min(self._group.share(count))

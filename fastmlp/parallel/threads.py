@@ -16,32 +16,40 @@ T = TypeVar("T")
 
 
 class _Meeting:
-    """What the threads of a group share: where they wait for each other, and what each of them shows."""
+    """What the threads of a group share: where they wait for each other, and what each of them shows.
+
+    A thread that all others have met goes on, whatever happens to them afterwards: what all of them come to, an error
+    too, each comes to by itself.
+    """
 
     def __init__(self, size: int, timeout: float) -> None:
-        self.barrier = threading.Barrier(size)
         self.shown: list[Any] = [None] * size
-        self.timeout = timeout
         self.first_error: tuple[int, BaseException] | None = None
-        self._lock = threading.Lock()
+        self._size, self._timeout = size, timeout
+        self._arrived = self._met = 0
+        self._changed = threading.Condition()
 
     def wait(self, rank: int) -> None:
-        try:
-            self.barrier.wait(self.timeout)
-        except threading.BrokenBarrierError:
-            if self.first_error is not None:
-                failed, error = self.first_error
-                raise ParallelError(f"parallel: rank {failed} has failed: {error}") from error
-            raise ParallelError(
-                f"parallel: rank {rank} has waited {self.timeout:g} s for the others; all ranks must make the "
-                "same calls"
-            ) from None
+        with self._changed:
+            before = self._met
+            self._arrived += 1
+            if self._arrived == self._size:
+                self._arrived, self._met = 0, before + 1
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._met > before or self.first_error is not None, self._timeout)
+            if self._met > before:
+                return
+        if self.first_error is not None:
+            failed, error = self.first_error
+            raise ParallelError(f"parallel: rank {failed} has failed: {error}") from error
+        raise ParallelError(
+            f"parallel: rank {rank} has waited {self._timeout:g} s for the others; all ranks must make the same calls"
+        )
 
     def note(self, rank: int, error: BaseException) -> None:
-        with self._lock:
-            if self.first_error is None:
-                self.first_error = rank, error
-        self.barrier.abort()
+        with self._changed:
+            self.first_error = self.first_error or (rank, error)
+            self._changed.notify_all()
 
 
 class Threads(Group):
