@@ -112,7 +112,7 @@ os.write(1, f"{{first}} {{second}}\\n".encode())  # in one piece, however many r
 """
     code, out = ended(job(ranks, program(tmp_path, code)))
     assert code == 0, out
-    assert out.split() == [expected] * 2 * ranks
+    assert re.findall("[0-9a-f]{64}", out) == [expected] * 2 * ranks, out  # a slow machine says that it compiles
 
 
 FAULTY = """
