@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastmlp import convert as convert
     from fastmlp import datasets as datasets
     from fastmlp import features as features
+    from fastmlp import parallel as parallel
     from fastmlp import plots as plots
     from fastmlp import stepbystep as stepbystep
     from fastmlp.backends.choosing import get_backend as get_backend
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import FileFormatError as FileFormatError
     from fastmlp.errors import KernelError as KernelError
     from fastmlp.errors import NonFiniteLossError as NonFiniteLossError
+    from fastmlp.errors import ParallelError as ParallelError
     from fastmlp.errors import ReproducibilityWarning as ReproducibilityWarning
     from fastmlp.errors import TrainingInterrupted as TrainingInterrupted
     from fastmlp.estimators.classifier import MLPClassifier as MLPClassifier
@@ -91,8 +93,8 @@ _PUBLIC = {
     "engine.epoch_timer": "EpochTimer",
     "engine.loop": "Callback",
     "formulas.registration": "register_activation register_loss",
-    "errors": "BackendUnavailable DataError FileFormatError KernelError NonFiniteLossError ReproducibilityWarning "
-    "TrainingInterrupted",
+    "errors": "BackendUnavailable DataError FileFormatError KernelError NonFiniteLossError ParallelError "
+    "ReproducibilityWarning TrainingInterrupted",
     "engine.history": "History",
     "estimators.classifier": "MLPClassifier",
     "estimators.regressor": "MLPRegressor",
@@ -106,7 +108,7 @@ _PUBLIC = {
     "network.spec": "NetworkSpec",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-_MODULES = ("approximation", "convert", "datasets", "features", "plots", "stepbystep")
+_MODULES = ("approximation", "convert", "datasets", "features", "parallel", "plots", "stepbystep")
 
 __all__ = sorted(["__version__", *_HOME, *_MODULES])
 

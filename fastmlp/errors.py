@@ -62,6 +62,13 @@ class KernelError(RuntimeError):
         self.kernel = kernel
 
 
+class ParallelError(RuntimeError):
+    """Ranks that train together cannot go on: one has other settings, data or weights, has failed, or does not answer.
+
+    The message names the rank.
+    """
+
+
 class TrainingInterrupted(UserWarning):
     """Training was stopped by Ctrl-C after a whole step; the model is usable and says where it stands."""
 

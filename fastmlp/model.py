@@ -22,6 +22,7 @@ from fastmlp.formulas.names import explains_keywords
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.network.spec import make_spec
 from fastmlp.network.summary import describe, print_summary, summary_lines
+from fastmlp.parallel.choosing import grouped
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fastmlp.formulas.initializers import Initializer
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer
+    from fastmlp.parallel.choosing import Ranks
 
 
 @explains_keywords(__init__="network", fit="fit", resume="fit", evaluate="ask", predict="ask", predict_proba="ask")
@@ -114,8 +116,7 @@ class MLP(Described):
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
         """Print the layers, their shapes and numbers of parameters, and what training keeps in memory, line by line."""
-        rules = self._learner.rules.describe()
-        print_summary(print_fn, summary_lines(self.spec, self.dtype, self.backend.name, rules))
+        print_summary(print_fn, summary_lines(self.spec, self.dtype, self.backend.name, self._learner.rules.describe()))
 
     # --- training ---
 
@@ -135,6 +136,7 @@ class MLP(Described):
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
         verbose: int = 1,
+        parallel: Ranks | None = None,
     ) -> History:
         """Train; called again, go on from where the model stands.
 
@@ -173,6 +175,8 @@ class MLP(Described):
             Take the rows in a new order each epoch.
         verbose : {0, 1, 2}
             Nothing; a progress bar and a line an epoch; a line an epoch.
+        parallel : fastmlp.parallel.mpi() or mpi4py.MPI.COMM_WORLD, optional
+            The processes that train together; each calls this alike, with all rows (a memory map is read where needed).
 
         Returns
         -------
@@ -182,16 +186,19 @@ class MLP(Described):
         ------
         DataError, ValueError, TypeError
             An argument does not make sense; nothing has changed then.
+        ParallelError
+            A process has other settings, data or weights than others, has failed, or does not answer.
         NonFiniteLossError
             The loss of a step was not finite, the model is as it was before it; or a weight, it is as before the call.
         """
-        learner = self._learner
-        epochs, batch_size = check_count("epochs", epochs), batches.check_batch_size(batch_size)
-        chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
-        data, validation = runs.take(learner, (x, y, sample_weight), class_weight, validation_data, validation_split)
-        more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self)
-        wanted = runs.Wanted(epochs, batch_size, chosen, shuffle, float(validation_split))
-        return runs.begin(learner, data, validation, wanted, more)
+        learner, rows = self._learner, (x, y, sample_weight)
+        with grouped(parallel) as group:
+            epochs, batch_size = check_count("epochs", epochs), batches.check_batch_size(batch_size)
+            chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
+            data, validation = runs.take(learner, rows, class_weight, validation_data, validation_split)
+            more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self, group)
+            wanted = runs.Wanted(epochs, batch_size, chosen, shuffle, float(validation_split))
+            return runs.begin(learner, data, validation, wanted, more)
 
     def resume(
         self,
@@ -204,15 +211,16 @@ class MLP(Described):
         metrics: Metrics = (),
         callbacks: Sequence[Callback] = (),
         verbose: int = 1,
+        parallel: Ranks | None = None,
     ) -> History:
         """Go on with the run of the checkpoint that this model was loaded from, to the same bits.
 
         Parameters
         ----------
         x, y, sample_weight, class_weight, validation_data, metrics, callbacks
-            The same as `fit` was given; epochs, batch size, optimizer, order and validation split are in the
-            checkpoint.
-        verbose : {0, 1, 2}
+            The same as `fit` was given; all else is in the checkpoint.
+        verbose, parallel
+            As for `fit`; another number of processes, or none but this one, goes on to the same bits.
 
         Returns
         -------
@@ -226,22 +234,17 @@ class MLP(Described):
         ValueError
             The data, callbacks or metrics are not those of the checkpoint.
         """
-        learner = self._learner
-        paused, progress = runs.paused_run(learner)
-        rows, split = (x, y, sample_weight), progress.validation_split
-        data, validation = runs.take(learner, rows, class_weight, validation_data, split, progress.drawn)
-        more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self)
-        return runs.go_on(learner, paused, progress, data, validation, more)
+        learner, rows = self._learner, (x, y, sample_weight)
+        with grouped(parallel) as group:
+            paused, at = runs.paused_run(learner)
+            data, validation = runs.take(learner, rows, class_weight, validation_data, at.validation_split, at.drawn)
+            more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self, group)
+            return runs.go_on(learner, paused, at, data, validation, more)
 
     # --- asking ---
 
     def evaluate(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        *,
-        metrics: Metrics = (),
+        self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, *, metrics: Metrics = ()
     ) -> dict[str, float]:
         """Return the figures of the model on some data; parameters as for `fit`.
 
@@ -365,8 +368,8 @@ class MLP(Described):
     ) -> dict[str, int]:
         """Return how many bytes `fit` would take where the model runs, beside what is there already.
 
-        Nothing is allocated.  What prediction and validation take comes on top, and is small: they work in chunks.  The
-        first fit on a GPU uses copies of the parameters too, where there is room.  Parameters as for `fit`.
+        Nothing is allocated.  Prediction and validation, in chunks, take a little more, and the first fit on a GPU uses
+        copies of the parameters, where there is room.  Parameters as for `fit`.
 
         Returns
         -------
@@ -375,10 +378,7 @@ class MLP(Described):
             ``order``, of the rows of an epoch; ``workspace``, what a training step works in; ``total``.
         """
         data = self._learner.data(x, y, sample_weight)
-        rows = batches.batch_of(batches.check_batch_size(batch_size), len(data))
-        plan = self._learner.plan(rows, choose_optimizer(optimizer, self._learner.state.optimizer))
-        found = self.backend.memory_estimate(plan, data)
-        return {**found, "total": sum(found.values())}
+        return runs.memory_estimate(self._learner, data, batches.check_batch_size(batch_size), optimizer)
 
     def close(self) -> None:
         """Let go of the memory that is kept between calls; the model stays usable, and what it needs is made again."""

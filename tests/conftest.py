@@ -35,6 +35,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fuzz", type=float, default=10.0, metavar="SECONDS", help="feed the readers damaged files so long"
     )
+    parser.addoption("--mpi", action="store_true", help="start several processes by mpiexec, which takes a minute")
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
 
 
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(config, items):
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",
         "cuda_host": "the host code of CUDA, on CuPy's double; pytest --cuda-host or --whole-ladder runs it",
         "other_processors": "this processor is another one; pytest --other-processors runs it",
+        "mpi": "starts several processes; pytest --mpi runs it",
         "planted_bugs": "takes minutes; pytest --planted-bugs runs it",
     }
     for marker, reason in reasons.items():

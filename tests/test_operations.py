@@ -278,15 +278,16 @@ def test_activation_backward_multiplies_by_the_slope(backend, dtype, shape, name
 @dtypes
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 16 * 1024 + 5)], ids=str)
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("with_slope", [True, False])
-def test_dropout_uses_the_specified_bits_and_keeps_the_mean(backend, dtype, shape, rate, with_slope):
+@pytest.mark.parametrize(("with_slope", "first_row"), [(True, 0), (False, 37)])
+def test_dropout_uses_the_specified_bits_and_keeps_the_mean(backend, dtype, shape, rate, with_slope, first_row):
     key, step, layer = 0xFEDCBA9876543210, 2**32 + 3, 2
     a, s = normal(shape, dtype, 1), normal(shape, dtype, 2)
     out, slope = on(backend, a), on(backend, s) if with_slope else None
-    backend.dropout(out, slope, rate, key, step, layer, unset(backend, shape, dtype))
+    backend.dropout(out, slope, rate, key, step, layer, unset(backend, shape, dtype), first_row)
     # of long rows the ends and the seams between blocks of 4 * 4096 columns are looked at
     columns = [j for j in range(shape[1]) if j < 9 or j >= shape[1] - 9]
-    factors = [[oracle.dropout_factor(rate, key, step, layer, i, j) for j in columns] for i in range(shape[0])]
+    rows = range(first_row, first_row + shape[0])
+    factors = [[oracle.dropout_factor(rate, key, step, layer, i, j) for j in columns] for i in rows]
     for got, given in ((out, a), (slope, s))[: 1 + with_slope]:
         got, given = backend.to_numpy(got)[:, columns], given[:, columns]
         assert_close(got, given.astype("f8") * factors, scale=np.abs(given.astype("f8") * factors), c=2)

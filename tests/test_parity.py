@@ -144,8 +144,8 @@ class Loss(NumpyBackend):
 class Dropout(NumpyBackend):
     name = "mine"
 
-    def dropout(self, a, slope, rate, key, step, layer, scratch):
-        super().dropout(a, slope, rate, key, step, layer, scratch)
+    def dropout(self, a, slope, rate, key, step, layer, scratch, first_row=0):
+        super().dropout(a, slope, rate, key, step, layer, scratch, first_row)
         if layer == 2 and slope is not None:
             slope *= 1 + OFF
 

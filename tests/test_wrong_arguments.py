@@ -159,6 +159,7 @@ argument("fit metrics", of_fit("metrics"), f"{SEQUENCES} {{}}")
 argument("fit callbacks", of_fit("callbacks"), SEQUENCES)
 argument("fit shuffle", of_fit("shuffle"), FLAGS)
 argument("fit verbose", of_fit("verbose"), FLAGS)
+argument("fit parallel", of_fit("parallel"), "None")
 
 argument("evaluate x", lambda v: model().evaluate(v, Y))
 argument("evaluate y", lambda v: model().evaluate(X, v))

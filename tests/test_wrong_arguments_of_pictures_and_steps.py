@@ -1,4 +1,4 @@
-"""Wrong values for each argument of `fastmlp.plots` and `fastmlp.stepbystep`; see `test_wrong_arguments`."""
+"""Wrong values for each argument of `plots`, `stepbystep` and `parallel`; see `test_wrong_arguments`."""
 
 import inspect
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_wrong_arguments import FLAGS, NUMBERS, TEXTS, faults_of, labels
 
-from fastmlp import MLP, plots, stepbystep
+from fastmlp import MLP, parallel, plots, stepbystep
 
 TABLE = []
 ANY_TEXT = f"{TEXTS} empty|text"
@@ -34,6 +34,16 @@ def of(function, *given, **options):
 def small(units=(2, 3, 2), **options):
     return MLP(units, backend="numpy", seed=0, **options)
 
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+argument("mpi comm", lambda v: parallel.mpi(v), left_out="None")
+argument("mpi shards", lambda v: parallel.mpi(shards=v), left_out="None 2**70 10**400")
+argument("mpi timeout", lambda v: parallel.mpi(timeout=v), left_out=NUMBERS)
+argument("in_threads function", lambda v: parallel.in_threads(v, 1), left_out="type function")
+argument("in_threads ranks", lambda v: parallel.in_threads(id, v), left_out="2**70 10**400")
+argument("in_threads shards", lambda v: parallel.in_threads(id, 1, shards=v), "None 2**70 10**400")
+argument("in_threads timeout", lambda v: parallel.in_threads(id, 1, timeout=v), NUMBERS)
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 

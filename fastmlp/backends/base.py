@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.operations import Operations
 from fastmlp.backends.session import BatchViews, Session, training_bytes
 from fastmlp.formulas.activations import get_activation
@@ -146,10 +145,6 @@ class Backend(Operations):
         norms = sum(self.squared_norm(params[s.slice]) for s in plan.segments if s.is_weight) if plan.spec.l2 else 0.0
         return loss * inverse_total + 0.5 * plan.spec.l2 * share * norms
 
-    def decisions(self, what: str, dtype: np.dtype[Any]) -> Decisions:
-        """Return what trials decided on this machine, for keeping by the first part of a file's name and a type."""
-        return Decisions(None, {})
-
     def prepare(self, session: Session, check: Callable[[], None]) -> None:
         """Do what the first step of a session would wait for, such as compiling.
 
@@ -231,6 +226,32 @@ class Backend(Operations):
             if norms.size:
                 norms[epoch] = self.squared_norm(state.params[: state.layout.weights_size])
         return StepReport(done, True)
+
+    def batch_gradients(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        rows: Array,
+        scalars: StepScalars,
+        first_row: int = 0,
+    ) -> tuple[float, float, float]:
+        """Leave what some rows of a batch add to its gradients in ``session.grads``; return the rows' totals.
+
+        L2 is left out: `finish_step` adds it once.  `first_row` is the place of the first of these rows in the batch,
+        by which dropout numbers them; the other parameters are those of `train_steps`.
+        """
+        # all gradients are multiples of those of the outputs: a few numbers to scale instead of all parameters'
+        scale = scalars.inverse_total * (scalars.rate if session.plan.folds_rate else 1.0)
+        numbered = {"key": state.key, "step": state.step, "first_row": first_row}
+        return self._gradients(session, state.params, data, rows, scale, 0.0, **numbered)
+
+    def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
+        """Take a step on from the gradients of its whole batch, as `batch_gradients` leaves them; not the counters."""
+        self._add_l2(session, state.params, scalars.l2_share)
+        if session.plan.optimizer is not None:
+            rest = scalars._replace(rate=1.0) if session.plan.folds_rate else scalars
+            self.apply_gradients(session, state, rest)
 
     def apply_gradients(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         """Take the rest of a step, from gradients that are there: clip, update, max-norm, average.
@@ -327,13 +348,14 @@ class Backend(Operations):
         *,
         key: int = 0,
         step: int = 0,
+        first_row: int = 0,
         look: Any = None,
     ) -> None:
         spec = session.plan.spec
         a = views.x
         if spec.dropout[0]:
             room = session.buffer("input dropout", session.x.shape, session.plan.precision.products)[: len(a)]
-            self.dropout(a, None, spec.dropout[0], key, step, 0, room)
+            self.dropout(a, None, spec.dropout[0], key, step, 0, room, first_row)
         for layer, (w, b) in enumerate(layers):
             z, slope, scratch = views.z[layer], views.slopes[layer], views.scratch[layer]
             if look is not None:
@@ -343,7 +365,7 @@ class Backend(Operations):
             if look is not None:
                 look(layer, "activations")
             if layer + 1 < spec.layers and spec.dropout[layer + 1]:
-                self.dropout(z, slope, spec.dropout[layer + 1], key, step, layer + 1, scratch[0])
+                self.dropout(z, slope, spec.dropout[layer + 1], key, step, layer + 1, scratch[0], first_row)
             a = z
 
     def _losses(
@@ -377,7 +399,7 @@ class Backend(Operations):
             self.dense_backward(below, dz, layers[layer][0], dw, db, dx)
 
     def _add_l2(self, session: Session, params: Array, share: float) -> None:
-        if session.plan.spec.l2:
+        if session.plan.spec.l2 and share:
             scratch = session.buffer("l2", session.grads.shape, session.plan.precision.weights)
             for s in session.plan.segments:
                 if s.is_weight:
@@ -395,12 +417,13 @@ class Backend(Operations):
         *,
         key: int = 0,
         step: int = 0,
+        first_row: int = 0,
     ) -> tuple[float, float, float]:
         """Leave the gradients of a batch in ``session.grads``, L2 included; return its totals."""
         count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         views, layers = session.views(count), session.layers_of("params", params)
         self._load(session, data.x, rows, views.x)
-        self._forward(session, views, layers, key=key, step=step)
+        self._forward(session, views, layers, key=key, step=step, first_row=first_row)
         sums = self._losses(session, views, data, rows, inverse_total)
         self._backward(session, views, layers)
         self._add_l2(session, params, l2_share)
@@ -418,17 +441,10 @@ class Backend(Operations):
         """Take one step; return False, having changed nothing, where the loss is not finite."""
         if scalars.inverse_total == 0:
             return True
-        plan, inverse_total = session.plan, scalars.inverse_total
-        if plan.folds_rate:
-            # all gradients are multiples of those of the outputs: a few numbers to scale instead of all parameters'
-            inverse_total *= scalars.rate
-            scalars = scalars._replace(rate=1.0)
-        of_step = session, state.params, data, rows, inverse_total, scalars.l2_share
-        sums = self._gradients(*of_step, key=state.key, step=state.step)
+        sums = self.batch_gradients(session, state, data, rows, scalars)
         if not math.isfinite(sums[0]):
             return False
-        if plan.optimizer is not None:
-            self.apply_gradients(session, state, scalars)
+        self.finish_step(session, state, scalars)
         for i, value in enumerate(sums):
             totals[i] += value
         return True

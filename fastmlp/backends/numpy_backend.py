@@ -106,7 +106,15 @@ class NumpyBackend(Backend):
         np.multiply(d, slope, out=d)
 
     def dropout(
-        self, a: Floats, slope: Floats | None, rate: float, key: int, step: int, layer: int, scratch: Floats
+        self,
+        a: Floats,
+        slope: Floats | None,
+        rate: float,
+        key: int,
+        step: int,
+        layer: int,
+        scratch: Floats,
+        first_row: int = 0,
     ) -> None:
         columns = a.shape[1]
         height = max(1, WORDS // columns)
@@ -114,7 +122,8 @@ class NumpyBackend(Backend):
         for top in range(0, len(a), height):
             factor = scratch[top : top + height]
             part = words[: factor.size].reshape(factor.shape)
-            draws(key, Purpose.DROPOUT, part, first_row=top, step=step, layer=layer, scratch=draw_memory)
+            numbered = {"first_row": first_row + top, "step": step, "layer": layer}
+            draws(key, Purpose.DROPOUT, part, **numbered, scratch=draw_memory)
             np.greater_equal(part, keep_threshold(rate), out=factor)
         np.multiply(scratch, 1 / (1 - rate), out=scratch)
         np.multiply(a, scratch, out=a)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.foreign import lies_on_gpu
 from fastmlp.backends.registry import restored_backend
 from fastmlp.errors import DataError
@@ -136,6 +137,10 @@ class Operations(ABC):
         """Return what is known of the memory that arrays live in, in bytes; may be empty."""
         return {}
 
+    def decisions(self, what: str, dtype: np.dtype[Any]) -> Decisions:
+        """Return what trials decided on this machine, by the first part of a file's name and a type."""
+        return Decisions(None, {})
+
     def choices(self) -> dict[str, Any]:
         """Return what the bits of a result depend on besides the numbers put in: this backend, its threads, its BLAS.
 
@@ -187,12 +192,20 @@ class Operations(ABC):
 
     @abstractmethod
     def dropout(
-        self, a: Array, slope: Array | None, rate: float, key: int, step: int, layer: int, scratch: Array
+        self,
+        a: Array,
+        slope: Array | None,
+        rate: float,
+        key: int,
+        step: int,
+        layer: int,
+        scratch: Array,
+        first_row: int = 0,
     ) -> None:
         """Multiply a, and slope where it is given, by ``mask / (1 - rate)``.
 
         The mask keeps the unit in row i and column j where the random word of the counter
-        (j // 4, i, step, DROPOUT << 24 | layer) is at least `random_bits.keep_threshold`; see `random_bits`.
+        (j // 4, first_row + i, step, DROPOUT << 24 | layer) is at least `random_bits.keep_threshold`.
 
         Parameters
         ----------
@@ -204,6 +217,8 @@ class Operations(ABC):
             The rest of the counter; layer 0 is the input of the network.
         scratch : (N, O) float
             Overwritten.
+        first_row : int
+            The place in the batch of the first of these rows.
         """
 
     @abstractmethod

@@ -18,19 +18,21 @@ import typer
 from typer.core import TyperGroup
 
 from fastmlp._version import __version__
-from fastmlp.cli import doctor, parity, profile
+from fastmlp.cli import doctor, machine, parity, profile, ranks
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
 from fastmlp.cli.folder import RunFolder
 from fastmlp.cli.settings import Settings
 from fastmlp.cli.tables import print_table
-from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError
+from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError, ParallelError
 from fastmlp.files.atomic import refuse_missing_folder
+from fastmlp.parallel.tree import SHARDS
 
 if TYPE_CHECKING:
     from fastmlp.model import MLP
+    from fastmlp.parallel.group import Group
 
-_USERS = (DataError, FileFormatError, BackendUnavailable, NonFiniteLossError, OSError)
+_USERS = (DataError, FileFormatError, BackendUnavailable, NonFiniteLossError, ParallelError, OSError)
 
 
 class _Group(TyperGroup):
@@ -206,13 +208,18 @@ def train(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: float32.")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn, and kept in config.toml, when not given.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run. Default: runs/NAME-DATE-TIME.")] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Parts of a batch that several processes share. Default: {SHARDS} under mpiexec."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder --out.")] = False,
 ) -> None:
     """Train a network on MNIST or on a file, and leave a run folder.
 
     The folder holds model.safetensors, history.json, config.toml (every setting, the seed too, and the command that
     repeats the run) and pictures; checkpoint.safetensors, written after each epoch, is removed when the run is
-    finished.  A run that was interrupted or killed goes on, to the same numbers, with --resume --out DIR.
+    finished.  A run that was interrupted or killed goes on, to the same numbers, with --resume --out DIR.  Several
+    processes train one network where mpiexec starts them, to the same numbers however many there are.
     """
     with leaving_at_ctrl_c():
         from fastmlp.cli import run as running
@@ -220,7 +227,24 @@ def train(
     typed = {k: v for k, v in ctx.params.items() if v is not None and k not in ("out", "resume")}
     with _options():
         given = run_settings.parse(typed)
+    with ranks.together(_USERS) as group:
+        folder, settings = ranks.first_decides(group, lambda: _begun(given, out, resume, group))
+        try:
+            with folder.blaming_config() if resume else _options():
+                run = running.prepare(folder, settings, group)
+            whole = running.finish(run, running.fit(run))
+        except KeyboardInterrupt:
+            print(running.interrupted(folder, settings), file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+    if not whole:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _begun(given: dict[str, Any], out: str | None, resume: bool, group: Group | None) -> tuple[RunFolder, Settings]:
+    """Return the folder and the settings of the run, a new one or one that goes on."""
     if not resume:
+        if group is not None:
+            given = {"shards": SHARDS, **given}
         folder, settings = RunFolder.new(out, given["data"]), _new_settings(given)
     elif out is None:
         raise typer.BadParameter("--resume needs --out DIR, the folder of the run to go on with")
@@ -231,15 +255,14 @@ def train(
             del given["backend"]  # the run has found out already what that is
         if differ := run_settings.contradictions(given, settings):
             raise typer.BadParameter(f"--resume goes on with the same settings; not {'; '.join(differ)}")
-    try:
-        with folder.blaming_config() if resume else _options():
-            run = running.prepare(folder, settings)
-        whole = running.finish(run, running.fit(run))
-    except KeyboardInterrupt:
-        print(running.interrupted(folder, settings), file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    if not whole:
-        raise typer.Exit(INTERRUPTED)
+        if group is not None and settings.shards is None:
+            raise typer.BadParameter("--resume: the run was begun without --shards, in one process; leave out mpiexec")
+    if group is not None and settings.shards is not None and group.size > settings.shards:
+        raise typer.BadParameter(
+            f"--shards: {group.size} processes have no more than {settings.shards} to share; start fewer"
+            + ("" if resume else f", or give --shards {group.size} or more")
+        )
+    return folder, settings
 
 
 def _new_settings(given: Mapping[str, Any]) -> Settings:
@@ -371,55 +394,7 @@ def export(
     print(f"{out}: X (n, {network.spec.units[0]}) {kind}; {outputs}")
 
 
-@app.command()
-def selftest(backend: _Backend = "auto") -> None:
-    """Look whether a backend computes rightly on this machine; each stage in a process of its own, half a minute."""
-    from fastmlp.backends.registry import choose_backend
-    from fastmlp.doctor.selftest import run_all
-
-    name = choose_backend()[0] if backend == "auto" else backend
-    failed = []
-    for outcome in run_all(name):
-        last = outcome.text.splitlines()[-1] if outcome.text else ""
-        print(
-            f"{'passed' if outcome.passed else 'FAILED'}  {outcome.stage:<20}{outcome.seconds:5.1f} s  {last}",
-            flush=True,
-        )
-        if not outcome.passed:
-            failed.append(outcome)
-    if not failed:
-        return
-    print(f"\nThe {name} backend is wrong here. Please report all of this, and use another backend until then:\n")
-    for outcome in failed:
-        print(f"{outcome.stage}:\n{outcome.text}\n")
-    doctor.print_info()
-    raise typer.Exit(1)
-
-
-@app.command()
-def warmup() -> None:
-    """Compile everything that the Numba backend runs, for float32 and float64, so that no first fit has to."""
-    import time
-
-    import numpy as np
-
-    from fastmlp.backends.choosing import get_backend
-    from fastmlp.model import MLP
-
-    numba = get_backend("numba")
-    from fastmlp.kernels.cpu.compiling import cache_folder
-
-    for dtype in ("float32", "float64"):
-        began = time.perf_counter()
-        model = MLP((2, 2, 2), backend=numba, dtype=dtype, seed=0)
-        model.fit(np.eye(2), [0, 1], epochs=1, verbose=0)
-        model.evaluate(np.eye(2), [0, 1])
-        model.predict(np.eye(2))
-        print(f"{dtype}: {time.perf_counter() - began:.1f} s", flush=True)
-    folder = cache_folder()
-    print(f"kept in {folder}" if folder else "kept nowhere: no cache folder can be written; set NUMBA_CACHE_DIR")
-
-
 doctor.add_to(app)
+machine.add_to(app)
 parity.add_to(app, _load, _options)
 profile.add_to(app, _load, _options)

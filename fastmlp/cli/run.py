@@ -25,6 +25,7 @@ from fastmlp.formulas.losses import SoftmaxCrossEntropy
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
 from fastmlp.loading import load
 from fastmlp.model import MLP
+from fastmlp.parallel.group import Alone, Group
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Run:
         Complete ones.
     resumed : bool
         Whether `model` comes from the folder's checkpoint.
+    group : Group or None
+        The processes that train together.
     began : float
         When its data were about to be read, by `time.perf_counter`.
     """
@@ -47,10 +50,11 @@ class Run:
     model: MLP
     optimizer: Optimizer
     resumed: bool
+    group: Group | None
     began: float
 
 
-def prepare(folder: RunFolder, settings: Settings) -> Run:
+def prepare(folder: RunFolder, settings: Settings, group: Group | None = None) -> Run:
     """Read the data, make the network and, as the last of all, the folder with its ``config.toml``.
 
     A folder with a checkpoint is gone on with, and its model is that of the checkpoint.
@@ -85,10 +89,13 @@ def prepare(folder: RunFolder, settings: Settings) -> Run:
                 "as many of each class"
             )
         print(f"going on with the run in {folder.path} after {model.steps:,} steps", flush=True)
-    else:
+    elif group is None or group.rank == 0:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(settings, _made_with(model))
-    return Run(folder, settings, data, model, optimizer, header is not None, began)
+    if settings.shards is not None:
+        group = group or Alone(settings.shards)
+        group.shards = settings.shards
+    return Run(folder, settings, data, model, optimizer, header is not None, group, began)
 
 
 def _is_earlier(header: Mapping[str, Any]) -> bool:
@@ -130,6 +137,7 @@ def fit(run: Run) -> History:
     options: dict[str, Any] = {
         "validation_data": None if held_out is None or in_place else run.data.scaled(held_out),
         "callbacks": [Checkpoint(run.folder.checkpoint)],
+        "parallel": run.group,
     }
     with warnings.catch_warnings(), run.data.naming_lines(run.settings.data):
         warnings.simplefilter("ignore", TrainingInterrupted)  # `finish` says it, with the command that goes on
@@ -143,9 +151,14 @@ def fit(run: Run) -> History:
 def finish(run: Run, history: History) -> bool:
     """Save the model, the history and the pictures and print the final figures; whether the run was not interrupted.
 
-    The checkpoint of a run that came to its end is removed.
+    The checkpoint of a run that came to its end is removed.  Of several processes rank 0 does so.
     """
     folder, model = run.folder, run.model
+    uninterrupted = history.stop_reason != "interrupted"
+    if run.group is not None:
+        run.group.share(None)  # all have read the checkpoint
+        if run.group.rank:
+            return uninterrupted
     if run.data.scaling is not None:
         run.data.scaling.fold(model)
         model.feature_names = run.data.feature_names
@@ -158,7 +171,6 @@ def finish(run: Run, history: History) -> bool:
     folder.write_history(history.to_json(), {**result, "seconds": seconds})
     if history.epochs:
         _draw(run, history)
-    uninterrupted = history.stop_reason != "interrupted"
     if uninterrupted:
         folder.checkpoint.unlink(missing_ok=True)
     if "accuracy" in figures:

@@ -51,6 +51,8 @@ class Settings:
     dropout : tuple of float
         One rate for all hidden layers, or (input, hidden 1, ...).
     seed : int
+    shards : int or None
+        Into how many parts a batch is cut, for several processes; None where one trains on whole batches.
     """
 
     data: str
@@ -78,6 +80,7 @@ class Settings:
     ema: float | None = None
     backend: str = "auto"
     dtype: str = "float32"
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         # options come in their types; what a config.toml says that was edited by hand does not
@@ -98,6 +101,10 @@ class Settings:
             if self.loss != "quantile":
                 asked = "none" if self.loss is None else f"--loss {self.loss}"
                 raise ValueError(f"--quantiles: they are of --loss quantile, got {asked}")
+        if self.shards is not None:
+            checked["shards"] = check_count("--shards", self.shards)
+            if self.backend == "cupy":
+                raise ValueError("--shards: several processes train on the CPU so far; use --backend numba")
         if self.standardize is not None:
             checked["standardize"] = check_flag("--standardize", self.standardize)
         if self.preprocess is not None:

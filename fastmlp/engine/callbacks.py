@@ -119,6 +119,7 @@ class Checkpoint(Callback):
     """
 
     runs_last = True
+    writes = True
 
     def __init__(
         self, path: str | PathLike[str], *, every_epochs: int | None = None, every_steps: int | None = None
@@ -164,6 +165,7 @@ class CSVLog(Callback):
     """
 
     sees_model = False
+    writes = True
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(check_path("path", path))
@@ -233,6 +235,7 @@ class ProgressBar(Callback):
     """
 
     sees_model = False
+    writes = True
 
     def __init__(self, *, bar: bool = True) -> None:
         self.bar = check_flag("bar", bar)

@@ -19,8 +19,9 @@ from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
 from fastmlp.engine.feed import Fed, Feed, feed_of
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
+from fastmlp.engine.nonfinite import loss_error, weights_error
 from fastmlp.engine.run_view import RunView
-from fastmlp.errors import NonFiniteLossError, TrainingInterrupted
+from fastmlp.errors import TrainingInterrupted
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
 from fastmlp.formulas.schedules import Schedule
 from fastmlp.warned import warn_caller
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fastmlp.engine.learner import Learner
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun, Progress
+    from fastmlp.errors import NonFiniteLossError
     from fastmlp.network.plan import Plan
 
 CALL_SECONDS = 0.2
@@ -56,10 +58,13 @@ class Callback:
     sees_model : bool
         False for those that go by figures alone, and look neither at the model nor at its learner before the end: where
         no callback does, epochs of a few milliseconds are trained several at once, and told one after the other.
+    writes : bool
+        True for those that write files or to a terminal: of several ranks that train together, rank 0 alone has them.
     """
 
     runs_last = False
     sees_model = True
+    writes = False
 
     def on_train_begin(self, run: Training) -> None:
         """Before the first step, also of a resumed run; an error here leaves the model as it was."""
@@ -217,6 +222,7 @@ class Training(RunView):
             if ctrl_c.pressed:
                 self._interrupted = True
                 self.stop("interrupted")
+            self._settle_stop()
             if self.history.stop_reason and progress.position < self._steps_per_epoch:
                 return
         if math.isnan(rate):  # resumed just before the end of the epoch
@@ -331,56 +337,45 @@ class Training(RunView):
             due = callback.next_step(self)
             if due is not None:
                 count = min(count, due - self.steps_done)
-        count = min(max(count, 1), feed.most_steps)
+        count = self._at_once(min(max(count, 1), feed.most_steps))
         rates = self._rates(state.optimizer_step, count)
         inverse = inverse_totals(self._data.weights, order.host, progress.batch_size, progress.position, count)
         shares = self.learner.spec.l2_share(inverse)
         table = self.optimizer.table(rates, state.optimizer_step, inverse, shares)
-        data, rows, first, numbers = feed.steps(order, progress.position, count)
+        fed = feed.steps(order, progress.position, count)
         start = time.perf_counter()
-        report = self.learner.backend.train_steps(session, state, data, rows, table, first, self._totals)
+        report = self._train(session, fed, table)
         session.seconds_per_step = (time.perf_counter() - start) / max(report.done, 1)
         progress.position += report.done
         progress.totals = self._totals.tolist()
         if not report.finite:
-            raise self._non_finite(session, Fed(data, rows, first + report.done, numbers))
+            raise self._non_finite(session, fed._replace(first=fed.first + report.done))
         return float(rates[-1])
+
+    # --- where several ranks have to agree, see `together` ---
+
+    def _at_once(self, count: int) -> int:
+        return count
+
+    def _train(self, session: Session, fed: Fed, table: NDArray[np.float64]) -> StepReport:
+        given = session, self.learner.state, fed.data, fed.order, table, fed.first, self._totals
+        return self.learner.backend.train_steps(*given)
+
+    def _settle_stop(self) -> None:
+        return
 
     def _non_finite(self, session: Session, fed: Fed) -> NonFiniteLossError:
         state = self.learner.state
         row, where = self.learner.backend.first_nonfinite(session, state, fed.data, fed.order, fed.first)
         row = row if row < 0 or fed.numbers is None else int(fed.numbers[row])
         if where.startswith(("the weights", "the biases")):
-            return self._spoilt(where, self.epoch + 1)
-        whose = f", row {row} of the training data" if row >= 0 else ""
-        if "input" in where:
-            cure = "remove or fill in missing values"
-        else:
-            cure = "lower the learning rate, set clip_norm, or scale the inputs and targets"
-        return NonFiniteLossError(
-            f"the loss is not finite in epoch {self.epoch + 1}, step {self.steps_done}{whose}: {where} went wrong "
-            f"first. The model is as it was before that step. {cure[0].upper()}{cure[1:]}.",
-            epoch=self.epoch + 1,
-            step=self.steps_done,
-            row=row,
-            where=where,
-        )
+            return weights_error(self.epoch + 1, self.steps_done, where)
+        return loss_error(self.epoch + 1, self.steps_done, row, where)
 
     def _check_weights(self) -> None:
         """Raise NonFiniteLossError where the last step spoilt the weights: no loss has been worked out with them."""
         if where := self.learner.state.spoilt(self.learner.to_numpy):
-            raise self._spoilt(where, self.epoch + (self._progress.position > 0))
-
-    def _spoilt(self, where: str, epoch: int) -> NonFiniteLossError:
-        return NonFiniteLossError(
-            f"{where} are not finite in epoch {epoch}, after step {self.steps_done}: a step made them overflow. The "
-            "model has the weights again that it had before this call, and its optimizer begins anew. Lower the "
-            "learning rate, or set clip_norm.",
-            epoch=epoch,
-            step=self.steps_done,
-            row=-1,
-            where=where,
-        )
+            raise weights_error(self.epoch + (self._progress.position > 0), self.steps_done, where)
 
     def _figures(self, rate: float) -> dict[str, float]:
         learner, figures = self.learner, self.running_figures()

@@ -37,6 +37,8 @@ class Progress:
         What the schedule remembers.
     seconds : float
         Time that the epoch at hand has taken.
+    shards : int or None
+        Into how many parts each batch is cut; None where it is not.
     """
 
     epochs: int
@@ -52,10 +54,14 @@ class Progress:
     memory: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     drawn: bool = False
+    shards: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return asdict(self)
+        values = asdict(self)
+        if self.shards is None:  # earlier versions know of none
+            del values["shards"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
@@ -83,6 +89,7 @@ class Progress:
             validation_split=check_number("validation_split", given.validation_split, 0.0, 1.0),
             seconds=check_number("seconds", given.seconds, 0.0),
             drawn=check_flag("drawn", given.drawn),
+            shards=None if given.shards is None else check_count("shards", given.shards),
         )
 
 

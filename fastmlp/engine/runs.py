@@ -17,7 +17,10 @@ from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
 from fastmlp.engine.row_weights import ClassWeight, check_parts, row_classes, with_class_weight
+from fastmlp.engine.together import SharedTraining, check_place, shards_of
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
+from fastmlp.formulas.optimizers import choose_optimizer
+from fastmlp.parallel.group import Alone
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from fastmlp.engine.learner import Learner
     from fastmlp.engine.progress import PausedRun
     from fastmlp.formulas.optimizers import Optimizer
+    from fastmlp.parallel.group import Group
 
 
 def take(
@@ -91,21 +95,44 @@ class Wanted(NamedTuple):
 class Extras(NamedTuple):
     """What looks at a run: metrics by name, callbacks, and what these are shown as ``run.model``.
 
-    And where the orders of the rows come from, where that is not the seed: such a run has no checkpoints to go on from.
+    And the ranks that train it together, where there are several; and where the orders of the rows come from, where
+    that is not the seed: such a run has no checkpoints to go on from.
     """
 
     metrics: Mapping[str, Measure]
     callbacks: Sequence[Callback]
     model: Any
+    group: Group | None = None
     draw: DrawOrder | None = None
+
+    def training(
+        self,
+        learner: Learner,
+        data: HostData,
+        validation: HostData | None,
+        progress: Progress,
+        optimizer: Optimizer,
+        history: History | None = None,
+    ) -> Training:
+        """Return the run that these look at."""
+        metrics, callbacks, model, group, draw = self
+        given = learner, data, validation, progress, optimizer, rehearsed(metrics, data, validation), callbacks, model
+        if group is None:
+            return Training(*given, draw, history=history)
+        run = SharedTraining(group, *given, draw, history=history)
+        run.agree()
+        return run
 
 
 def begin(learner: Learner, data: HostData, validation: HostData | None, wanted: Wanted, extras: Extras) -> History:
     """Train a learner on checked data, on from where it stands; see `fastmlp.MLP.fit`."""
+    if extras.group is not None:
+        check_place(learner)
     epochs, optimizer = wanted.epochs, wanted.optimizer
     rows = data.training_rows
     batch_size = batch_of(wanted.batch_size, rows)
-    settle(learner, data, optimizer, batch_size, epochs * steps_per_epoch(rows, batch_size))
+    if extras.group is None:  # ranks that tried by themselves might not agree
+        settle(learner, data, optimizer, batch_size, epochs * steps_per_epoch(rows, batch_size))
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(
@@ -117,9 +144,9 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
             drawn=True,
             horizon=epochs * steps_per_epoch(rows, batch_size),
             schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
+            shards=None if extras.group is None else shards_of(extras.group),
         )
-        extras = extras._replace(metrics=rehearsed(extras.metrics, data, validation))
-        run = Training(learner, data, validation, progress, optimizer, *extras)
+        run = extras.training(learner, data, validation, progress, optimizer)
         run.check_memory()
         learner.paused = None
         before, rules = replace(learner.state), learner.rules
@@ -132,6 +159,15 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
                 if run.steps_done == 0:
                     learner.state, learner.rules = before, rules
                 raise
+
+
+def memory_estimate(
+    learner: Learner, data: HostData, batch_size: int | None, optimizer: Optimizer | str | None
+) -> dict[str, int]:
+    """Return how many bytes a run takes beside what is there already; see `fastmlp.MLP.memory_estimate`."""
+    plan = learner.plan(batch_of(batch_size, len(data)), choose_optimizer(optimizer, learner.state.optimizer))
+    found = learner.backend.memory_estimate(plan, data)
+    return {**found, "total": sum(found.values())}
 
 
 def paused_run(learner: Learner) -> tuple[PausedRun, Progress]:
@@ -162,9 +198,15 @@ def go_on(
     assert optimizer is not None, "a checkpoint has one"
     if data.fingerprint(learner.backend.to_numpy) != header["data"]:
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
+    if progress.shards is not None:
+        extras = extras._replace(group=extras.group or Alone(progress.shards))
+    elif extras.group is not None:
+        raise ValueError(f"parallel: the run of {paused.path} was begun without; go on without, in one process")
+    if extras.group is not None:
+        check_place(learner)
+        shards_of(extras.group, progress.shards)
     with learner.exclusive():
-        extras = extras._replace(metrics=rehearsed(extras.metrics, data, validation))
-        run = Training(learner, data, validation, progress, optimizer, *extras, history=History(header["history"]))
+        run = extras.training(learner, data, validation, progress, optimizer, History(header["history"]))
         run.restore_callbacks(paused)
         run.check_memory()
         learner.paused = None

@@ -268,7 +268,7 @@ class BaseMLP(GoesOn, Preprocessed):
         callbacks += [] if self.time_limit is None else [TimeLimit(self.time_limit)]
         epochs = 1 if incremental else self.epochs or self.max_iter
         wanted = runs.Wanted(epochs, size, self._optimizer, self.shuffle, 0.0)
-        extras = runs.Extras({}, callbacks, self, draw)
+        extras = runs.Extras({}, callbacks, self, draw=draw)
         try:
             runs.begin(learner, train, held_out, wanted, extras)
         except NonFiniteLossError as e:

@@ -51,10 +51,10 @@ def activation_backward(activation, a, slopes, has_slope, d):
 
 
 @entry
-def dropout(a, slopes, has_slope, threshold, scale, key, step, layer, lanes):
+def dropout(a, slopes, has_slope, threshold, scale, key, step, layer, first_row, lanes):
     """Multiply rows, and slopes where there are any, by ``mask * scale``."""
     for i in range(a.shape[0]):
-        dropout_row(a[i], slopes[i], has_slope, threshold, scale, key, u8(i), step, layer, lanes)
+        dropout_row(a[i], slopes[i], has_slope, threshold, scale, key, first_row + u8(i), step, layer, lanes)
 
 
 @allocating_entry

@@ -56,14 +56,14 @@ bias_activation_dropout(int activation, const T* __restrict__ b_o, T* __restrict
 template <typename T>
 __global__ void __launch_bounds__(QUADS * ROWS, 1)
 dropout(T* __restrict__ a_no, T* __restrict__ slope_no, long long n, long long o, bool wide, unsigned int threshold,
-        T scale, unsigned long long key, unsigned int step, int layer) {
+        T scale, unsigned long long key, unsigned int step, int layer, long long first_row) {
   long long column = ((long long)blockIdx.y * QUADS + threadIdx.x) * 4;
   if (column >= o) return;
   int count = int(o - column < 4 ? o - column : 4);
   Dropout<T> mask{threshold, scale, key, step, (unsigned int)layer};
   for (long long row = (long long)blockIdx.x * ROWS + threadIdx.y; row < n; row += (long long)gridDim.x * ROWS) {
     long long at = row * o + column;
-    Four<T> factors = mask.factors(row, column / 4), a = load_four(a_no + at, wide, count);
+    Four<T> factors = mask.factors(first_row + row, column / 4), a = load_four(a_no + at, wide, count);
 #pragma unroll
     for (int j = 0; j < 4; ++j) a.v[j] *= factors.v[j];
     store_four(a_no + at, a, wide, count);

@@ -78,7 +78,7 @@ def test_every_option_has_an_effect(cli, tmp_path, name):
 
 
 def test_every_setting_is_an_option_and_tested():
-    others = {"momentum", "quantiles", "data", "target", "header", "backend"}
+    others = {"momentum", "quantiles", "data", "target", "header", "backend", "shards"}  # the last: see test_ranks
     assert set(Settings.__dataclass_fields__) == {*OPTIONS, *others}
 
 

@@ -331,6 +331,20 @@ class NumbaBackend(NumbaOperations):
     ) -> float:
         return self._composed().loss_and_gradients(session, params, data, inverse_total)
 
+    def batch_gradients(
+        self,
+        session: Session,
+        state: TrainState,
+        data: DeviceData,
+        rows: NDArray[np.intp],
+        scalars: StepScalars,
+        first_row: int = 0,
+    ) -> tuple[float, float, float]:
+        return self._composed().batch_gradients(session, state, data, rows, scalars, first_row)
+
+    def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
+        self._composed().finish_step(session, state, scalars)
+
     def apply_gradients(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         self._composed().apply_gradients(session, state, scalars)
 

@@ -77,7 +77,15 @@ class NumbaOperations(NumpyBackend):
             operations.activation_backward(code, *flat)
 
     def dropout(
-        self, a: Floats, slope: Floats | None, rate: float, key: int, step: int, layer: int, scratch: Floats
+        self,
+        a: Floats,
+        slope: Floats | None,
+        rate: float,
+        key: int,
+        step: int,
+        layer: int,
+        scratch: Floats,
+        first_row: int = 0,
     ) -> None:
         from fastmlp.kernels.cpu import operations
 
@@ -86,7 +94,7 @@ class NumbaOperations(NumpyBackend):
             scale = a.dtype.type(1 / (1 - rate))
             counter = np.uint64(keep_threshold(rate)), scale, np.uint64(key), np.uint64(step), np.uint64(layer)
             lanes = np.empty((4, -(-a.shape[1] // 4)), a.dtype)
-            operations.dropout(values, slopes, has, *counter, lanes)
+            operations.dropout(values, slopes, has, *counter, np.uint64(first_row), lanes)
 
     def loss(
         self,

@@ -244,12 +244,21 @@ class CupyOperations(Backend):
         self._launch("layers.cu", "activation_gradient<{real}>", d.dtype, flat_grid(d.size), args)
 
     def dropout(
-        self, a: Array, slope: Array | None, rate: float, key: int, step: int, layer: int, scratch: Array
+        self,
+        a: Array,
+        slope: Array | None,
+        rate: float,
+        key: int,
+        step: int,
+        layer: int,
+        scratch: Array,
+        first_row: int = 0,
     ) -> None:
         n, o = a.shape
         args = (
             *(a, slope, np.int64(n), np.int64(o), is_wide(o, (a, slope)), np.uint32(keep_threshold(rate))),
             *(a.dtype.type(1 / (1 - rate)), np.uint64(key), np.uint32(step % 2**32), np.int32(layer)),
+            np.int64(first_row),
         )
         self._launch("layers.cu", "dropout<{real}>", a.dtype, tile_grid(n, o), args)
 

@@ -1,0 +1,35 @@
+"""What is said where numbers of a run are no longer finite: when, where it began, and the cure."""
+
+from __future__ import annotations
+
+from fastmlp.errors import NonFiniteLossError
+
+
+def loss_error(epoch: int, step: int, row: int, where: str) -> NonFiniteLossError:
+    """Return the error of a loss that is not finite; see `NonFiniteLossError` for the arguments."""
+    whose = f", row {row} of the training data" if row >= 0 else ""
+    if "input" in where:
+        cure = "Remove or fill in missing values"
+    else:
+        cure = "Lower the learning rate, set clip_norm, or scale the inputs and targets"
+    return NonFiniteLossError(
+        f"the loss is not finite in epoch {epoch}, step {step}{whose}: {where} went wrong first. The model is as it "
+        f"was before that step. {cure}.",
+        epoch=epoch,
+        step=step,
+        row=row,
+        where=where,
+    )
+
+
+def weights_error(epoch: int, step: int, where: str) -> NonFiniteLossError:
+    """Return the error of weights that a step has spoilt."""
+    return NonFiniteLossError(
+        f"{where} are not finite in epoch {epoch}, after step {step}: a step made them overflow. The model has the "
+        "weights again that it had before this call, and its optimizer begins anew. Lower the learning rate, or set "
+        "clip_norm.",
+        epoch=epoch,
+        step=step,
+        row=-1,
+        where=where,
+    )

@@ -1,0 +1,157 @@
+"""The engine of one process: a thread for each rank, for tests and for trying things out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from fastmlp.arguments import check_callable, check_count, check_number
+from fastmlp.errors import ParallelError
+from fastmlp.parallel.group import TIMEOUT, Group
+
+T = TypeVar("T")
+
+
+class _Meeting:
+    """What the threads of a group share: where they wait for each other, and what each of them shows.
+
+    A thread that all others have met goes on, whatever happens to them afterwards: what all of them come to, an error
+    too, each comes to by itself.
+    """
+
+    def __init__(self, size: int, timeout: float) -> None:
+        self.shown: list[Any] = [None] * size
+        self.first_error: tuple[int, BaseException] | None = None
+        self._size, self._timeout = size, timeout
+        self._arrived = self._met = 0
+        self._changed = threading.Condition()
+
+    def wait(self, rank: int) -> None:
+        with self._changed:
+            before = self._met
+            self._arrived += 1
+            if self._arrived == self._size:
+                self._arrived, self._met = 0, before + 1
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._met > before or self.first_error is not None, self._timeout)
+            if self._met > before:
+                return
+        if self.first_error is not None:
+            failed, error = self.first_error
+            raise ParallelError(f"parallel: rank {failed} has failed: {error}") from error
+        raise ParallelError(
+            f"parallel: rank {rank} has waited {self._timeout:g} s for the others; all ranks must make the same calls"
+        )
+
+    def note(self, rank: int, error: BaseException) -> None:
+        with self._changed:
+            self.first_error = self.first_error or (rank, error)
+            self._changed.notify_all()
+
+
+class Threads(Group):
+    """A rank that is a thread of this process; see `in_threads`."""
+
+    def __init__(self, rank: int, size: int, shards: int | None, meeting: _Meeting) -> None:
+        super().__init__(rank, size, shards)
+        self._meeting = meeting
+
+    def _show(self, value: Any) -> list[Any]:
+        """Return what all ranks show, which stays as it is until `_done`."""
+        self._meeting.shown[self.rank] = value
+        self._meeting.wait(self.rank)
+        return list(self._meeting.shown)
+
+    def _done(self) -> None:
+        self._meeting.wait(self.rank)
+
+    def share(self, value: T) -> list[T]:
+        found: list[T] = self._show(value)
+        self._done()
+        return found
+
+    def broadcast(self, array: NDArray[Any]) -> None:
+        first = self._show(array)[0]
+        if first is not array:
+            array[...] = first
+        self._done()
+
+    def gather(self, array: NDArray[Any], bounds: Sequence[int]) -> None:
+        for rank, theirs in enumerate(self._show(array)):
+            if rank != self.rank:
+                part = slice(bounds[rank], bounds[rank + 1])
+                array[part] = theirs[part]
+        self._done()
+
+    def exchange(self, rows: NDArray[Any], counts: Sequence[int], bounds: Sequence[int], out: NDArray[Any]) -> None:
+        columns = slice(bounds[self.rank], bounds[self.rank + 1])
+        first = 0
+        for theirs in self._show(rows):
+            out[first : first + len(theirs)] = theirs[:, columns]
+            first += len(theirs)
+        self._done()
+
+    def failed(self, error: BaseException) -> None:
+        self._meeting.note(self.rank, error)
+
+
+def in_threads(
+    function: Callable[[Group], T], ranks: int, *, shards: int | None = None, timeout: float = TIMEOUT
+) -> list[T]:
+    """Call a function in as many threads, each with the group that it gives to ``fit(..., parallel=group)``.
+
+    It shows, in one process, what several would compute, to the bit; it is no faster than one.  Each call makes a model
+    of its own.
+
+    Parameters
+    ----------
+    function : callable
+        Given the group of its rank.
+    ranks : int
+        At least 1.
+    shards : int, optional
+        Into how many parts a batch is cut; 8, or as many as the run that goes on has.
+    timeout : float
+        Seconds that a rank waits for the others.
+
+    Returns
+    -------
+    list
+        What each call returned, in the order of the ranks.
+
+    Raises
+    ------
+    Exception
+        What the first call to fail raised; the others end with it.
+
+    Examples
+    --------
+    >>> from fastmlp.parallel import in_threads
+    >>> in_threads(lambda group: group.rank, 3)
+    [0, 1, 2]
+    """
+    check_callable("function", function, "a function of a group")
+    size = check_count("ranks", ranks)
+    parts = None if shards is None else check_count("shards", shards, also="or None")
+    meeting = _Meeting(size, check_number("timeout", timeout, 0.0, above=True))
+    results: list[Any] = [None] * size
+
+    def call(rank: int) -> None:
+        group = Threads(rank, size, parts, meeting)
+        try:
+            with group.guarded():
+                results[rank] = function(group)
+        except BaseException:  # noted by the group, and raised for all of them below
+            return
+
+    threads = [threading.Thread(target=call, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if meeting.first_error is not None:
+        raise meeting.first_error[1]
+    return results
