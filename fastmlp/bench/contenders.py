@@ -57,8 +57,8 @@ class Contender(NamedTuple):
     environment: Mapping[str, str] = MappingProxyType({})
 
 
-def own(backend: str) -> Contender:
-    """Return the contender that is fastmlp on a backend, through its public face."""
+def own(backend: str, **options: Any) -> Contender:
+    """Return the contender that is fastmlp on a backend with its options, through its public face."""
 
     def make(workload: Workload, spec: Any, rows: Rows, seed: int) -> Running:
         import numpy as np
@@ -67,16 +67,16 @@ def own(backend: str) -> Contender:
         from fastmlp.engine.learner import Learner
         from fastmlp.model import MLP
 
-        where = get_backend(backend)
+        where = get_backend(backend, **options)
         model = MLP.from_learner(Learner.drawn(spec, np.dtype(workload.dtype), where, seed))
         x, y, many = rows.x, rows.y, rows.many
         if device == "cuda":  # an even race: the rows lie on the device before the clock starts, as the peers' do
             x, many = where.asarray(x), where.asarray(many)
-        options: dict[str, Any] = {"batch_size": workload.batch, "optimizer": workload.optimizer_record()}
+        steps: dict[str, Any] = {"batch_size": workload.batch, "optimizer": workload.optimizer_record()}
         one, row = model.predictor(), rows.many[0]
 
         def train(epochs: int) -> None:
-            model.fit(x, y, epochs=epochs, verbose=0, **options)
+            model.fit(x, y, epochs=epochs, verbose=0, **steps)
             where.synchronize()
 
         def predict() -> Any:
@@ -90,22 +90,26 @@ def own(backend: str) -> Contender:
     return Contender(f"fastmlp {backend}", "fastmlp.model", device, make, is_prepared=backend != "numpy")
 
 
-def _peer(label: str, module: str, device: str, make: Callable[..., Any], **environment: str) -> Contender:
+def peer(label: str, module: str, device: str, make: Callable[..., Any], **environment: str) -> Contender:
+    """Return the contender that is another library on a device, in one of the ways of `peers`."""
+
     def made(*given: Any) -> Running:
         return Running(*make(*given, device))
 
     return Contender(label, module, device, made, make is peers.torch_compiled, environment=environment)
 
 
+GRAPH_STEPS = 16
+"""Steps that a CUDA graph of PyTorch holds."""
 PEERS = {
-    "torch": _peer("PyTorch", "torch", "cpu", peers.torch_eager),
-    "jax": _peer("JAX", "jax", "cpu", peers.jax_scan, JAX_PLATFORMS="cpu"),
-    "sklearn": _peer("scikit-learn", "sklearn.neural_network", "cpu", peers.scikit_learn),
-    "torch-compiled": _peer("PyTorch compiled", "torch", "cpu", peers.torch_compiled),
-    "torch-gpu": _peer("PyTorch (GPU)", "torch", "cuda", peers.torch_eager),
-    "torch-gpu-graph": _peer("PyTorch CUDA graph (GPU)", "torch", "cuda", peers.torch_graph),
-    "jax-gpu": _peer("JAX (GPU)", "jax", "cuda", peers.jax_scan),
-    "torch-gpu-compiled": _peer("PyTorch compiled (GPU)", "torch", "cuda", peers.torch_compiled),
+    "torch": peer("PyTorch", "torch", "cpu", peers.torch_eager),
+    "jax": peer("JAX", "jax", "cpu", peers.jax_scan, JAX_PLATFORMS="cpu"),
+    "sklearn": peer("scikit-learn", "sklearn.neural_network", "cpu", peers.scikit_learn),
+    "torch-compiled": peer("PyTorch compiled", "torch", "cpu", peers.torch_compiled),
+    "torch-gpu": peer("PyTorch (GPU)", "torch", "cuda", peers.torch_eager),
+    "torch-gpu-graph": peer("PyTorch CUDA graph (GPU)", "torch", "cuda", peers.torch_graph(GRAPH_STEPS)),
+    "jax-gpu": peer("JAX (GPU)", "jax", "cuda", peers.jax_scan),
+    "torch-gpu-compiled": peer("PyTorch compiled (GPU)", "torch", "cuda", peers.torch_compiled),
 }
 """The other libraries, each way in which they are used."""
 
@@ -141,13 +145,13 @@ def entrants(backends: Sequence[str] | None, with_peers: bool, gpu: bool) -> dic
     found: dict[str, str | None] = {}
     for name in dict.fromkeys(known if backends is None else backends):
         found[name] = None if known[name].available else known[name].reason
-    for name, peer in PEERS.items() if with_peers else ():
-        found[name] = _missing(peer, gpu)
+    for name, other in PEERS.items() if with_peers else ():
+        found[name] = _missing(other, gpu)
     return found
 
 
-def _missing(peer: Contender, gpu: bool) -> str | None:
-    package = peer.module.partition(".")[0]
+def _missing(other: Contender, gpu: bool) -> str | None:
+    package = other.module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         return f"not installed: pip install {package}"
-    return "there is no GPU here: nvidia-smi lists none" if peer.device == "cuda" and not gpu else None
+    return "there is no GPU here: nvidia-smi lists none" if other.device == "cuda" and not gpu else None

@@ -14,8 +14,6 @@ from fastmlp.bench.workloads import RATES, Rows, Workload
 
 Made = tuple[Callable[[int], Any], Callable[[], Any], Callable[[], Any]]
 """What trains so many epochs, predicts many rows, and one."""
-GRAPH_STEPS = 16
-"""Steps that a CUDA graph of PyTorch holds, beside one of a single step for what is left."""
 
 
 class NoCounterpartError(ValueError):
@@ -123,7 +121,6 @@ def _torch_epochs(workload: Workload, net: Any, rows: Rows, device: str, loss_of
     x, y, batch = torch.from_numpy(rows.x).to(device), torch.from_numpy(rows.y).to(device), workload.batch
 
     def train(epochs: int) -> float:
-        loss = None
         for _ in range(epochs):
             order = torch.randperm(len(x), device=device)
             for start in range(0, len(x), batch):
@@ -132,7 +129,7 @@ def _torch_epochs(workload: Workload, net: Any, rows: Rows, device: str, loss_of
                 loss = loss_of(x[taken], y[taken])
                 loss.backward()
                 rule.step()
-        return float(loss)  # type: ignore[arg-type]  # waits for the device
+        return float(loss.detach())  # waits for the device
 
     return train
 
@@ -190,38 +187,42 @@ def new_epoch(made: dict[str, Any]) -> None:
     torch.randperm(len(made["order"]), out=made["order"])
 
 
-def torch_graph(workload: Workload, spec: Any, rows: Rows, seed: int, device: str) -> Made:
-    """PyTorch with steps captured into CUDA graphs, of one and of `GRAPH_STEPS`."""
-    import torch
+def torch_graph(steps_a_graph: int) -> Callable[..., Made]:
+    """Return PyTorch with so many steps captured into a CUDA graph, and one more for what is left of an epoch."""
 
-    step, made = torch_step(workload, spec, rows, seed, device)
+    def make(workload: Workload, spec: Any, rows: Rows, seed: int, device: str) -> Made:
+        import torch
 
-    def captured(count: int) -> Any:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(count):
+        step, made = torch_step(workload, spec, rows, seed, device)
+
+        def captured(count: int) -> Any:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for _ in range(count):
+                    step()
+            return graph
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # PyTorch asks for some steps on another stream before a capture
+            for _ in range(3):
+                new_epoch(made)
                 step()
-        return graph
+        torch.cuda.current_stream().wait_stream(side)
+        graphs = {count: captured(count) for count in {steps_a_graph, 1}}
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # PyTorch asks for some steps on another stream before a capture
-        for _ in range(3):
-            new_epoch(made)
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graphs = {count: captured(count) for count in (GRAPH_STEPS, 1)}
+        def train(epochs: int) -> float:
+            for _ in range(epochs):
+                new_epoch(made)  # which also keeps alive what the graphs read
+                for _ in range(rows.steps // steps_a_graph):
+                    graphs[steps_a_graph].replay()
+                for _ in range(rows.steps % steps_a_graph):
+                    graphs[1].replay()
+            return float(made["loss"])
 
-    def train(epochs: int) -> float:
-        for _ in range(epochs):
-            new_epoch(made)  # which also keeps alive what the graphs read
-            for _ in range(rows.steps // GRAPH_STEPS):
-                graphs[GRAPH_STEPS].replay()
-            for _ in range(rows.steps % GRAPH_STEPS):
-                graphs[1].replay()
-        return float(made["loss"])
+        return train, *_torch_predictions(made["net"], rows, device)
 
-    return train, *_torch_predictions(made["net"], rows, device)
+    return make
 
 
 # --- JAX ------------------------------------------------------------------------------------------------------------

@@ -26,14 +26,14 @@ def pictures(results: Results) -> Iterator[tuple[str, str, list[Axes]]]:
     MissingMatplotlibError
         matplotlib is not installed.
     """
-    for key in results.limits:
-        axes = roofline(results, key)
-        if axes:
-            yield f"roofline-{key.replace(' ', '-')}", f"Every measurement under the roof of the machine: {key}", axes
     if results.sweep is not None:
         yield f"sweep-{results.sweep}", f"How times grow with {results.sweep}", sweep(results)
     else:
         yield "times", "Medians, and the quartiles around them", times(results)
+    for key in results.limits:
+        axes = roofline(results, key)
+        if axes:
+            yield f"roofline-{key.replace(' ', '-')}", f"Every measurement under the roof of the machine: {key}", axes
 
 
 def roofline(results: Results, key: str) -> list[Axes]:
@@ -59,12 +59,12 @@ def roofline(results: Results, key: str) -> list[Axes]:
     ridge = limits.product / limits.memory
     left, right = min(p.cost.intensity for p in whole) / 2, max(*(p.cost.intensity for p in whole), 2 * ridge) * 2
     for ax, (measure, points) in zip(axes, found.items(), strict=True):
-        low = min(p.cost.operations / p.seconds for p in points) / 1e9 / 3
+        low = min(p.cost.operations / p.seconds for p in points) / 1e9 / 8
         ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, limits.product / 1e9 * 3))
         ax.set(xlabel="operations a byte", ylabel="GFLOP/s", title=MEASURES[measure].title)
         plain_frame(ax)
         _roof(ax, limits, left, right)
-        for name, intensity in {p.case.workload.name: p.cost.intensity for p in points}.items():
+        for intensity, name in _named(points, right / left):
             ax.axvline(intensity, color="0.85", linewidth=1, zorder=0)
             ax.text(intensity, low * 1.1, name, rotation=90, fontsize="x-small", ha="right", va="bottom", color="0.35")
         for label in labels:
@@ -92,6 +92,18 @@ class _Point(NamedTuple):
     case: Case
     cost: Cost
     seconds: float
+
+
+def _named(points: Sequence[_Point], span: float) -> list[tuple[float, str]]:
+    """Return where workloads lie, with their names; of those too close to each other the first and the last."""
+    apart, found = span**0.03, list[tuple[float, list[str]]]()
+    for point in sorted(points, key=lambda p: p.cost.intensity):
+        workload = point.case.workload
+        name = workload.name if workload.swept is None else workload.name.rpartition(", ")[2]
+        if not found or point.cost.intensity > found[-1][0] * apart:
+            found.append((point.cost.intensity, []))
+        found[-1][1].extend([] if name in found[-1][1] else [name])
+    return [(at, f"{names[0]} … {names[-1]}" if len(names) > 2 else ", ".join(names)) for at, names in found]
 
 
 def _points(results: Results, key: str, measure: str) -> list[_Point]:

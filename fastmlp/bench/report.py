@@ -47,7 +47,7 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   const rows = [...body.rows].sort((a, b) => {
     const [x, y] = [key(a), key(b)];
     if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
-    const order = column === 0 ? x.localeCompare(y) : x - y;
+    const order = isNaN(x) ? x.localeCompare(y) : x - y;
     return up ? order : -order;
   });
   body.append(...rows);
@@ -101,13 +101,11 @@ def page(results: Results, drawn: Sequence[tuple[str, str]], missing: str | None
     text.write(
         f'<p class="faint">{escape(kinds)}; {escape(results.made)}; {results.rounds} rounds, seed {results.seed}</p>\n'
     )
-    _list(text, tables.crossings(results))
-    for workload in results.workloads:
-        text.write(f"<h2>{escape(workload.name)}</h2>\n<p class='faint'>{escape(workload.describe())}</p>\n")
-        rows = [tables.row(results, case) for case in tables.measured(results, workload)]
-        if rows:
-            _table(text, tables.header(), rows)
-        _list(text, tables.sentences(results, workload))
+    for block in tables.blocks(results):
+        text.write(f'<h2>{escape(block.title)}</h2>\n<p class="faint">{escape(block.about)}</p>\n')
+        if block.rows:
+            _table(text, block.head, block.rows)
+        _list(text, block.sentences)
     text.write(f'<p class="faint">{escape(tables.RULE)} Bold is the fastest, and whoever does not differ from it. ')
     text.write("Point at a figure to see its quartiles, at a fraction to see which limit it is of.</p>\n")
     if said := [*results.failures, *results.notes]:
@@ -145,7 +143,8 @@ def _table(text: io.StringIO, head: Sequence[str], rows: Sequence[Sequence[Cell]
 
 
 def _cell(column: int, cell: Cell) -> str:
-    value = escape(cell.text) if column == 0 else None if cell.value is None else f"{cell.value:.17g}"
+    value = None if cell.value is None else f"{cell.value:.17g}"
+    value = escape(cell.text) if value is None and column == 0 else value
     sorted_by = "" if value is None else f' data-value="{value}"'
     spread = f' title="{escape(cell.said)}"' if cell.said else ""
     about = f"<small>±{escape(cell.about)}</small>" if cell.about else ""

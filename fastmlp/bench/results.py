@@ -10,7 +10,7 @@ from typing import Any
 
 from fastmlp.bench.costs import Cost, of_rows, of_step
 from fastmlp.bench.limits import Limits, best_of
-from fastmlp.bench.verdicts import FASTER, SLOWER, Summary, Verdict, compare, summarize
+from fastmlp.bench.verdicts import Summary, Verdict, compare, summarize
 from fastmlp.bench.workloads import MANY, Workload
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
@@ -204,11 +204,6 @@ def against(base: Case, case: Case, measure: str, factor: float) -> Verdict | No
     """Compare a case with another by one measure; None where one of them lacks it."""
     one, other = case.samples(measure), base.samples(measure)
     return compare(one, other, factor) if one and other else None
-
-
-def differ(verdict: Verdict | None) -> bool:
-    """Tell whether a comparison has found a difference."""
-    return verdict is not None and verdict.word in (FASTER, SLOWER)
 
 
 def matched(old: Results, new: Results) -> tuple[list[tuple[Case, Case]], list[Case]]:

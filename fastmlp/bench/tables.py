@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastmlp.bench.limits import best_of
 from fastmlp.bench.measures import MEASURES, TIMED
 from fastmlp.bench.results import Case, Results, against
 from fastmlp.bench.verdicts import CHANCE, FACTOR, FEW, NONE, SLOWER, summarize
@@ -90,28 +91,30 @@ def header() -> list[str]:
 def row(results: Results, case: Case) -> list[Cell]:
     """Return the figures of a case, under the titles of `header`."""
     cells = [Cell(case.label)]
-    for name, measure in MEASURES.items():
-        summary = case.summary(name)
-        if summary is None:
-            cells.append(Cell(NOTHING))
-        else:
-            low, high = (figure(value, measure.unit) for value in (summary.low, summary.high))
-            best = name in TIMED and _is_as_fast_as_any(results, case, name)
-            about = f"{(summary.high - summary.low) / 2 / summary.median:.0%}" if name in TIMED else ""
-            text, spread = figure(summary.median, measure.unit), f"{low} to {high}, {summary.samples} samples"
-            cells.append(Cell(text, summary.median, about, spread, best))
+    for name in MEASURES:
+        cells.append(_cell(results, case, name))
         if name in LIMITED:
             part = results.share(case, name)
             cells.append(Cell(share(part[0]), part[0], said=f"the limit is {part[1]}") if part else Cell(NOTHING))
     return cells
 
 
-def _is_as_fast_as_any(results: Results, case: Case, measure: str) -> bool:
+def _cell(results: Results, case: Case, name: str) -> Cell:
+    summary, measure = case.summary(name), MEASURES[name]
+    if summary is None:
+        return Cell(NOTHING)
+    low, high = (figure(value, measure.unit) for value in (summary.low, summary.high))
+    best = name in TIMED and _behind(results, case, name) in (None, NONE)
+    about = f"{(summary.high - summary.low) / 2 / summary.median:.0%}" if name in TIMED else ""
+    said = f"{low} to {high}, {summary.samples} samples"
+    return Cell(figure(summary.median, measure.unit), summary.median, about, said, best)
+
+
+def _behind(results: Results, case: Case, measure: str) -> str | None:
+    """Return the verdict on a case against the fastest: None of that itself, and where there are no samples."""
     fastest = results.fastest(case.workload, measure)
-    if fastest is None or fastest is case:
-        return fastest is case
-    verdict = against(fastest, case, measure, FACTOR)
-    return verdict is not None and verdict.word == NONE
+    verdict = None if fastest is None or fastest is case else against(fastest, case, measure, FACTOR)
+    return None if verdict is None else verdict.word
 
 
 def sentences(results: Results, workload: Workload) -> list[str]:
@@ -141,24 +144,54 @@ def sentences(results: Results, workload: Workload) -> list[str]:
     return said
 
 
+class Block(NamedTuple):
+    """A table with what it is about, and what follows from it."""
+
+    title: str
+    about: str
+    head: list[str]
+    rows: list[list[Cell]]
+    sentences: list[str]
+
+
+def blocks(results: Results) -> list[Block]:
+    """Return the tables of a run: one for each workload; of a sweep one for each measure that grows."""
+    if results.sweep is not None:
+        about = f"from {results.workloads[0].describe()} to {results.workloads[-1].describe()}"
+        return [_growth(results, measure, about) for measure in LIMITED]
+    found = []
+    for workload in results.workloads:
+        rows = [row(results, case) for case in results.of(workload) if case.rounds]
+        found.append(Block(workload.name, workload.describe(), header(), rows, sentences(results, workload)))
+    return found
+
+
+def _growth(results: Results, measure: str, about: str) -> Block:
+    assert results.sweep is not None
+    labels = list(dict.fromkeys(case.label for case in results.cases if case.rounds))
+    rows = []
+    for workload in results.workloads:
+        cells = {case.label: _cell(results, case, measure) for case in results.of(workload)}
+        swept = Cell(str(workload.swept), float(workload.swept or 0))
+        rows.append([swept, *(cells.get(label, Cell(NOTHING)) for label in labels)])
+    said = crossings(results) if measure == "train" else []
+    return Block(MEASURES[measure].title, about, [results.sweep, *labels], rows, said)
+
+
 def crossings(results: Results) -> list[str]:
     """Return where in a sweep the fastest in training changes, in words."""
     if results.sweep is None:
         return []
-    said, before = [], None
+    said: list[str] = []
+    before = None
     for workload in results.workloads:
         fastest = results.fastest(workload, "train")
         if fastest is None:
             continue
-        if before is None:
-            said.append(f"{results.sweep} {workload.swept}: {fastest.label} trains the fastest")
-        elif fastest.contender != before:
-            previous = next((c for c in results.of(workload) if c.contender == before), None)
-            if previous is None or not _is_as_fast_as_any(results, previous, "train"):
-                said.append(f"from {results.sweep} {workload.swept} on: {fastest.label} trains the fastest")
-            else:
-                continue
-        before = fastest.contender
+        previous = next((case for case in results.of(workload) if case.contender == before), None)
+        if previous is None or not previous.samples("train") or _behind(results, previous, "train") == SLOWER:
+            said.append(f"from {results.sweep} {workload.swept} on: {fastest.label} trains the fastest")
+            before = fastest.contender
     return said
 
 
@@ -166,8 +199,6 @@ def limits_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return titles and rows of what the machine can do."""
     rows = []
     for key, found in results.limits.items():
-        from fastmlp.bench.limits import best_of
-
         limits = best_of(found)
         rows.append([key, "product of large matrices", rate(limits.product, "FLOP")])
         for size, speed in limits.copies:
@@ -191,25 +222,17 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def measured(results: Results, workload: Workload) -> list[Case]:
-    """Return the cases of a workload of which anything was measured."""
-    return [case for case in results.of(workload) if case.rounds]
-
-
 def markdown(results: Results) -> str:
     """Return all as Markdown, for an issue or a page."""
     parts = []
-    for workload in results.workloads:
-        rows = [
-            [f"**{c.whole}**" if c.best else c.whole for c in row(results, case)]
-            for case in measured(results, workload)
-        ]
-        parts.append(f"### {workload.name}: {workload.describe()}")
-        parts += [markdown_table(header(), rows)] if rows else []
-        parts += ["\n".join(f"- {said}" for said in sentences(results, workload))]
-    ends = [*crossings(results), *results.failures, *results.notes]
-    parts += ["\n".join(f"- {said}" for said in ends), markdown_table(*limits_table(results))]
-    parts += [RULE, "\n".join(f"- {name}: {value}" for name, value in about(results)), f"`{results.command}`"]
+    for block in blocks(results):
+        rows = [[f"**{cell.whole}**" if cell.best else cell.whole for cell in cells] for cells in block.rows]
+        parts += [f"### {block.title}: {block.about}", markdown_table(block.head, rows) if rows else ""]
+        parts.append("\n".join(f"- {said}" for said in block.sentences))
+    parts += ["\n".join(f"- {said}" for said in (*results.failures, *results.notes))]
+    head, lines = limits_table(results)
+    parts += [markdown_table(head, lines) if lines else "", RULE]
+    parts += ["\n".join(f"- {name}: {value}" for name, value in about(results)), f"`{results.command}`"]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -219,24 +242,22 @@ def rendered(results: Results) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
+    def titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Text | str]], words: int = 1) -> Table:
+        table = Table(title=title, box=box.SIMPLE, title_justify="left")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="left" if i < words else "right")
+        for line in rows:
+            table.add_row(*line)
+        return table
+
     parts: list[RenderableType] = []
-    for workload in results.workloads:
-        table = Table(title=f"{workload.name}: {workload.describe()}", box=box.SIMPLE, title_justify="left")
-        for title in header():
-            table.add_column(title, justify="left" if title == "contender" else "right")
-        for case in measured(results, workload):
-            table.add_row(*(Text(c.whole, style="bold" if c.best else "") for c in row(results, case)))
-        parts.append(table)
-        parts += [Text(f"  {said}") for said in sentences(results, workload)]
-    parts += [Text(""), *(Text(said) for said in crossings(results))]
-    parts += [Text(said) for said in (*results.failures, *results.notes)]
-    head, rows = limits_table(results)
-    table = Table(title="limits of this machine", box=box.SIMPLE, title_justify="left")
-    for title in head:
-        table.add_column(title, justify="right" if title == head[-1] else "left")
-    for line in rows:
-        table.add_row(*line)
-    return [*parts, table, Text(RULE)] if rows else [*parts, Text(RULE)]
+    for block in blocks(results):
+        rows = [[Text(cell.whole, style="bold" if cell.best else "") for cell in cells] for cells in block.rows]
+        parts.append(titled(f"{block.title}: {block.about}", block.head, rows))
+        parts += [Text(f"  {said}") for said in block.sentences]
+    parts += [Text(""), *(Text(said) for said in (*results.failures, *results.notes))]
+    head, lines = limits_table(results)
+    return [*parts, *([titled("limits of this machine", head, lines, 2)] if lines else []), Text(RULE)]
 
 
 def command_line(words: Sequence[str]) -> str:

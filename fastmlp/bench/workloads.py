@@ -67,9 +67,10 @@ class Workload:
 
     def describe(self) -> str:
         """Return in a few words what it is."""
-        activation = "" if self.activation == "relu" else f" {self.activation},"
+        activation = "" if self.activation == "relu" or self.model else f" {self.activation},"
         threads = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
-        network = self.model or "-".join(map(str, self.units))
+        units = "-".join(map(str, self.units))
+        network = f"{self.model} ({units})" if self.model else units
         return f"{network},{activation} batch {self.batch}, {self.optimizer}, {self.dtype}{threads}"
 
     def spec(self) -> NetworkSpec:
