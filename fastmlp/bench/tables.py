@@ -242,8 +242,8 @@ def rendered(results: Results) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    def titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Text | str]], words: int = 1) -> Table:
-        table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    def table_of(head: Sequence[str], rows: Sequence[Sequence[Text | str]], words: int = 1) -> Table:
+        table = Table(box=box.SIMPLE)
         for i, name in enumerate(head):
             table.add_column(name, justify="left" if i < words else "right")
         for line in rows:
@@ -253,11 +253,12 @@ def rendered(results: Results) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for block in blocks(results):
         rows = [[Text(cell.whole, style="bold" if cell.best else "") for cell in cells] for cells in block.rows]
-        parts.append(titled(f"{block.title}: {block.about}", block.head, rows))
+        parts += [Text(f"{block.title}: {block.about}"), table_of(block.head, rows)]
         parts += [Text(f"  {said}") for said in block.sentences]
     parts += [Text(""), *(Text(said) for said in (*results.failures, *results.notes))]
     head, lines = limits_table(results)
-    return [*parts, *([titled("limits of this machine", head, lines, 2)] if lines else []), Text(RULE)]
+    parts += [Text("\nlimits of this machine"), table_of(head, lines, 2)] if lines else []
+    return [*parts, Text(RULE)]
 
 
 def command_line(words: Sequence[str]) -> str:

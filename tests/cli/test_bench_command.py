@@ -12,6 +12,7 @@ from fastmlp.bench import contenders, measures, pictures, report, running
 from fastmlp.bench.results import Case, Results, read
 from fastmlp.bench.tables import figure, markdown, row, sentences
 from fastmlp.bench.workloads import Workload, sweep
+from fastmlp.cli import bench as command
 from fastmlp.plots.pictures import MissingMatplotlibError
 
 SMALL = Workload("small", (4, 3, 2), 8)
@@ -190,7 +191,8 @@ def test_a_roofline_has_each_measurement_below_what_the_machine_can_do():
 # --- the command ---
 
 
-def test_a_whole_small_run(cli, tmp_path):
+def test_a_whole_small_run(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "QUICK", measures.QUICK._replace(samples=1, seconds=0.0, operations=1e5))
     options = "--units", "4,3,2", "--backends", "numpy,cupy", "--quick", "--rounds", "1", "--seed", "3", "--batch", "8"
     code, out, err = cli("bench", *options, "--out", "o")
     assert (code, err) == (0, "")
