@@ -319,6 +319,13 @@ def test_progress_counts_every_process():
     assert len(said) == len(ask.asked) == running.processes_of([SMALL], entrants, TINY._replace(rounds=2))
 
 
+@pytest.mark.parametrize(("load", "notes"), [(0.9, 0), (1.1, 1)])
+def test_a_busy_machine_is_told(monkeypatch, load, notes):
+    monkeypatch.setattr(running.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(running.os, "cpu_count", lambda: 2)
+    assert len([note for note in run(Measuring(), ["numpy"]).notes if "busy" in note]) == notes
+
+
 # --- results ---
 
 

@@ -56,8 +56,9 @@ def roofline(results: Results, key: str) -> list[Axes]:
     limits, labels = best_of(results.limits[key]), _labels(results)
     axes = panels(1, 2, width=4.8, height=4.2)
     whole = [point for points in found.values() for point in points]
-    ridge = limits.product / limits.memory
-    left, right = min(p.cost.intensity for p in whole) / 2, max(*(p.cost.intensity for p in whole), 2 * ridge) * 2
+    ridges = [limits.product / rate for rate in (limits.copies[0][1], limits.memory)]
+    intensities = [p.cost.intensity for p in whole]
+    left, right = min(*intensities, *ridges) / 4, max(*intensities, *ridges) * 3
     for ax, (measure, points) in zip(axes, found.items(), strict=True):
         low = min(p.cost.operations / p.seconds for p in points) / 1e9 / 8
         ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, limits.product / 1e9 * 3))

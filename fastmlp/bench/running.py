@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,6 +66,7 @@ def run(
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     found = Results(made, command, seed, effort.rounds, sweep, machine(), versions(), commit())
+    found.notes += _busy()
     chosen = {name: contender(name) for name in entrants}
     failing, asking = dict(entrants), _Asking(effort, ask)
     for name in [name for name, missing in entrants.items() if missing is None and chosen[name].is_prepared]:
@@ -113,6 +115,16 @@ class _Asking:
             if left < timeout and time.monotonic() >= self.end:  # it was ended because of the others, not by itself
                 raise MeasuringError(over) from None
             raise
+
+
+def _busy() -> list[str]:
+    """Return, in words, that other programs want the processors too, where they do."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load < 0.5 * cores:
+        return []
+    return [
+        f"the machine was busy when the run began (load average {load:.1f} on {cores} processors): times are longer"
+    ]
 
 
 def _prepare(name: str, workload: Workload, ask: _Asking) -> str | None:
