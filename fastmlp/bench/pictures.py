@@ -81,12 +81,15 @@ def roofline(results: Results, key: str) -> list[Axes]:
 def _roof(ax: Axes, limits: Limits, left: float, right: float) -> None:
     """Draw what products and copies allow, each line with its name beside it."""
     x, top = np.geomspace(left, right, 200), limits.product
-    for bandwidth, name, dashes in ((limits.copies[0][1], "near cache", "--"), (limits.memory, "memory", "-")):
+    for bandwidth, dashes in ((limits.copies[0][1], "--"), (limits.memory, "-")):
         ax.plot(x, np.minimum(top, bandwidth * x) / 1e9, color="black", linestyle=dashes, linewidth=1)
-        at = max(left * 1.1, np.sqrt(left * top / bandwidth))  # halfway up the slope
-        text = f"{name}, {bandwidth / 1e9:.0f} GB/s"
-        ax.text(at * 1.08, min(top, bandwidth * at) / 1e9 * 0.95, text, ha="left", va="top", fontsize="x-small")
-    ax.text(right * 0.95, top / 1e9 * 1.12, f"products, {top / 1e9:.0f} GFLOP/s", ha="right", fontsize="x-small")
+    near, far = limits.copies[0][1], limits.memory
+    look: dict[str, Any] = {"fontsize": "x-small"}
+    # above the one slope and under the other, so that neither name crosses a line
+    ax.text(left * 1.1, top / 1e9 * 1.12, f"near cache, {near / 1e9:.0f} GB/s", ha="left", **look)
+    at = np.sqrt(left * top / far)
+    ax.text(at * 1.08, far * at / 1e9 * 0.95, f"memory, {far / 1e9:.0f} GB/s", ha="left", va="top", **look)
+    ax.text(right * 0.95, top / 1e9 * 1.12, f"products, {top / 1e9:.0f} GFLOP/s", ha="right", **look)
 
 
 class _Point(NamedTuple):
