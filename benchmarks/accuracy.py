@@ -14,9 +14,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from results import table, write_section
+from results import write_section
 
 import fastmlp
+from fastmlp.bench.tables import markdown_table as table
 
 HELD_OUT = 10_000
 

@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 from defaults_tasks import Task, split, tasks
 from numpy.typing import NDArray
-from results import table, write_section
+from results import write_section
 from scipy.stats import rankdata
 
 import fastmlp
+from fastmlp.bench.tables import markdown_table as table
 from fastmlp.engine.batches import default_batch_size
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer, VarianceScaling
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from results import table, unpinned, write_section
+from results import unpinned, write_section
 from scipy.stats import ttest_rel
 from sklearn import datasets, neural_network
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.preprocessing import StandardScaler
 
 import fastmlp
+from fastmlp.bench.tables import markdown_table as table
 
 
 class Task(NamedTuple):

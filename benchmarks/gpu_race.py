@@ -26,179 +26,48 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from race import FIRST, MOST_STEPS, WORKLOADS, Workload, data, in_process, with_jax
+from race import data, in_process
 
-GPU_WORKLOADS = {**WORKLOADS, "w8192": Workload((784, 8192, 8192, 10), 1024)}
-RATE = 1e-3
-GRAPH_STEPS = 16
+from fastmlp.bench import peers
+from fastmlp.bench.contenders import Contender, own, peer
+from fastmlp.bench.workloads import FIRST, MOST_STEPS, WORKLOADS, Rows, Workload
+
 MORE = 3
 """Epochs that the long training of a difference has more than the short one."""
 
-Epochs = Callable[[int], Any]
-"""Trains so many epochs, and comes back when the device is done."""
-
-
-def with_fastmlp(way: str) -> Callable[..., Epochs]:
-    """Return the contender that is fastmlp, its steps run in one way."""
-
-    def contender(workload: Workload, x: Any, y: Any, device: str) -> Epochs:
-        import cupy
-
-        import fastmlp
-
-        model = fastmlp.MLP(
-            workload.units, activation=workload.activation, backend=fastmlp.get_backend("cupy", way=way), seed=0
-        )
-        x, y = cupy.asarray(x), cupy.asarray(y)
-        options = {"batch_size": workload.batch, "optimizer": fastmlp.Adam(RATE), "verbose": 0}
-        return lambda epochs: model.fit(x, y, epochs=epochs, **options)
-
-    return contender
-
-
-def torch_step(workload: Workload, x: Any, y: Any, device: str) -> tuple[Callable[[], None], dict[str, Any]]:
-    """Return a step of PyTorch that finds its rows by a counter on the device, and all that it works on.
-
-    The same on a CPU, where nothing is captured: there `capturable` is not taken.
-    """
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = False
-    own = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}[workload.activation]
-    layers: list[Any] = []
-    for i, o in itertools.pairwise(workload.units):
-        layers += [torch.nn.Linear(i, o), own()]
-    net, loss_of = torch.nn.Sequential(*layers[:-1]).to(device), torch.nn.CrossEntropyLoss()
-    rule = torch.optim.Adam(net.parameters(), lr=RATE, fused=True, capturable=device == "cuda")
-    inputs, labels = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
-    order, cursor = torch.randperm(len(inputs), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    within = torch.arange(workload.batch, device=device)
-    value = torch.zeros((), device=device)
-
-    def step() -> None:
-        rows = order[cursor + within]
-        rule.zero_grad(set_to_none=True)
-        loss = loss_of(net(inputs[rows]), labels[rows])
-        loss.backward()
-        rule.step()
-        value.copy_(loss.detach())
-        cursor.add_(workload.batch)
-
-    # a graph keeps nothing alive, so all that a step reads is returned with it
-    return step, {"net": net, "order": order, "cursor": cursor, "loss": value, "held": (inputs, labels, within, rule)}
-
-
-def new_epoch(made: dict[str, Any]) -> None:
-    """Draw a new order of rows, into the memory that a graph reads."""
-    import torch
-
-    made["cursor"].zero_()
-    torch.randperm(len(made["order"]), out=made["order"])
-
-
-def with_torch(workload: Workload, x: Any, y: Any, device: str) -> Epochs:
-    """PyTorch, kernel by kernel."""
-    step, made = torch_step(workload, x, y, device)
-    steps = len(x) // workload.batch
-
-    def train(epochs: int) -> float:
-        for _ in range(epochs):
-            new_epoch(made)
-            for _ in range(steps):
-                step()
-        return float(made["loss"])  # waits for the device
-
-    return train
-
-
-def with_torch_graph(steps_a_graph: int) -> Callable[..., Epochs]:
-    """Return the contender that is PyTorch with so many steps captured into a CUDA graph."""
-
-    def contender(workload: Workload, x: Any, y: Any, device: str) -> Epochs:
-        import torch
-
-        step, made = torch_step(workload, x, y, device)
-        steps = len(x) // workload.batch
-
-        def captured(count: int) -> Any:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for _ in range(count):
-                    step()
-            return graph
-
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # PyTorch asks for some steps on another stream before a capture
-            for _ in range(3):
-                new_epoch(made)
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graphs = {count: captured(count) for count in {steps_a_graph, 1}}
-
-        def train(epochs: int) -> float:
-            for _ in range(epochs):
-                new_epoch(made)  # which also keeps alive what the graphs read
-                for _ in range(steps // steps_a_graph):
-                    graphs[steps_a_graph].replay()
-                for _ in range(steps % steps_a_graph):
-                    graphs[1].replay()
-            return float(made["loss"])
-
-        return train
-
-    return contender
-
-
-def with_jax_on(workload: Workload, x: Any, y: Any, device: str) -> Epochs:
-    """JAX, an epoch one compiled scan, as in `race.py`; products in full float32."""
-    import jax
-
-    if device == "cuda" and jax.default_backend() != "gpu":
-        raise RuntimeError("this JAX sees no GPU: pip install 'jax[cuda13]'")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    epoch = with_jax(workload, "adam", x, y)[0]
-
-    def train(epochs: int) -> None:
-        for _ in range(epochs):
-            epoch()
-
-    return train
-
-
-CONTENDERS: dict[str, tuple[str, Callable[..., Epochs]]] = {
-    "torch": ("torch", with_torch),
-    "torch-graph": ("torch", with_torch_graph(1)),
-    "torch-graph-16": ("torch", with_torch_graph(GRAPH_STEPS)),
-    "jax": ("jax", with_jax_on),
-    "fastmlp-captured": ("fastmlp", with_fastmlp("captured")),
-    "fastmlp-eager": ("fastmlp", with_fastmlp("eager")),
-    "fastmlp": ("fastmlp", with_fastmlp("auto")),
+CONTENDERS: dict[str, Contender] = {
+    "torch": peer("PyTorch", "torch", "cuda", peers.torch_eager),
+    "torch-graph": peer("PyTorch CUDA graph", "torch", "cuda", peers.torch_graph(1)),
+    "torch-graph-16": peer("PyTorch CUDA graph", "torch", "cuda", peers.torch_graph(16)),
+    "jax": peer("JAX", "jax", "cuda", peers.jax_scan),
+    "fastmlp-captured": own("cupy", way="captured"),
+    "fastmlp-eager": own("cupy", way="eager"),
+    "fastmlp": own("cupy"),
 }
 
 
-def whole_batches(workload: Workload) -> tuple[Any, Any, int]:
-    """Return the rows of whole batches alone, which every contender trains alike, and how many batches they are."""
+def whole_batches(workload: Workload) -> Rows:
+    """Return the rows of whole batches alone, which every contender trains alike."""
     x, y = data(workload)
     steps = min(len(x) // workload.batch, MOST_STEPS)
-    return x[: steps * workload.batch], y[: steps * workload.batch], steps
+    return Rows(x[: steps * workload.batch], y[: steps * workload.batch], x, steps)
 
 
-def measure(workloads: list[str], contender: str, repeats: int, device: str = "cuda") -> dict[str, list[float]]:
-    """Return for each workload the seconds of a step, `repeats` times, measured in this process."""
+def measure(workloads: list[str], contender: str, repeats: int) -> dict[str, list[float]]:
+    """Return for each workload the seconds of a step of Adam, `repeats` times, measured in this process."""
     found = {}
     for name in workloads:
-        workload = GPU_WORKLOADS[name]
-        x, y, steps = whole_batches(workload)
-        train = CONTENDERS[contender][1](workload, x, y, device)
+        workload = WORKLOADS[name]
+        rows = whole_batches(workload)
+        train = CONTENDERS[contender].make(workload, workload.spec(), rows, 0).train
 
-        def seconds(epochs: int, train: Epochs = train) -> float:
+        def seconds(epochs: int, train: Callable[[int], Any] = train) -> float:
             start = time.perf_counter()
             train(epochs)
             return time.perf_counter() - start
 
         seconds(2)
-        found[name] = [(seconds(1 + MORE) - seconds(1)) / (MORE * steps) for _ in range(repeats)]
+        found[name] = [(seconds(1 + MORE) - seconds(1)) / (MORE * rows.steps) for _ in range(repeats)]
     return found
 
 
@@ -208,7 +77,7 @@ def floor(workload: str, repeats: int) -> str:
 
     from fastmlp.backends.cuda.blas import CuBlas
 
-    chosen = GPU_WORKLOADS[workload]
+    chosen = WORKLOADS[workload]
     batch, blas = chosen.batch, CuBlas(cupy)
 
     def seconds(work: Callable[[], Any], count: int) -> float:
@@ -291,7 +160,7 @@ def race(
 
     A contender that is installed and measured nothing is told, with the workloads, in words; the others' figures stand.
     """
-    names = [c for c in contenders if importlib.util.find_spec(CONTENDERS[c][0])]
+    names = [c for c in contenders if importlib.util.find_spec(CONTENDERS[c].module.partition(".")[0])]
     found: dict[str, dict[str, list[float]]] = {w: {c: [] for c in names} for w in workloads}
     for _ in range(rounds):
         for name in names:
@@ -306,16 +175,16 @@ def race(
 
 def as_table(found: dict[str, dict[str, list[float]]]) -> str:
     """Return the medians and spreads of a race."""
-    from results import table
+    from fastmlp.bench.tables import markdown_table as table
 
     rows = []
     for workload, by in found.items():
         medians = {c: statistics.median(s) for c, s in by.items() if s}
         for name, median in medians.items():
             ratios = [f"{medians[peer] / median:.2f}" if peer in medians else "" for peer in ("torch-graph-16", "jax")]
-            network = "-".join(map(str, GPU_WORKLOADS[workload].units))
+            network = "-".join(map(str, WORKLOADS[workload].units))
             times = [f"{s * 1e6:.1f}" for s in (median, min(by[name]), max(by[name]))]
-            rows.append([workload, f"{network}, {GPU_WORKLOADS[workload].batch}", name, *times, *ratios])
+            rows.append([workload, f"{network}, {WORKLOADS[workload].batch}", name, *times, *ratios])
     head = [
         "workload",
         "units, batch",

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 from gpu_measure import HERE, NETWORKS, Found, blobs, cupy, failing, median_ms
-from results import table
 
 import fastmlp
 from fastmlp.backends.cuda import backend as cupy_backend
 from fastmlp.backends.cuda.blas import CuBlas
+from fastmlp.bench.tables import markdown_table as table
 
 
 def environment(dry: bool) -> Found:

@@ -13,12 +13,12 @@ from unittest import mock
 import numpy as np
 from gpu_measure import NETWORKS, Found, blobs, cupy, failing, graph_us, own_alone
 from gpu_right import noted
-from results import table
 
 import fastmlp
 from fastmlp.backends.cuda import products as own_products
 from fastmlp.backends.cuda import step as cuda_step
 from fastmlp.backends.cuda.memory import WORKSPACE
+from fastmlp.bench.tables import markdown_table as table
 
 WAYS: dict[str, tuple[dict[str, Any], Any]] = {
     "captured": ({"way": "captured"}, contextlib.nullcontext),

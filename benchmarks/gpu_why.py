@@ -10,7 +10,8 @@ import sys
 
 from gpu_measure import HERE, Found, failing
 from gpu_trial import PLANTED, TRAINED
-from results import table
+
+from fastmlp.bench.tables import markdown_table as table
 
 METRICS = (
     "gpu__time_duration.sum",

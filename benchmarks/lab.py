@@ -28,14 +28,16 @@ from fastmlp.kernels.cpu.structures import Batch
 from fastmlp.kernels.cpu.threads import barrier
 from fastmlp.kernels.cpu.train import layer_gradient
 from fastmlp.kernels.cpu.vectors import seen_as
-from race import FIRST, WORKLOADS, data
-from results import table, unpinned, write_section
+from race import data
+from results import unpinned, write_section
 
 import fastmlp
 from fastmlp.backends.cpu.scratch import scratch_size
 from fastmlp.backends.cpu.session import network_rule
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import HostData
+from fastmlp.bench.tables import markdown_table as table
+from fastmlp.bench.workloads import FIRST, WORKLOADS
 
 SHAPES = [
     *((1, 784, 64), (16, 784, 64), (16, 64, 32), (16, 32, 10), (300, 784, 32), (300, 32, 128), (300, 128, 10)),

@@ -15,7 +15,9 @@ import tempfile
 import textwrap
 from typing import Any
 
-from results import table, unpinned, write_section
+from results import unpinned, write_section
+
+from fastmlp.bench.tables import markdown_table as table
 
 FIRST_FIT = """
     import time, numpy as np, fastmlp, numba, sklearn.base

@@ -10,8 +10,9 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+
+from fastmlp.bench.machine import processor
 
 PATH = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Results
@@ -36,23 +37,6 @@ def machine() -> str:
     there = [n for n in names if importlib.util.find_spec(n.replace("-", "_").replace("scikit_learn", "sklearn"))]
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in there)
     return f"{processor()}, {physical_cores()} cores; Python {platform.python_version()}, {versions}"
-
-
-def processor() -> str:
-    """Return the kind of machine: the processor's name, and the instruction set that the kernels use there."""
-    from fastmlp.kernels.cpu import vectors
-
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    names = {64: "AVX-512", 32: "AVX2", 16: "128-bit vectors"}
-    told = ", told to the compiler" if "NUMBA_CPU_NAME" in os.environ else ""
-    return f"{found.group(1) if found else platform.processor()}, {names[vectors.VECTOR_BYTES]}{told}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def write_section(title: str, body: str, kind: str | None = None, versions: str | None = None) -> None:

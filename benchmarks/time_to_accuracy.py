@@ -22,11 +22,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from race import CONTENDERS, RATES, WORKLOADS, in_process
+from race import CONTENDERS, in_process, named
+
+from fastmlp.bench.workloads import RATES, WORKLOADS, Rows
 
 
 class Run(NamedTuple):
@@ -56,7 +59,11 @@ def prepare(folder: Path) -> None:
 
 
 def reach(
-    target: float, most: int, load: Callable[[str], Any], begin: Callable[[Any, Any], Any], clock: Callable[[], float]
+    target: float,
+    most: int,
+    load: Callable[[str], Any],
+    begin: Callable[[Any, Any, Any], Any],
+    clock: Callable[[], float],
 ) -> Run:
     """Train until the target is reached.
 
@@ -69,17 +76,16 @@ def reach(
     load : callable
         Reads an array by its name.
     begin : callable
-        Returns, for the rows to train on, what trains for an epoch and what predicts classes; see `race.Contender`.
+        Returns, for the rows to train on and those to predict, what trains so many epochs and what predicts classes.
     clock : callable
         Tells seconds.
     """
     began = clock()
-    train, predict = begin(load("train-x"), load("train-y"))
-    x, y = load("test-x"), load("test-y")
-    accuracy = 0.0
+    train, predict = begin(load("train-x"), load("train-y"), load("test-x"))
+    y, accuracy = load("test-y"), 0.0
     for epoch in range(1, most + 1):
-        train()
-        accuracy = 100 * float(np.mean(np.asarray(predict(x)) == y))
+        train(1)
+        accuracy = 100 * float(np.mean(np.asarray(predict()) == y))
         if accuracy >= target:
             return Run(clock() - began, epoch, accuracy)
     return Run(math.inf, most, accuracy)
@@ -87,12 +93,15 @@ def reach(
 
 def run(folder: str, contender: str, workload: str, optimizer: str, seed: int, target: float, most: int) -> Run:
     """Let a contender train in this process."""
+    chosen = replace(WORKLOADS[workload], optimizer=optimizer)
+    units, batch = chosen.units, chosen.batch
 
-    def begin(x: Any, y: Any) -> Any:
-        return CONTENDERS[contender][1](WORKLOADS[workload], optimizer, x, y, seed)
+    def begin(x: Any, y: Any, many: Any) -> Any:
+        running = named(contender).make(chosen, chosen.spec(), Rows(x, y, many, len(x) // batch), seed)
+        return running.train, running.predict
 
-    units, batch = WORKLOADS[workload].units, WORKLOADS[workload].batch
-    begin(np.zeros((batch, units[0]), np.float32), np.arange(batch) % units[-1])  # imports all that it needs
+    nothing = np.zeros((batch, units[0]), np.float32)
+    begin(nothing, np.arange(batch) % units[-1], nothing)  # imports all that it needs
     return reach(target, most, lambda name: np.load(Path(folder, f"{name}.npy")), begin, time.perf_counter)
 
 
@@ -117,7 +126,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(run(**json.loads(options.child))))
         return
-    names = [c for c in options.contenders.split(",") if importlib.util.find_spec(CONTENDERS[c][0])]
+    names = [c for c in options.contenders.split(",") if importlib.util.find_spec(named(c).module.partition(".")[0])]
     found: dict[str, list[Run]] = {name: [] for name in names}
     asked = {name: getattr(options, name) for name in ("workload", "optimizer", "target", "most")}
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +151,7 @@ def main() -> None:
 
 def report(found: dict[str, list[Run]]) -> str:
     """Return the table of all runs."""
-    from results import table
+    from fastmlp.bench.tables import markdown_table as table
 
     scores = {name: scored([r.seconds for r in runs]) for name, runs in found.items() if runs}
     peer = min((score[0] for name, score in scores.items() if not name.startswith("fastmlp")), default=math.inf)

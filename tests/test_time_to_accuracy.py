@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmlp.bench.workloads import Rows, Workload
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CONTENDERS = {
     "torch": "torch",
@@ -35,15 +37,15 @@ class Hours:
         self.did.append(name)
         return np.zeros(3, np.int64)
 
-    def begin(self, x, y):
+    def begin(self, x, y, many):
         self.now += 1
         return self.train, self.predict
 
-    def train(self):
-        self.now += 1
-        self.epochs += 1
+    def train(self, epochs):
+        self.now += epochs
+        self.epochs += epochs
 
-    def predict(self, rows):
+    def predict(self):
         self.now += 1
         return (np.arange(3) >= self.epochs).astype(np.int64)
 
@@ -90,12 +92,13 @@ def test_every_contender_trains_by_its_seed_and_predicts_rows_it_has_not_seen(ti
     x = rng.standard_normal((640, 6)).astype(np.float32)
     y = (x @ rng.standard_normal((6, 3))).argmax(axis=1)
 
+    workload = Workload("small", (6, 16, 3), 16, optimizer="adam")
+
     def answers(seed, epochs):
-        train, predict = race.CONTENDERS[name][1](race.Workload((6, 16, 3), 16), "adam", x[:512], y[:512], seed)
-        for _ in range(epochs):
-            train()
-        assert np.array_equal(np.asarray(predict()), np.asarray(predict(x[:512])))
-        return np.asarray(predict(x[512:]))
+        rows = Rows(x[:512], y[:512], x[512:], 512 // 16)
+        running = race.named(name).make(workload, workload.spec(), rows, seed)
+        running.train(epochs)
+        return np.asarray(running.predict())
 
     after = answers(0, 30)
     assert (after == y[512:]).mean() > 0.85

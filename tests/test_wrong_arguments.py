@@ -160,7 +160,6 @@ argument("fit callbacks", of_fit("callbacks"), SEQUENCES)
 argument("fit shuffle", of_fit("shuffle"), FLAGS)
 argument("fit verbose", of_fit("verbose"), FLAGS)
 argument("fit parallel", of_fit("parallel"), "None")
-
 argument("evaluate x", lambda v: model().evaluate(v, Y))
 argument("evaluate y", lambda v: model().evaluate(X, v))
 argument("evaluate sample_weight", lambda v: model().evaluate(X, Y, v), "None")

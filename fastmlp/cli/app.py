@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastmlp._version import __version__
-from fastmlp.cli import doctor, machine, parity, profile, ranks
+from fastmlp.cli import bench, doctor, machine, parity, profile, ranks
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
 from fastmlp.cli.folder import RunFolder
@@ -279,9 +279,7 @@ def _new_settings(given: Mapping[str, Any]) -> Settings:
 # --- using a model ------------------------------------------------------------------------------------------------
 
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model.safetensors, or a run folder.")]
-_Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="mnist (its test images), or a .csv, .npz, .npy or IDX file.")
-]
+_Data = Annotated[str, typer.Argument(metavar="DATA", help="mnist (test images), or a .csv, .npz, .npy or IDX file.")]
 _Backend = Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")]
 
 
@@ -398,3 +396,4 @@ doctor.add_to(app)
 machine.add_to(app)
 parity.add_to(app, _load, _options)
 profile.add_to(app, _load, _options)
+bench.add_to(app, _options)

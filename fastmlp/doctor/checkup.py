@@ -117,11 +117,12 @@ def _ask(look: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        return {"failed": _end_of(done), "crashed": True}
+        return {"failed": end_of(done), "crashed": True}
     return answer
 
 
-def _end_of(done: subprocess.CompletedProcess[str]) -> str:
+def end_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Return how a process ended that should have answered."""
     if done.returncode < 0:
         number = -done.returncode
         return f"ends the process by {signal.Signals(number).name}, {signal.strsignal(number)}"

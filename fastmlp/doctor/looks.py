@@ -266,13 +266,13 @@ def _backends() -> Findings:
 def _cuda() -> Findings:
     from fastmlp.backends.cuda.probe import cuda_availability, cupy_wheels
 
-    found, gpus, wheels = Findings(), _gpus(), cupy_wheels()
-    found.add("CUDA", ("GPUs, by nvidia-smi", "; ".join(gpus) or "none"))
+    found, listed, wheels = Findings(), gpus(), cupy_wheels()
+    found.add("CUDA", ("GPUs, by nvidia-smi", "; ".join(listed) or "none"))
     found.add("CUDA", ("CuPy", cupy_packages()))
     if not wheels:
-        if gpus:
-            extra = "cuda13" if int(gpus[0].split(",")[1].strip().split(".")[0]) >= 580 else "cuda12"
-            cause = f"there is a GPU ({gpus[0]}), and no CuPy to train on it"
+        if listed:
+            extra = "cuda13" if int(listed[0].split(",")[1].strip().split(".")[0]) >= 580 else "cuda12"
+            cause = f"there is a GPU ({listed[0]}), and no CuPy to train on it"
             found.troubles.append(Trouble(cause, f"python -m pip install 'fastmlp[{extra}]'"))
         return found
     state = cuda_availability()
@@ -295,7 +295,7 @@ def cupy_packages() -> str:
     return ", ".join(f"{installed(wheel)} ({wheel})" for wheel in cupy_wheels()) or "not installed"
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
     """Return name, driver, memory and compute capability of each GPU, as the driver's own tool tells them."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
     try:

@@ -89,13 +89,11 @@ class SharedTraining(Training):
         draw: DrawOrder | None = None,
         history: History | None = None,
     ) -> None:
-        looks = metrics, callbacks, model, draw, history
+        looks = metrics, [c for c in callbacks if group.rank == 0 or not c.writes], model, draw, history
         super().__init__(learner, data, validation, progress, optimizer, *looks)
         assert progress.shards is not None, "a run of several ranks has them"
         self._group, self._shards = group, progress.shards
         self._seeing = [type(c).__name__ for c in self.callbacks if not c.writes]
-        if group.rank:
-            self.callbacks = [c for c in self.callbacks if not c.writes]
         self._sharded: ShardedSteps | None = None
 
     def agree(self) -> None:

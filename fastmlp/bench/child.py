@@ -1,0 +1,85 @@
+"""``python -P -m fastmlp.bench.child TASK``: measure one contender, or the machine, and print what was found as JSON.
+
+A process of its own for each: what one library has loaded, allocated or pinned is no other's burden.  Nothing that
+costs time or memory is imported before the contender's own library, whose import is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastmlp.bench.contenders import Running, contender
+from fastmlp.bench.limits import measure, pin
+from fastmlp.bench.measures import TIMED, Effort, peak_memory, take_samples
+from fastmlp.bench.workloads import Rows, Workload, rows_of
+
+
+def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) -> dict[str, list[float]]:
+    """Return samples of each measure, taken in this process.
+
+    Parameters
+    ----------
+    name : str
+        Of a contender.
+    workload : Workload
+    effort : Effort
+    seed : int
+        Of rows, weights and orders.
+    """
+    chosen = contender(name)
+    start = time.perf_counter()
+    import numpy as np  # every contender needs it
+
+    importlib.import_module(chosen.module)
+    found = {"import": [time.perf_counter() - start]}
+    spec = workload.spec()
+    rows = rows_of(workload, spec, effort.operations, seed)
+    start = time.perf_counter()
+    running = chosen.make(workload, spec, rows, seed)
+    running.train(1)
+    found["first"] = [time.perf_counter() - start]
+    wanted = effort.of_compilers if chosen.compiles else TIMED
+    found |= _timed(running, rows, effort, wanted)
+    memory = peak_memory()
+    if memory is not None:
+        found["memory"] = [float(memory)]
+    assert all(np.isfinite(samples).all() for samples in found.values())
+    return found
+
+
+def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str]) -> dict[str, list[float]]:
+    units = {"train": rows.steps, "predict": len(rows.many), "row": 1}
+    work = {"train": lambda: running.train(1), "predict": running.predict, "row": running.row}
+    found = {}
+    for name in wanted:
+        call = work[name]
+        call()
+        samples = take_samples(call, effort.samples, effort.seconds)
+        found[name] = [seconds / units[name] for seconds in samples]
+    return found
+
+
+def main(task: dict[str, Any]) -> None:
+    """Do what a task asks for, and print what was found, or why there is nothing, as the last line."""
+    effort = Effort(*task["effort"])
+    try:
+        pin(task.get("threads"))
+        if "device" in task:
+            answer: dict[str, Any] = {"found": measure(task["device"], task["dtype"], effort)}
+        else:
+            workload = Workload.from_dict(task["workload"])
+            answer = {"found": measure_contender(task["contender"], workload, effort, task["seed"])}
+    except Exception as e:  # reported by the parent, whatever it is
+        first = next(iter(str(e).strip().splitlines()), "")
+        kind = "" if type(e).__name__ == "NoCounterpartError" else f"{type(e).__name__}: "
+        answer = {"failed": f"{kind}{first}"}
+    print(f"\n{json.dumps(answer)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

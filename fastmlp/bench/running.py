@@ -1,0 +1,157 @@
+"""A whole run: limits and contenders in turn, round after round, each in a process of its own."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastmlp.bench.contenders import contender
+from fastmlp.bench.machine import commit, machine, versions
+from fastmlp.bench.measures import TIMED, Effort
+from fastmlp.bench.processes import MeasuringError, in_process
+from fastmlp.bench.results import Case, Results
+from fastmlp.bench.workloads import Workload
+
+Said = Callable[[str], object]
+"""Is told what is measured next."""
+Asking = Callable[..., dict[str, Any]]
+"""Measures in a process of its own, as `processes.in_process` does."""
+
+
+def processes_of(workloads: Sequence[Workload], entrants: Mapping[str, str | None], effort: Effort) -> int:
+    """Return how many processes a run takes where nobody fails."""
+    able = [name for name, missing in entrants.items() if missing is None]
+    limits = {(contender(name).device, workload.dtype) for name in able for workload in workloads}
+    prepared = sum(contender(name).is_prepared for name in able)
+    return prepared + effort.rounds * (len(limits) + len(able) * len(workloads))
+
+
+def run(
+    workloads: Sequence[Workload],
+    entrants: Mapping[str, str | None],
+    effort: Effort,
+    *,
+    seed: int,
+    command: str,
+    sweep: str | None = None,
+    said: Said = lambda _: None,
+    ask: Asking = in_process,
+) -> Results:
+    """Measure every contender on every workload.
+
+    Parameters
+    ----------
+    workloads : sequence of Workload
+    entrants : mapping
+        Contenders by name, and None, or why they cannot run here; such ones are in the results too, with the reason.
+    effort : Effort
+    seed : int
+        Of rows, weights and orders.
+    command : str
+        What repeats the run.
+    sweep : str, optional
+        Over what the workloads differ.
+    said : callable
+        Is told what is measured next.
+    ask : callable
+        Measures in a process of its own.
+
+    Raises
+    ------
+    MeasuringError
+        Nobody has measured anything; the message gives each reason.
+    """
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    found = Results(made, command, seed, effort.rounds, sweep, machine(), versions(), commit())
+    found.notes += _busy()
+    chosen = {name: contender(name) for name in entrants}
+    failing, asking = dict(entrants), _Asking(effort, ask)
+    for name in [name for name, missing in entrants.items() if missing is None and chosen[name].is_prepared]:
+        said(f"{chosen[name].label}: compiled code is made ready")
+        failing[name] = _prepare(name, workloads[0], asking)
+    for workload in workloads:
+        moments = workload.optimizer_record().moments
+        for name, one in chosen.items():
+            found.cases.append(Case(workload, name, one.label, one.device, [], failing[name], moments))
+    if effort.of_compilers != TIMED:
+        labels = [one.label for name, one in chosen.items() if one.compiles and failing[name] is None]
+        found.notes += [
+            f"{label}: training alone is measured with --quick, since each shape is compiled anew" for label in labels
+        ]
+    needed = {(case.device, case.workload.dtype): None for case in found.cases if case.failure is None}
+    for turn in range(effort.rounds):
+        for device, dtype in needed:
+            said(f"limits of the machine: {device}, {dtype}")
+            _add_limits(found, device, dtype, asking)
+        for workload in workloads:
+            cases = found.of(workload)
+            at = turn % len(cases)
+            for case in cases[at:] + cases[:at]:  # nobody is always the first, or always after the same one
+                if case.failure is None:
+                    said(f"round {turn + 1} of {effort.rounds}: {workload.name}, {case.label}")
+                    _measure(case, seed, asking)
+    if not any(case.rounds for case in found.cases):
+        raise MeasuringError("; ".join(found.failures))
+    return found
+
+
+class _Asking:
+    """Has what is measured measured in processes of their own, as long as there is time."""
+
+    def __init__(self, effort: Effort, ask: Asking) -> None:
+        self.effort, self.ask, self.end = effort, ask, time.monotonic() + effort.total
+
+    def __call__(self, task: dict[str, Any], longer: float = 1.0, **options: Any) -> dict[str, Any]:
+        over = f"no time was left of the {self.effort.total:g} s of the whole run"
+        left, timeout = self.end - time.monotonic(), longer * self.effort.timeout
+        if left < 1.0:
+            raise MeasuringError(over)
+        try:
+            return self.ask({**task, "effort": self.effort}, min(timeout, left), **options)
+        except MeasuringError:
+            if left < timeout and time.monotonic() >= self.end:  # it was ended because of the others, not by itself
+                raise MeasuringError(over) from None
+            raise
+
+
+def _busy() -> list[str]:
+    """Return, in words, that other programs want the processors too, where they do."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load < 0.5 * cores:
+        return []
+    return [
+        f"the machine was busy when the run began (load average {load:.1f} on {cores} processors): times are longer"
+    ]
+
+
+def _prepare(name: str, workload: Workload, ask: _Asking) -> str | None:
+    """Have what a first fit on a machine compiles and measures done once, so that no round has it; return a failure."""
+    tiny = Workload("tiny", (2, 2, 2), 2, dtype=workload.dtype)
+    try:
+        ask({"contender": name, "workload": tiny.to_dict(), "seed": 0}, 10.0)
+    except MeasuringError as e:
+        return str(e)
+    return None
+
+
+def _measure(case: Case, seed: int, ask: _Asking) -> None:
+    task = {"contender": case.contender, "workload": case.workload.to_dict(), "seed": seed}
+    environment = dict(contender(case.contender).environment)
+    try:
+        case.rounds.append(ask(task, threads=case.workload.threads, environment=environment))
+    except MeasuringError as e:
+        case.failure = str(e)
+
+
+def _add_limits(found: Results, device: str, dtype: str, ask: _Asking) -> None:
+    """Measure the limits of a device; where that fails no fraction is told, but why."""
+    try:
+        limits = ask({"device": device, "dtype": dtype})
+    except MeasuringError as e:
+        note = f"limits of the {device} in {dtype} were not measured: {e}"
+        found.notes += [] if note in found.notes else [note]
+    else:
+        found.limits.setdefault(f"{device} {dtype}", []).append(limits)
