@@ -92,9 +92,7 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
             i, o = net.units[layer], net.units[layer + 1]
             first, stop = i * t // threads, i * (t + 1) // threads
             place = net.weight_at[layer] + first * o
-            layer_gradient(
-                *(net, now, memory, layer, first, stop, tiny, one, buffers.params, place, memory.panels[t])
-            )
+            layer_gradient(*(net, now, memory, layer, first, stop, tiny, one, buffers.params, place, memory.panels[t]))
         passed += 1
         barrier(memory.arrivals, threads, passed)
 
