@@ -32,7 +32,10 @@ def pytest_addoption(parser):
         "--other-processors", action="store_true", help="compile the CPU kernels for other processors than this one too"
     )
     parser.addoption(
-        "--fuzz", type=float, default=10.0, metavar="SECONDS", help="feed the readers damaged files so long"
+        "--thorough", action="store_true", help="run other kinds of what runs by default, and long tests too"
+    )
+    parser.addoption(
+        "--fuzz", type=float, default=2.0, metavar="SECONDS", help="feed the readers damaged files so long"
     )
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
 
@@ -44,10 +47,17 @@ def pytest_collection_finish(session):
 
 
 def pytest_collection_modifyitems(config, items):
+    if not registry.available_backends()["cupy"].available:
+        # what the double computes in either type is the same source, compiled for it
+        for item in items:
+            given = item.callspec.params if hasattr(item, "callspec") else {}
+            if (given.get("backend"), given.get("dtype")) == ("cupy", "float64"):
+                item.add_marker(pytest.mark.cuda_host)
     reasons = {
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",
         "cuda_host": "the host code of CUDA, on CuPy's double; pytest --cuda-host or --whole-ladder runs it",
         "other_processors": "this processor is another one; pytest --other-processors runs it",
+        "thorough": "another kind of what runs by default, or long; pytest --thorough runs it",
         "planted_bugs": "takes minutes; pytest --planted-bugs runs it",
     }
     for marker, reason in reasons.items():
@@ -59,7 +69,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 ON_THE_DOUBLE = {"test_operations", "test_operations_training", "test_composition", "test_gradients", "test_optimizers"}
-"""Where CuPy's double is held to the same numbers in every run; what is made of these takes its time there."""
+"""Where CuPy's double is held to the same numbers in every run, in float32; what is made of these, and float64, takes
+its time there."""
 
 
 def pytest_generate_tests(metafunc):
