@@ -8,6 +8,7 @@ import signal
 import warnings
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from one_at_a_time import compiling_alone, is_worker
@@ -21,6 +22,10 @@ from fastmlp.backends.cuda import choice
 from fastmlp.backends.cuda import operations as cupy_operations
 from fastmlp.formulas.activations import ACTIVATIONS
 from fastmlp.formulas.losses import LOSSES
+
+# a machine that has other work to do is slow, which is no fault of what is tested
+hypothesis.settings.register_profile("fastmlp", deadline=None)
+hypothesis.settings.load_profile("fastmlp")
 
 
 def pytest_addoption(parser):

@@ -19,20 +19,7 @@ from fastmlp.files import safetensors as files
 
 ROWS, BATCH = 96, 8
 STEPS = ROWS // BATCH  # of an epoch
-SETTINGS = [
-    "--epochs",
-    "4",
-    "--batch-size",
-    str(BATCH),
-    "--seed",
-    "5",
-    "--hidden",
-    "6",
-    "--dropout",
-    "0.3",
-    "--ema",
-    "0.9",
-]
+SETTINGS = f"--epochs 4 --batch-size {BATCH} --seed 5 --hidden 6 --dropout 0.3 --ema 0.9".split()
 
 # the pictures of a run take longer than its training, and are no matter of these tests
 MAIN = """
