@@ -53,10 +53,11 @@ def pytest_collection_finish(session):
 
 def pytest_collection_modifyitems(config, items):
     if not registry.available_backends()["cupy"].available:
-        # what the double computes in either type is the same source, compiled for it
+        # what the double and the emulator compute in either type is the same source, compiled for it
         for item in items:
             given = item.callspec.params if hasattr(item, "callspec") else {}
-            if (given.get("backend"), given.get("dtype")) == ("cupy", "float64"):
+            on_it = given.get("backend") == "cupy" or item.path.parent.name == "cuda"
+            if on_it and given.get("dtype") == "float64":
                 item.add_marker(pytest.mark.cuda_host)
     reasons = {
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",

@@ -105,6 +105,7 @@ def test_limits_hold_while_they_are_set_and_what_is_none_limits_nothing():
     assert printed("".join(IN_TURN)).splitlines() == list(IN_TURN.values())
 
 
+@pytest.mark.thorough  # by default an estimator's do, in estimators/test_tools
 def test_workers_of_joblib_keep_to_their_share():
     assert printed(WORKER) == "2 1 1"
 

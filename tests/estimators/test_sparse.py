@@ -136,10 +136,10 @@ def test_numbers_in_one_place_are_added_before_they_are_rounded():
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
-    ("where", "solver"),  # each backend, each solver
+    ("where", "solver"),
     [
         ("numba", "adam"),
-        ("numpy", "lbfgs"),
+        pytest.param("numpy", "lbfgs", marks=pytest.mark.thorough),
         pytest.param("numpy", "adam", marks=pytest.mark.thorough),
         pytest.param("numba", "lbfgs", marks=pytest.mark.thorough),
     ],

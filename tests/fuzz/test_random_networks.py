@@ -1,7 +1,7 @@
 """Networks of every kind on every backend that runs here, for some seconds: they differ by rounding alone.
 
-Two seconds of it are part of every run of the tests, thirty networks at least, and twenty seconds of `.ci/run`; ``pytest
-tests/fuzz/test_random_networks.py --fuzz 1800 -s`` goes on for half an hour, and shows how many there were.
+Two seconds of it are part of every run of the tests, thirty networks at least, and twenty seconds of `.ci/run`;
+``pytest tests/fuzz/test_random_networks.py --fuzz 1800 -s`` goes on for half an hour, and shows how many there were.
 """
 
 import time
