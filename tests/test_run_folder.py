@@ -146,12 +146,14 @@ def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, tab
     assert_same(folder, whole)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_in_the_first_epoch_leaves_a_model_too(cli, table, train, tmp_path):
     assert cli(*train, "--out", "run", at=9, signal="SIGINT").returncode == 130
     assert fastmlp.load(tmp_path / "run" / "model.safetensors").steps == 9
     assert cli(*train, "--out", "run", "--resume").returncode == 0
 
 
+@pytest.mark.thorough  # by default a run that Ctrl-C ends as early begins again, below in this process
 def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, train, whole, tmp_path):
     assert cli(*train, "--out", "killed", at=9).returncode == -9
     assert {p.name for p in (tmp_path / "killed").iterdir()} == {"config.toml"}
