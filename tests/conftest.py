@@ -8,6 +8,7 @@ import signal
 import warnings
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from one_at_a_time import compiling_alone, is_worker
@@ -23,6 +24,10 @@ from fastmlp.backends.cuda import operations as cupy_operations
 from fastmlp.formulas.activations import ACTIVATIONS
 from fastmlp.formulas.losses import LOSSES
 
+# a machine that has other work to do is slow, which is no fault of what is tested
+hypothesis.settings.register_profile("fastmlp", deadline=None)
+hypothesis.settings.load_profile("fastmlp")
+
 
 def pytest_addoption(parser):
     parser.addoption("--whole-ladder", action="store_true", help="run the long part of the CUDA tests too")
@@ -33,7 +38,10 @@ def pytest_addoption(parser):
         "--other-processors", action="store_true", help="compile the CPU kernels for other processors than this one too"
     )
     parser.addoption(
-        "--fuzz", type=float, default=10.0, metavar="SECONDS", help="feed the readers damaged files so long"
+        "--thorough", action="store_true", help="run other kinds of what runs by default, and long tests too"
+    )
+    parser.addoption(
+        "--fuzz", type=float, default=2.0, metavar="SECONDS", help="feed the readers damaged files so long"
     )
     parser.addoption("--mpi", action="store_true", help="start several processes by mpiexec, which takes a minute")
     parser.addoption("--planted-bugs", action="store_true", help="plant a bug in each fused stage of the CPU kernels")
@@ -46,11 +54,19 @@ def pytest_collection_finish(session):
 
 
 def pytest_collection_modifyitems(config, items):
+    if not registry.available_backends()["cupy"].available:
+        # what the double and the emulator compute in either type is the same source, compiled for it
+        for item in items:
+            given = item.callspec.params if hasattr(item, "callspec") else {}
+            on_it = given.get("backend") == "cupy" or item.path.parent.name == "cuda"
+            if on_it and given.get("dtype") == "float64":
+                item.add_marker(pytest.mark.cuda_host)
     reasons = {
         "whole_ladder": "the long part of the CUDA tests; pytest --whole-ladder runs it",
         "cuda_host": "the host code of CUDA, on CuPy's double; pytest --cuda-host or --whole-ladder runs it",
         "other_processors": "this processor is another one; pytest --other-processors runs it",
         "mpi": "starts several processes; pytest --mpi runs it",
+        "thorough": "another kind of what runs by default, or long; pytest --thorough runs it",
         "planted_bugs": "takes minutes; pytest --planted-bugs runs it",
     }
     for marker, reason in reasons.items():
@@ -62,7 +78,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 ON_THE_DOUBLE = {"test_operations", "test_operations_training", "test_composition", "test_gradients", "test_optimizers"}
-"""Where CuPy's double is held to the same numbers in every run; what is made of these takes its time there."""
+"""Where CuPy's double is held to the same numbers in every run, in float32; what is made of these, and float64, takes
+its time there."""
 
 
 def pytest_generate_tests(metafunc):

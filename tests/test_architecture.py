@@ -1,9 +1,11 @@
 """The house: which files import which, how high it is, and how large its rooms may be.  Type hints are counted."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,14 @@ def test_no_class_has_more_than_fifteen_public_methods():
             if isinstance(node, ast.ClassDef) and node.name not in faces:
                 methods = {n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"}
                 assert len(methods) <= PUBLIC_METHODS, f"{path}: {node.name} has {len(methods)}: {sorted(methods)}"
+
+
+def test_what_is_left_out_by_default_is_run_before_a_change_lands():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]
+    marks = {line.partition(":")[0] for line in options["markers"]}
+    stages = "".join((ROOT / ".ci" / name).read_text("utf-8") for name in ("run", "instruction_sets"))
+    asked_for = {mark for found in re.findall(r'-m ("[^"]+"|\w+)', stages) for mark in re.findall(r"\w+", found)}
+    assert marks - asked_for == {"planted_bugs"}  # which takes minutes
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_the_defaults_are_those_that_the_benchmark_calls_so(defaults):
         assert epoch(fastmlp.MLP((3, 2), seed=0, backend="numpy"), rows) == -(-rows // defaults.BATCHES[batch](rows))
 
 
+@pytest.mark.thorough
 def test_the_benchmark_trains_on_classes_and_values_and_tells_settings_apart(tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, str(BENCHMARKS / "defaults.py"), "--quick", "--out", str(out)]

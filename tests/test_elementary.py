@@ -97,7 +97,7 @@ def test_results_are_within_four_units_in_the_last_place(name, dtype):
     np.testing.assert_array_equal(out[~finite], rounded[~finite])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_infinities_and_nan_come_out_as_in_the_c_library(name, dtype):
     x = np.array([np.inf, -np.inf, 0, np.nan], dtype)
@@ -111,7 +111,7 @@ def test_infinities_and_nan_come_out_as_in_the_c_library(name, dtype):
 
 
 @pytest.mark.skipif(not JIT, reason="the JIT is off")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_loops_over_them_are_vectorised(name, dtype):
     loop = compiled(name)

@@ -53,7 +53,16 @@ def test_every_example_is_run():
 
 
 # all on the backend that is the default, and one on NumPy's: what an example asks of a backend is the same
-@pytest.mark.parametrize(("name", "backend_name"), [*((name, "auto") for name in SETTINGS), ("step_by_step", "numpy")])
+@pytest.mark.parametrize(
+    ("name", "backend_name"),
+    [
+        ("step_by_step", "auto"),
+        ("mnist", "auto"),
+        pytest.param("lecture", "auto", marks=pytest.mark.thorough),
+        pytest.param("article", "auto", marks=pytest.mark.thorough),
+        pytest.param("step_by_step", "numpy", marks=pytest.mark.thorough),
+    ],
+)
 def test_examples_run_and_leave_their_pictures(name, backend_name, tmp_path, monkeypatch, capsys):
     arguments = [*SETTINGS[name], "--backend", backend_name, "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
@@ -160,6 +169,7 @@ class DigitAccuracy(Callback):
         self.values.append((run.model.predict_proba(self.x).argmax(axis=1) == self.y).mean())
 
 
+@pytest.mark.thorough
 def test_the_articles_training_run_reaches_what_the_article_prints():
     (x, y), (x_test, y_test) = fastmlp.datasets.load_mnist()
     options = {"activation": "sigmoid", "loss": "sigmoid_cross_entropy", "initializer": Normal(1.0)}

@@ -152,58 +152,62 @@ RUN = """
     import numpy as np, fastmlp
     from fastmlp.files.safetensors import read
 
-    how, folder, backend = sys.argv[1:4]
+    backend, *runs = sys.argv[1:]
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 220)
     x = (rng.normal(size=(3, 6))[y] + rng.normal(size=(220, 6))).astype("float32")
     weights = rng.uniform(0.5, 2, 220)
 
     class Kill(fastmlp.Callback):
+        def __init__(self, kills):
+            self.kills = kills
+
         def next_step(self, run):
             return 3 * 7 + 4  # in the middle of the 4th epoch, after the checkpoint of step 24
 
         def on_steps(self, run):
-            if how == "killed" and run.steps_done == 25:
+            if self.kills and run.steps_done == 25:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    callbacks = [
-        fastmlp.EarlyStopping("val_loss", patience=50),
-        fastmlp.CSVLog(f"{folder}/log.csv"),
-        fastmlp.Checkpoint(f"{folder}/checkpoint", every_steps=6, every_epochs=4),
-        Kill(),
-    ]
-    optimizer = fastmlp.Adam(fastmlp.Cosine(0.02, warmup_steps=5), ema=0.95, clip_norm=1.0, weight_decay=1e-3)
-    if how == "resumed":
-        model = fastmlp.load(f"{folder}/checkpoint", backend=backend)
-        history = model.resume(x, y, sample_weight=weights, callbacks=callbacks, verbose=0)
-    else:
-        model = fastmlp.MLP((6, 9, 3), dropout=(0.1, 0.3), backend=backend, seed=7)
-        history = model.fit(
-            *(x, y), epochs=10, batch_size=27, optimizer=optimizer, sample_weight=weights, validation_split=0.15,
-            callbacks=callbacks, verbose=0,
-        )
-    model.save(f"{folder}/final")
-    del history.history["epoch_seconds"]
-    print(json.dumps(history.history))
+    for how, folder in zip(runs[::2], runs[1::2]):
+        callbacks = [
+            fastmlp.EarlyStopping("val_loss", patience=50),
+            fastmlp.CSVLog(f"{folder}/log.csv"),
+            fastmlp.Checkpoint(f"{folder}/checkpoint", every_steps=6, every_epochs=4),
+            Kill(how == "killed"),
+        ]
+        optimizer = fastmlp.Adam(fastmlp.Cosine(0.02, warmup_steps=5), ema=0.95, clip_norm=1.0, weight_decay=1e-3)
+        if how == "resumed":
+            model = fastmlp.load(f"{folder}/checkpoint", backend=backend)
+            history = model.resume(x, y, sample_weight=weights, callbacks=callbacks, verbose=0)
+        else:
+            model = fastmlp.MLP((6, 9, 3), dropout=(0.1, 0.3), backend=backend, seed=7)
+            history = model.fit(
+                *(x, y), epochs=10, batch_size=27, optimizer=optimizer, sample_weight=weights, validation_split=0.15,
+                callbacks=callbacks, verbose=0,
+            )
+        model.save(f"{folder}/final")
+        del history.history["epoch_seconds"]
+        print(json.dumps(history.history), flush=True)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
 def test_a_run_killed_in_its_fourth_epoch_and_resumed_gives_the_bits_of_one_that_was_not(process_backend, tmp_path):
-    def run(how, folder):
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-P", "-c", textwrap.dedent(RUN), how, str(folder), process_backend.name]
+    once, parts = tmp_path / "once", tmp_path / "parts"
+
+    def run(*runs):
+        command = [sys.executable, "-P", "-c", textwrap.dedent(RUN), process_backend.name, *map(str, runs)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    once = run("once", tmp_path / "once")
-    assert once.returncode == 0, once.stderr
-    killed = run("killed", tmp_path / "parts")
+    once.mkdir(), parts.mkdir()
+    killed = run("whole", once, "killed", parts)  # one after the other in a process, the rest in one of its own
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     header, _ = files.read(tmp_path / "parts" / "checkpoint")
     assert header["progress"]["epoch"] == 3 and header["progress"]["position"] == 3
-    resumed = run("resumed", tmp_path / "parts")
+    resumed = run("resumed", parts)
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout) == json.loads(once.stdout)
+    assert json.loads(resumed.stdout) == json.loads(killed.stdout)
     expected, found = (files.read(tmp_path / d / "final") for d in ("once", "parts"))
     assert found[0] == expected[0]
     for name, array in expected[1].items():

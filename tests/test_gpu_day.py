@@ -27,7 +27,9 @@ def run(*options):
 @pytest.mark.parametrize(
     "stages",
     [
-        "environment,ceilings,race,limits,memcheck,racecheck,synccheck,counters",
+        pytest.param(
+            "environment,ceilings,race,limits,memcheck,racecheck,synccheck,counters", marks=pytest.mark.thorough
+        ),
         pytest.param("selftest,selftest_warm,proof,suite,steps,products,kernels", marks=pytest.mark.whole_ladder),
     ],
 )

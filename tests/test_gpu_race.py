@@ -64,6 +64,7 @@ def test_a_step_of_pytorch_gives_back_all_that_a_graph_of_it_reads(torch):
     assert all(any(tensor is other for other in kept) for tensor in read)
 
 
+@pytest.mark.thorough
 def test_a_child_that_measures_nothing_is_told_with_its_reason(gpu_race, capfd):
     if fastmlp.available_backends()["cupy"].available:
         pytest.skip("there is a GPU here")

@@ -127,6 +127,7 @@ def test_a_cache_that_takes_no_more_is_said_once_and_the_run_goes_on(run):
     assert run() == (got, "")
 
 
+@pytest.mark.thorough
 def test_what_several_processes_keep_at_once_is_all_found_again(run, tmp_path):
     types = ["float32", "float64"]
     code = "import numpy as np, kernelcopy.caller as c\nfor name in {0}: c.first(np.ones(2, name))\n"
@@ -151,6 +152,7 @@ def test_versions_of_numba_keep_their_code_beside_each_other(tmp_path, monkeypat
         assert cache.load("key") == version
 
 
+@pytest.mark.thorough  # in one process, test_no_altered_byte_and_no_cut_passes asks for another type too
 def test_code_under_the_name_of_another_type_is_not_run(run, tmp_path):
     both = (
         "import numpy as np, kernelcopy.caller as c\n"

@@ -69,10 +69,20 @@ SAY = "print(auto.threads, told.threads)"
 
 ENVIRONMENT = """
 import os
-for value in ("", "0", "-1", "many", "8", "2,1", "1"):
+seen = []
+for value in ("", "0", "-1", "many", "8", "2,1", "1"):  # the last one is a limit
     os.environ["OMP_NUM_THREADS"] = value
-    print(auto.threads, told.threads, end=" ")
+    seen += [auto.threads, told.threads]
+del os.environ["OMP_NUM_THREADS"]
+print(*seen)
 """
+IN_TURN = {
+    OPENMP: "2 1 2 2",  # the first: until then there has been no OpenMP
+    WITHIN: "2 1 2",
+    ENVIRONMENT: "2 2 " * 6 + "1 2",
+    NUMBA: "2 1 2",  # the last: its limit stays
+}
+"""What is done in a process, and what it then prints."""
 
 
 def printed(code, **variables):
@@ -90,22 +100,12 @@ def test_a_variable_of_the_environment_is_a_limit(name):
     assert printed(SAY, **{name: "1"}) == "1 2"
 
 
-def test_what_is_no_limit_limits_nothing():
-    assert printed(ENVIRONMENT) == "2 2 " * 6 + "1 2 "  # the last one is a limit
+def test_limits_hold_while_they_are_set_and_what_is_none_limits_nothing():
+    """Of OpenMP, also where that was loaded later, of thread pools, of a variable, and of Numba, in one process."""
+    assert printed("".join(IN_TURN)).splitlines() == list(IN_TURN.values())
 
 
-def test_a_limit_of_thread_pools_holds_while_it_is_set():
-    assert printed(WITHIN) == "2 1 2"
-
-
-def test_a_limit_of_openmp_holds_also_where_that_was_loaded_later():
-    assert printed(OPENMP) == "2 1 2 2"
-
-
-def test_a_limit_of_numba_holds():
-    assert printed(NUMBA) == "2 1 2"
-
-
+@pytest.mark.thorough  # by default an estimator's do, in estimators/test_tools
 def test_workers_of_joblib_keep_to_their_share():
     assert printed(WORKER) == "2 1 1"
 

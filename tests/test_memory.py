@@ -32,6 +32,7 @@ MEASURE = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_hundred_epochs_and_a_thousand_predictions_leave_memory_where_it_was(process_backend):
     command = [sys.executable, "-P", "-c", textwrap.dedent(MEASURE), process_backend.name]

@@ -30,16 +30,16 @@ pytestmark = pytest.mark.skipif(
 needs_jit = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the JIT is off, so there is one thread")
 
 
-def backend(threads):
-    return fastmlp.get_backend("numba", threads=threads)
+def backend(threads, products="auto"):
+    return fastmlp.get_backend("numba", threads=threads, products=products)
 
 
-def trained(threads, *, rows=230, units=(7, 12, 9, 4), epochs=2, batch_size=32, seed=0, **options):
+def trained(threads, *, rows=230, units=(7, 12, 9, 4), epochs=2, batch_size=32, seed=0, products="auto", **options):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(rows, units[0])), rng.integers(0, units[-1], rows)
     optimizer = options.pop("optimizer", fastmlp.Adam(1e-2, clip_norm=1.0, ema=0.9, weight_decay=1e-3))
     options = {"activation": "tanh", "dropout": 0.2, "l2": 1e-3, "max_norm": 1.5, "dtype": "float64", **options}
-    model = fastmlp.MLP(units, backend=backend(threads), seed=seed, **options)
+    model = fastmlp.MLP(units, backend=backend(threads, products), seed=seed, **options)
     model.fit(x, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, verbose=0)
     return [*model.get_weights(), model.predict_proba(x)]
 
@@ -79,8 +79,9 @@ def test_other_numbers_of_threads_agree_within_rounding(threads):
 @pytest.mark.parametrize("options", [{}, {"dropout": (0.3, 0.2, 0.2)}, {"dtype": "float32"}], ids=str)
 @pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.01), fastmlp.Adam(1e-2, ema=0.9)], ids=["sgd", "adam"])
 def test_many_inputs_and_small_batches_are_shared_out_by_features(threads, options, optimizer):
-    wide = {"units": (96, 21, 9, 4), "batch_size": 11, "optimizer": optimizer, **options}
-    session = backend(threads).open(
+    # by tiles, whatever was measured here: for the BLAS, rows are gathered
+    wide = {"units": (96, 21, 9, 4), "batch_size": 11, "optimizer": optimizer, "products": "direct", **options}
+    session = backend(threads, "direct").open(
         Plan(make_spec(wide["units"]), 11, Precision.of(np.dtype("float64")), True, optimizer.without_schedule())
     )
     assert session.memory.parts.size  # else this tests nothing
@@ -152,6 +153,7 @@ UNDER_JOBLIB = """
 """
 
 
+@pytest.mark.thorough  # in fewer processes, test_a_forked_process_trains_to_the_same_bits
 @needs_jit
 def test_it_works_under_joblib(tmp_path, kernels_in_the_cache):
     (tmp_path / "script.py").write_text(textwrap.dedent(UNDER_JOBLIB))

@@ -45,8 +45,15 @@ targets_too = pytest.mark.parametrize(
 @targets_too
 @dtypes
 @shapes
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("layout", [on, spread])
+@pytest.mark.parametrize(
+    ("weighted", "layout"),  # weights or none, in either layout; by default each once
+    [
+        (True, spread),
+        (False, on),
+        pytest.param(True, on, marks=pytest.mark.thorough),
+        pytest.param(False, spread, marks=pytest.mark.thorough),
+    ],
+)
 def test_losses_give_rows_and_weighted_gradient(backend, dtype, shape, loss, weighted, soft, layout):
     compute = oracle_of(oracle.LOSSES, loss.name, "loss")
     (n, k), rng = shape, np.random.default_rng(len(loss.name))

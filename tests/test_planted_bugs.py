@@ -97,7 +97,7 @@ def run_on_a_copy(folder, bug):
     environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
     environment["NUMBA_DISABLE_JIT"] = "0" if bug in COMPILED else "1"
     # interpreted arithmetic warns of what compiled arithmetic does silently
-    quiet = ["-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]
+    quiet = ["-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider", "--thorough", "--other-processors"]
     command = [sys.executable, "-P", "-m", "pytest", "-n0", "-q", "-x", *quiet, *COMPILED.get(bug, STEPS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     # a process that was killed wrote where it may not: that is red too

@@ -46,6 +46,7 @@ def test_products_at_the_edges_of_a_tile(dtype, form):
     check_products(dtype, form)
 
 
+@pytest.mark.other_processors
 def test_products_with_the_vectors_of_avx2(tmp_path):
     if not {"avx2", "fma"} <= products.vectors.FEATURES:
         pytest.skip("this processor has no AVX2")
@@ -151,12 +152,18 @@ def test_products_of_more_than_one_block(form, shape):
         np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
+OPTIMIZERS = {"SGD": fastmlp.SGD(0.1, weight_decay=0.1), "momentum": fastmlp.SGD(0.1, momentum=0.5)}
+NETWORKS = [((1300, 1000, 3), 8), ((3, 1300, 1000), 8), ((300, 70, 130, 5), 8), ((30, 70, 9), 1)]
+
+
 @forms
 @pytest.mark.parametrize(
-    ("units", "batch"), [((1300, 1000, 3), 8), ((3, 1300, 1000), 8), ((300, 70, 130, 5), 8), ((30, 70, 9), 1)]
-)
-@pytest.mark.parametrize(
-    "optimizer", [fastmlp.SGD(0.1, weight_decay=0.1), fastmlp.SGD(0.1, momentum=0.5)], ids=["SGD", "momentum"]
+    ("units", "batch", "optimizer"),  # each network with two optimizers, by default with one
+    [
+        pytest.param(*network, optimizer, id=f"{network[0]}-{name}", marks=[] if i % 2 == j else pytest.mark.thorough)
+        for i, network in enumerate(NETWORKS)
+        for j, (name, optimizer) in enumerate(OPTIMIZERS.items())
+    ],
 )
 def test_networks_train_as_on_numpy_in_each_form_with_any_number_of_threads(units, batch, form, optimizer):
     rng = np.random.default_rng(0)

@@ -19,20 +19,7 @@ from fastmlp.files import safetensors as files
 
 ROWS, BATCH = 96, 8
 STEPS = ROWS // BATCH  # of an epoch
-SETTINGS = [
-    "--epochs",
-    "4",
-    "--batch-size",
-    str(BATCH),
-    "--seed",
-    "5",
-    "--hidden",
-    "6",
-    "--dropout",
-    "0.3",
-    "--ema",
-    "0.9",
-]
+SETTINGS = f"--epochs 4 --batch-size {BATCH} --seed 5 --hidden 6 --dropout 0.3 --ema 0.9".split()
 
 # the pictures of a run take longer than its training, and are no matter of these tests
 MAIN = """
@@ -80,13 +67,19 @@ def in_a_process(folder, code, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+# that compiled steps are cut short and resumed to the same bits, test_training and test_files tell of both backends
+@pytest.fixture(scope="module", params=["numpy", pytest.param("auto", marks=pytest.mark.thorough)])
+def train(request):
+    """The command that trains, on one backend."""
+    return ("train", "table.csv", "--target", "class", *SETTINGS, "--backend", request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, kernels_in_the_cache):
+def whole(tmp_path_factory, train, kernels_in_the_cache):
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     write_table(folder)
-    train = ("train", "table.csv", "--target", "class", *SETTINGS, "--out", "run")
-    done = in_a_process(folder, f"{MAIN}main()", *train)
+    done = in_a_process(folder, f"{MAIN}main()", *train, "--out", "run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -124,15 +117,14 @@ def assert_same(folder, other):
     assert history == expected_history
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(cli, table, whole, tmp_path):
-    train = ("train", "table.csv", "--target", "class", *SETTINGS)
+def test_a_killed_run_goes_on_to_the_same_weights(cli, here, table, train, whole, tmp_path):
     killed = cli(*train, "--out", "killed", at=2 * STEPS + 5)
     assert killed.returncode == -9
     folder = tmp_path / "killed"
     assert {p.name for p in folder.iterdir()} == {"config.toml", "checkpoint.safetensors"}
     assert files.read(folder / "checkpoint.safetensors")[0]["progress"]["epoch"] == 2
-    refused = cli("summary", "killed/checkpoint.safetensors")
-    assert refused.returncode == 1 and "killed/checkpoint.safetensors is a checkpoint, from which" in refused.stderr
+    code, err = here("summary", "killed/checkpoint.safetensors")
+    assert code == 1 and "killed/checkpoint.safetensors is a checkpoint, from which" in err
     resumed = cli("train", "table.csv", "--resume", "--out", "killed")
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert f"going on with the run in killed after {2 * STEPS} steps" in resumed.stdout
@@ -140,8 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(cli, table, whole, tmp_path):
     assert not (folder / "checkpoint.safetensors").exists()
 
 
-def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, table, whole, tmp_path):
-    train = ("train", "table.csv", "--target", "class", *SETTINGS)
+def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, table, train, whole, tmp_path):
     stopped = cli(*train, "--out", "stopped", at=STEPS + 9, signal="SIGINT")
     assert stopped.returncode == 130
     again = f"fastmlp train {table} --resume --out stopped"
@@ -155,15 +146,15 @@ def test_ctrl_c_saves_the_model_and_the_run_goes_on_to_the_same_weights(cli, tab
     assert_same(folder, whole)
 
 
-def test_ctrl_c_in_the_first_epoch_leaves_a_model_too(cli, table, tmp_path):
-    train = ("train", "table.csv", "--target", "class", *SETTINGS, "--out", "run")
-    assert cli(*train, at=9, signal="SIGINT").returncode == 130
+@pytest.mark.thorough
+def test_ctrl_c_in_the_first_epoch_leaves_a_model_too(cli, table, train, tmp_path):
+    assert cli(*train, "--out", "run", at=9, signal="SIGINT").returncode == 130
     assert fastmlp.load(tmp_path / "run" / "model.safetensors").steps == 9
-    assert cli(*train, "--resume").returncode == 0
+    assert cli(*train, "--out", "run", "--resume").returncode == 0
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, whole, tmp_path):
-    train = ("train", "table.csv", "--target", "class", *SETTINGS)
+@pytest.mark.thorough  # by default a run that Ctrl-C ends as early begins again, below in this process
+def test_a_run_killed_before_its_first_checkpoint_begins_again(cli, table, train, whole, tmp_path):
     assert cli(*train, "--out", "killed", at=9).returncode == -9
     assert {p.name for p in (tmp_path / "killed").iterdir()} == {"config.toml"}
     assert cli("train", "table.csv", "--resume", "--out", "killed").returncode == 0

@@ -52,7 +52,8 @@ def test_stages_pass_on_numpy(stage):
         ),
         ("captured, and cuBLAS", "of what rounding allows of eager ones"),
         ("nodes of graphs", "13 for 1 steps of 32 rows, 13 for 1 steps of 5 rows, 193 for 16 steps of 32 rows"),
-        ("memory", "no more after ten fits"),
+        # by default it is held on NumPy, and test_memory_on_device counts the device's
+        pytest.param("memory", "no more after ten fits", marks=pytest.mark.cuda_host),
     ],
 )
 def test_stages_pass_on_cupy(cupy, stage, text, monkeypatch):

@@ -190,7 +190,8 @@ def test_what_is_no_sparse_x_is_refused_by_name():
         raw.model_.predict(thin)
 
 
-@pytest.mark.parametrize("where", ["numpy", "numba"])  # the host's memory is what is counted
+# the host's memory is what is counted
+@pytest.mark.parametrize("where", [pytest.param("numpy", marks=pytest.mark.thorough), "numba"])
 def test_memory_stays_bounded(where):
     """Dense, these are 80 MB in float32."""
     x = sparse.random(20_000, 1_000, 0.01, "csr", np.float32, 0)

@@ -48,6 +48,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
     assert {"numpy", "scipy", "numba", "sklearn", "matplotlib", "safetensors"}.isdisjoint(found)
 
 
+@pytest.mark.thorough
 def test_mnist_is_learned_from_one_line(tmp_path, kernels_in_the_cache):
     command = [sys.executable, "-P", "-c", "from fastmlp.cli.app import main; main()", "train", "mnist"]
     options = ["--epochs", "1", "--hidden", "32", "--out", "run"]

@@ -74,6 +74,7 @@ class Laboratory:
         if mutant is not None:  # else Python's compiled files are written, and serve all that follows
             environment["PYTHONDONTWRITEBYTECODE"] = "1"
         command = [sys.executable, "-P", "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", "--cuda-host"]
+        command += ["--thorough"]
         chosen = "(cupy or cuda) and not on_other_backends"
         command += ["-o", "timeout=40", "-o", "timeout_method=thread", *tests, "-k", chosen]
         with self._changed(mutant):

@@ -9,7 +9,7 @@ from gpu_arrays import Dlpack, Interface, make, model_on, rows, train
 
 from fastmlp.backends.cuda import step as cupy_step
 
-pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
+pytestmark = [needs_emulator, pytest.mark.cuda_host, pytest.mark.usefixtures("cupy_is_its_double")]
 
 
 def test_each_call_may_come_from_another_stream():

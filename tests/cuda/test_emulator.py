@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from emulator import EmulatorError, Module, needs_emulator
 
-pytestmark = needs_emulator
+pytestmark = [needs_emulator, pytest.mark.cuda_host]
 
 REVERSE = """
 __global__ void reverse(float* a) {

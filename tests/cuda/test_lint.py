@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(64) add_one(float* a_no, long long n, long lon
 
 
 @needs_emulator
+@pytest.mark.cuda_host
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

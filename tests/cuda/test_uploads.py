@@ -15,7 +15,7 @@ from fastmlp.backends.cuda import backend as cupy_backend
 from fastmlp.backends.cuda import step as cupy_step
 from fastmlp.backends.cuda import uploads
 
-pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
+pytestmark = [needs_emulator, pytest.mark.cuda_host, pytest.mark.usefixtures("cupy_is_its_double")]
 
 
 @pytest.fixture(autouse=True)

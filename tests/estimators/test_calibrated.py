@@ -71,7 +71,7 @@ def test_one_temperature_on_every_backend(backend):
 def test_the_temperature_is_scikit_learns_on_the_same_logits(classes, weighted, stops):
     x, held, y, y_held = rows(classes)
     weights = np.random.default_rng(0).integers(0, 4, len(held)).astype(float) if weighted else None
-    options = {**OVERFITTED, "dtype": "float64", "calibrate": True, "early_stopping": stops}
+    options = {**OVERFITTED, "epochs": 20, "dtype": "float64", "calibrate": True, "early_stopping": stops}
     estimator = MLPClassifier(**options).fit(x, y, X_val=held, y_val=y_held, sample_weight_val=weights)
     logits = estimator.decision_function(held) * estimator.temperature_
     logits = logits if classes > 2 else np.column_stack([np.zeros(len(held)), logits])
@@ -108,10 +108,11 @@ def test_several_labels_have_one_temperature():
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_file_has_the_same_probabilities_and_training_goes_on_from_the_weights_that_trained(classes, tmp_path):
     x, held, y, y_held = rows(classes)
-    estimator = MLPClassifier(calibrate=True, warm_start=True, **OVERFITTED)
-    plain = MLPClassifier(warm_start=True, **OVERFITTED)
+    options = {**OVERFITTED, "epochs": 30, "warm_start": True}
+    estimator, plain = MLPClassifier(calibrate=True, **options), MLPClassifier(**options)
     for kind in (estimator, plain):
         kind.fit(x, y, X_val=held, y_val=y_held)
+    assert abs(estimator.temperature_ - 1) > 0.1
     estimator.model_.save(tmp_path / "m.safetensors")
     model = fastmlp.load(tmp_path / "m.safetensors")
     expected = estimator.predict_proba(x)

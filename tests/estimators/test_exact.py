@@ -67,7 +67,13 @@ ignored = pytest.mark.filterwarnings("ignore:Stochastic Optimizer", "ignore:lbfg
 
 @ignored
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
-@pytest.mark.parametrize(("kind", "activation"), [(k, ACTIVATIONS[i % 4]) for i, k in enumerate(KINDS * 2)])
+@pytest.mark.parametrize(
+    ("kind", "activation"),  # each kind with two activations, by default with one
+    [
+        pytest.param(kind, ACTIVATIONS[i % 4], marks=[] if i < len(KINDS) else pytest.mark.thorough)
+        for i, kind in enumerate(KINDS * 2)
+    ],
+)
 def test_weights_and_losses(kind, activation, solver):
     theirs, ours, x, y = pair(kind, activation=activation, solver=solver, alpha=0.1)
     # line searches blow rounding up, nowhere as much as there: 3e-7 after twenty of them
@@ -97,9 +103,14 @@ OPTIONS = {
 
 
 @ignored
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("option", "kind"), [(o, KINDS[(3 * i + j) % 7]) for i, o in enumerate(OPTIONS) for j in (0, 1)]
+    ("option", "kind", "weighted"),  # each option for two kinds, by default for one without weights, one with them
+    [
+        pytest.param(o, KINDS[(3 * i + j) % 7], weighted, marks=[] if weighted == j else pytest.mark.thorough)
+        for i, o in enumerate(OPTIONS)
+        for j in (0, 1)
+        for weighted in (False, True)
+    ],
 )
 def test_options(option, kind, weighted):
     theirs, ours, x, y = pair(kind, **OPTIONS[option])

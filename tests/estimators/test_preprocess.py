@@ -280,7 +280,7 @@ def test_it_is_a_parameter_like_any_other():
         MLPClassifier(preprocess="minmax").fit(NUMBERS, Y)
 
 
-@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+@pytest.mark.parametrize("name", ["MLPClassifier", pytest.param("MLPRegressor", marks=pytest.mark.thorough)])
 def test_any_estimator(name):
     estimator = getattr(fastmlp, name)(backend="numpy", dtype="float64", max_iter=20, preprocess="standard")
     refused = {

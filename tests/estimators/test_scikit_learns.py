@@ -13,8 +13,14 @@ BACKENDS = ["numpy", "numba"]
 ESTIMATORS = ["MLPClassifier", "MLPRegressor"]
 
 
-@pytest.mark.parametrize("where", BACKENDS)
-@pytest.mark.parametrize("name", ESTIMATORS)
+# which of them stands on which backend is the same to the checks
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *zip(ESTIMATORS, BACKENDS, strict=True),
+        *(pytest.param(*other, marks=pytest.mark.thorough) for other in zip(ESTIMATORS, BACKENDS[::-1], strict=True)),
+    ],
+)
 def test_any_estimator(name, where):
     """In float64: they ask for the same predictions to 1e-7 where rows are repeated, and where they have weights."""
     hold_the_checks(getattr(fastmlp, name)(backend=where, dtype="float64", max_iter=20))

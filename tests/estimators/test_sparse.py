@@ -135,8 +135,15 @@ def test_numbers_in_one_place_are_added_before_they_are_rounded():
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-@pytest.mark.parametrize("where", ["numpy", "numba"])
+@pytest.mark.parametrize(
+    ("where", "solver"),
+    [
+        ("numba", "adam"),
+        pytest.param("numpy", "lbfgs", marks=pytest.mark.thorough),
+        pytest.param("numpy", "adam", marks=pytest.mark.thorough),
+        pytest.param("numba", "lbfgs", marks=pytest.mark.thorough),
+    ],
+)
 def test_memory_stays_bounded(where, solver):
     """Dense, these are 160 MB in float64 and 80 in float32."""
     rows, columns = 20_000, 1_000

@@ -186,7 +186,7 @@ def test_stacks_chains_and_importances():
     assert chosen.fit_transform(X, Y).shape == (150, 2)
 
 
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_the_limit_of_threads_of_a_worker_is_kept(limit):
     def threads():
         return MLPClassifier(backend="numba", epochs=1).fit(X, IRIS[1]).model_.backend.threads

@@ -1,4 +1,4 @@
-"""How long the fuzzing job takes: `pytest --fuzz SECONDS`, ten by default."""
+"""How long the fuzzing job takes: `pytest --fuzz SECONDS`, two by default."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """Readers are fed damaged and foreign files for some seconds: only our errors, no crash, no hang, memory bounded.
 
-Ten seconds of it are part of every run of the tests; ``pytest tests/fuzz --fuzz 1800`` goes on for half an hour from
-there, and ``-s`` shows how many files each reader was fed.
+Two seconds of it are part of every run of the tests, twenty of `.ci/run`; ``pytest tests/fuzz --fuzz 1800`` goes on for
+half an hour from there, and ``-s`` shows how many files each reader was fed.
 """
 
 import json
