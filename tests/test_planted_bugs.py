@@ -48,7 +48,7 @@ BUGS = {
     "a loss that is not finite": ("kernels/cpu/train.py", "if not math.isfinite(loss):", "if loss < 0:"),
     "features shared out: a thread's part": ("kernels/cpu/forward.py", "range(1, parts.shape[0])", "range(2, parts.shape[0])"),
     "features shared out: rows of the first": ("kernels/cpu/forward.py", "FORWARD], batch.x, first, batch.index,", "FORWARD], batch.x, 0, batch.index,"),
-    "tiles: last column": ("kernels/cpu/tiles.py", '"<", positions, vectors', '"<=", positions, vectors'),
+    "tiles: last column": ("kernels/cpu/tiles.py", "builder.shl(vectors.integer(1), count)", "builder.shl(vectors.integer(2), count)"),
     "tiles: last vector": ("kernels/cpu/tiles.py", "self._less(valid, lanes)", "self._less(valid, lanes + 1)"),
     "tiles: beta forgotten": ("kernels/cpu/tiles.py", "self.fma(scale, self.load(row, j), total)", "self.fma(factor, self.load(row, j), total)"),
     "tiles: a quarter of a vector": ("kernels/cpu/tiles.py", "elif valid > quarter:", "elif valid > lanes:"),

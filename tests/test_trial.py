@@ -141,7 +141,7 @@ def decides(monkeypatch):
             return found.get(winner)
 
         monkeypatch.setattr(trial, "fastest", fastest)
-        monkeypatch.setattr(trial, "may_be_worth_it", lambda plan, steps: True)
+        monkeypatch.setattr(trial, "is_worth_it", lambda expected, least: True)
         return tried
 
     return let
@@ -276,7 +276,7 @@ def test_nothing_is_tried_for_short_runs_other_backends_or_what_was_asked_for(ke
     monkeypatch.setattr(trial, "_contender", contender)
     model, x, y = model_and_data()
     train(model, x, y)  # some milliseconds: not even a step is tried
-    monkeypatch.setattr(trial, "may_be_worth_it", lambda plan, steps: True)
+    monkeypatch.setattr(trial, "is_worth_it", lambda expected, least: True)
     for way in ("rule", "blas", "direct", "packed"):
         train(model_and_data(products=way)[0], x, y)
     train(fastmlp.MLP(UNITS, backend="numpy", seed=0), x, y)
@@ -290,7 +290,7 @@ def test_a_machine_that_stays_busy_is_not_asked_for_ever(kept, monkeypatch):
         asked.append(1)
 
     monkeypatch.setattr(trial, "fastest", fastest)
-    monkeypatch.setattr(trial, "may_be_worth_it", lambda plan, steps: True)
+    monkeypatch.setattr(trial, "is_worth_it", lambda expected, least: True)
     for _ in range(trial.MOST_TRIALS + 2):
         model, x, y = model_and_data()
         train(model, x, y)

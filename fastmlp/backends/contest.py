@@ -7,7 +7,6 @@ and on the data that is about to be trained on.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import DeviceData
     from fastmlp.backends.session import Session
-    from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
 
 Way = TypeVar("Way")
@@ -30,9 +28,9 @@ Way = TypeVar("Way")
 MOST_SECONDS, LONG_SHARE, SHARE = 0.5, 0.02, 0.2
 """How long a trial lasts at most: so many seconds, or that part of what a long run is expected to take; but no more
 than that part of what a short one is."""
-SAMPLE_SECONDS = 2e-3
-"""How long a sample lasts at least: twenty times what it takes to start a thread."""
-ROUNDS, LONG_STEP = 3, 1e-2
+SAMPLE_SECONDS = 1e-2
+"""How long a sample lasts at least: where the second of two processors sleeps, milliseconds go by until it works."""
+ROUNDS, LONG_STEP = 3, SAMPLE_SECONDS
 """Samples of each of two contenders in turn, after one that warms caches; of steps of so many seconds one less."""
 HOPELESS = 1.3
 """Who takes so many times as long as the best in the first sample has no other."""
@@ -40,19 +38,15 @@ GAIN = 1.03
 """How much faster than the best so far another has to be, and in each pair of samples it has to be the faster one."""
 UNSTEADY = 1.3
 """Where the samples of one way differ by so much, other programs want the cores: then nothing is decided."""
-SLOWEST, LONGEST_OVERHEAD = 5e9, 2e-5
-"""Operations a second and seconds beside them, with which no processor takes longer for a step."""
 MOST_ROWS = 1 << 16
 """Of the data that a trial reads."""
 TINY = 1e-9
 """The learning rate of a trial, which hardly moves the weights: at 0 a BLAS has nothing to compute."""
 
 
-def may_be_worth_it(plan: Plan, expected_steps: int) -> bool:
-    """Tell, in no time, whether a run may be long enough for a trial of its steps."""
-    operations = 6.0 * plan.batch * sum(i * o for i, o in itertools.pairwise(plan.spec.units))
-    step = operations / SLOWEST + LONGEST_OVERHEAD
-    return SHARE * expected_steps * step > 2 * (1 + 2 * ROUNDS) * SAMPLE_SECONDS
+def is_worth_it(expected: float, least: float) -> bool:
+    """Tell whether a run of so many seconds may be worth a trial of two ways, of which a step takes `least` seconds."""
+    return SHARE * expected > 2 * (1 + 2 * ROUNDS) * max(SAMPLE_SECONDS, least)
 
 
 class Contender(Generic[Way]):
@@ -118,12 +112,14 @@ def fastest(
     """
     began = clock()
     ruled.sample(1, counts=False)
-    step = ruled.sample(1, counts=False)
+    step, steps = ruled.sample(1, counts=False), 1
+    while steps * step < SAMPLE_SECONDS and steps < expected_steps:
+        steps *= 2
+        step = min(step, ruled.sample(steps, counts=False))  # the first steps of a call wait until threads have begun
     expected = expected_steps * step
     limit = min(max(MOST_SECONDS, LONG_SHARE * expected), SHARE * expected)
-    steps = max(1, math.ceil(SAMPLE_SECONDS / step))
     rounds = ROUNDS if step < LONG_STEP else ROUNDS - 1
-    each = steps * step * (1 + 2 * rounds)  # of a contender, and of the best so far in turn with it
+    each = step + steps * step * (1 + 2 * rounds)  # of a contender, and of the best so far in turn with it
     if clock() - began + 2 * each > limit:
         return None
     best = ruled
@@ -131,6 +127,7 @@ def fastest(
     for other in others:
         if clock() - began + each > limit:
             break
+        other.sample(1, counts=False)  # which touches its memory for the first time
         if other.sample(steps, counts=False) < HOPELESS * best.best:
             # in turns: a machine that slows down slows both
             pairs = [(other.sample(steps), best.sample(steps)) for _ in range(rounds)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.contest import Contender, NoStepsError, fastest, may_be_worth_it, steps_on
+from fastmlp.backends.contest import Contender, NoStepsError, fastest, is_worth_it, steps_on
+from fastmlp.backends.cpu.calibration import known
 from fastmlp.backends.cpu.choices import STEPS, decisions, named
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def decide(
         Of the whole run.
     """
     plan = session.plan
-    if not may_be_worth_it(plan, expected_steps):
+    step = session.seconds_per_step or _expected_step(plan, session.chosen.most)
+    if not is_worth_it(expected_steps * step, step):  # said in no time: most runs are short
         return False
     made, key = decisions(STEPS, plan.precision.products), session.chosen.key
     # without a file each process would decide anew, and compute other bits
@@ -74,6 +77,13 @@ def decide(
         )
         return True
     return False
+
+
+def _expected_step(plan: Plan, threads: int) -> float:
+    """Return the seconds that a step may take, by the rate of a small product; 0 where it is unknown."""
+    found = known(plan.precision.products)
+    operations = 6.0 * plan.batch * sum(i * o for i, o in itertools.pairwise(plan.spec.units))
+    return 0.0 if found is None else operations / (found.rate * threads)
 
 
 class FormsAndParts(NamedTuple):
