@@ -113,7 +113,9 @@ def fastest(
     began = clock()
     ruled.sample(1, counts=False)
     step, steps = ruled.sample(1, counts=False), 1
-    while steps * step < SAMPLE_SECONDS and steps < expected_steps:
+    while steps * step < SAMPLE_SECONDS:
+        if not is_worth_it(expected_steps * step, step):
+            return None
         steps *= 2
         step = min(step, ruled.sample(steps, counts=False))  # the first steps of a call wait until threads have begun
     expected = expected_steps * step
