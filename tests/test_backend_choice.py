@@ -57,11 +57,12 @@ def rivals(monkeypatch, tmp_path):
     registry.register_backend("other", __name__, "Other")
     registry.register_backend("slow", __name__, "Slow")
     monkeypatch.setattr(registry, "_AUTOMATIC", ("slow",))
-    monkeypatch.setattr(registry, "_RIVALS", ("other",))
+    monkeypatch.setattr(registry, "_RIVALS", {"other": "numpy"})
     monkeypatch.setattr(backend_trial, "SHORT_RUN", 0.0)
     monkeypatch.setattr(contest, "SHARE", 1e9)
     monkeypatch.setattr(contest, "UNSTEADY", 1e9)
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 1e-3)
+    monkeypatch.setattr(contest, "MOST_SECONDS", 60.0)
     monkeypatch.setattr(decisions, "_known", {})
     monkeypatch.setattr(NumpyBackend, "decisions", lambda self, what, dtype: Decisions(tmp_path / "kept.json", {}))
     monkeypatch.setattr(Other, "fails_at", 0)
@@ -135,7 +136,7 @@ def test_what_was_decided_is_not_tried_again(rivals, monkeypatch):
 
 def test_the_first_choice_stays_where_it_is_as_fast(rivals, monkeypatch):
     monkeypatch.setattr(registry, "_AUTOMATIC", ("other",))
-    monkeypatch.setattr(registry, "_RIVALS", ("slow",))
+    monkeypatch.setattr(registry, "_RIVALS", {"slow": "numpy"})
     model = trained()
     assert model.backend.name == "other" and set(model.backend_choice.seconds) <= {"other", "slow"}
     assert "other" in model.backend_choice.seconds
@@ -150,7 +151,7 @@ def test_nothing_is_tried_for_short_runs_by_name_or_without_a_self_test(rivals, 
     monkeypatch.setitem(globals(), "passed", False)
     cure = "other was not tested on this GPU: fastmlp selftest --backend other"
     assert trained().backend_choice.why == f"the first choice; {cure}"
-    monkeypatch.setattr(registry, "_RIVALS", ())
+    monkeypatch.setattr(registry, "_RIVALS", {"other": "a package that is not there"})
     assert trained().backend_choice.why == "the first choice"
 
 

@@ -71,7 +71,7 @@ COMPILED = {
     "tiles: a quarter of a vector": MASKS,
     "packing: a transpose's edge": PRODUCTS,
     "packing: the last panel": PRODUCTS,
-    "packing: the last columns of A'": PRODUCTS,
+    "packing: the last columns of A'": BLOCKS,
     "products: a second block of depth": BLOCKS,
     "products: a second group of panels": BLOCKS,
     "products: the gradient of one row": FORMS,

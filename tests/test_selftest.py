@@ -218,6 +218,14 @@ def test_auto_asks_whether_the_whole_self_test_passed_on_this_gpu(monkeypatch, t
     assert not list((tmp_path / "kernels").iterdir())
 
 
+def test_a_driver_that_does_not_answer_has_passed_nothing(monkeypatch):
+    def path():
+        raise RuntimeError("cudaErrorNoDevice")
+
+    monkeypatch.setattr(tested, "_path", path)
+    assert not tested.selftest_passed()
+
+
 def test_a_note_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "a file").touch()
     monkeypatch.setattr(tested, "_path", lambda: tmp_path / "a file" / "note.json")

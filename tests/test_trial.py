@@ -257,6 +257,7 @@ def test_a_run_that_goes_on_takes_the_way_that_it_had(kept, decides, tmp_path_fa
 
 def test_steps_that_cannot_be_timed_are_left_to_the_rule(kept, monkeypatch):
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(contest, "MOST_SECONDS", 60.0)
     monkeypatch.setattr(contest, "SHARE", 1e9)
     monkeypatch.setattr(contest, "UNSTEADY", 1e9)
     model, x, y = model_and_data()
@@ -300,6 +301,7 @@ def test_a_machine_that_stays_busy_is_not_asked_for_ever(kept, monkeypatch):
 def test_real_steps_are_timed_and_said(kept, monkeypatch, caplog):
     monkeypatch.setattr(contest, "SHARE", 1e9)
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(contest, "MOST_SECONDS", 60.0)
     monkeypatch.setattr(contest, "UNSTEADY", 1e9)
     model, x, y = model_and_data()
     with caplog.at_level(logging.INFO, logger="fastmlp"):

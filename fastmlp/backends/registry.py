@@ -28,8 +28,9 @@ _BACKENDS: dict[str, tuple[str, str]] = {
     "cupy": ("fastmlp.backends.cuda.backend", "CupyBackend"),
 }
 _AUTOMATIC = ("numba", "numpy")
-_RIVALS = ("cupy",)
-"""Backends that a long run on "auto" may move to, where their self-test has passed on this machine."""
+_RIVALS = {"cupy": "cupy"}
+"""Backends that a long run on "auto" may move to, where their self-test has passed on this machine, and the package
+without which nothing of theirs is imported."""
 VARIABLE = "FASTMLP_BACKEND"
 _made: dict[str, Any] = {}
 
@@ -117,8 +118,8 @@ def choose_backend() -> tuple[str, str]:
 def rivals() -> tuple[list[str], str]:
     """Return the backends to try against the one that "auto" stands for, and why there are no others."""
     found, passed_over = [], []
-    for name in _RIVALS:
-        if not _probe(name).available:
+    for name, package in _RIVALS.items():
+        if not _is_installed(package) or not _probe(name).available:
             continue  # where there is no GPU, nobody wants to know why
         module = importlib.import_module(_BACKENDS[name][0])
         if module.selftest_passed():
@@ -126,6 +127,11 @@ def rivals() -> tuple[list[str], str]:
         else:
             passed_over.append(f"{name} was not tested on this GPU: fastmlp selftest --backend {name}")
     return found, "; ".join(passed_over)
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def restored_backend(name: str, options: Mapping[str, Any]) -> Any:
