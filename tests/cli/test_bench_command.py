@@ -195,7 +195,7 @@ def test_a_whole_small_run(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "QUICK", measures.QUICK._replace(samples=1, seconds=0.0, operations=1e5))
     options = "--units", "4,3,2", "--backends", "numpy,cupy", "--quick", "--rounds", "1", "--seed", "3", "--batch", "8"
     code, out, err = cli("bench", *options, "--out", "o")
-    assert (code, err) == (0, "")
+    assert (code, err.strip()) == (0, "")  # earlier releases of rich end what they wipe out with a new line
     assert "own: 4-3-2, batch 8, adam, float32" in out
     assert "not measured: fastmlp cupy: " in out
     assert "product of large matrices" in out
@@ -272,7 +272,7 @@ def test_a_model_of_ones_own(cli, runs, tmp_path):
         ("--compare a b --quick", "--quick has no meaning beside --compare, which measures nothing"),
         ("--compare a b --units 3,2", "--units has no meaning beside --compare"),
         ("--compare a b --fail-slower much", "--fail-slower must be a share such as 5% or 0.05, got 'much'"),
-        ("--rounds 0", "greater than or equal to 1"),
+        ("--rounds 0", "'--rounds'"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(cli, runs, options, said):
