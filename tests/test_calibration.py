@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,7 +167,18 @@ def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart():
             (few + 1, width + 1, PACKED),
         ):
             assert forms.by_rule(product, rows, 784, outputs, SINGLE) == form, (product, rows, outputs)
-    assert forms.by_rule(BACKWARD, 8, 32, 16, SINGLE) == PACKED
+    for rows, form in ((1, DIRECT), (tiles.ROWS, DIRECT), (tiles.ROWS + 1, PACKED)):
+        assert forms.by_rule(FORWARD, rows, 784, 1024, SINGLE) == form
+        assert forms.by_rule(GRADIENT, rows, 784, 1024, SINGLE) == PACKED
+    assert [forms.by_rule(BACKWARD, rows, 784, 512, SINGLE) for rows in (1, 2, 8)] == [BLAS, PACKED, PACKED]
+
+
+@tiled
+def test_a_few_rows_are_predicted_by_what_is_the_fastest_for_few():
+    plan = Plan(make_spec((784, 1024, 10)), 1, Precision.of(SINGLE))
+    backend = fastmlp.get_backend("numba", threads=1)
+    assert backend.open(plan).chosen.forms[0, FORWARD] == DIRECT
+    assert backend.open(replace(plan, batch=100)).chosen.forms[0, FORWARD] == PACKED
 
 
 @tiled

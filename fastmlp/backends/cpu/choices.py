@@ -77,7 +77,7 @@ class Choices:
         self._note_what_is_known()
         if self._decided is not None:
             return self._decided[0]
-        rows = self._chunk if plan.optimizer is None else -(-plan.batch // self.parts)
+        rows = min(self._chunk, plan.batch) if plan.optimizer is None else -(-plan.batch // self.parts)
         return self._deciding.of_layers(
             *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
         )
