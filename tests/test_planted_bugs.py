@@ -105,7 +105,15 @@ def run_on_a_copy(folder, bug):
     return done.returncode != 0
 
 
+NOT_WITH_MASKS = ("tiles: last vector", "tiles: beta forgotten")
+"""What stands there is not compiled for AVX-512."""
+
+
 @pytest.mark.planted_bugs
 @pytest.mark.parametrize("bug", [None, *BUGS])
 def test_a_planted_bug_turns_a_test_red(bug, tmp_path):
+    if bug in NOT_WITH_MASKS:
+        vectors = pytest.importorskip("fastmlp.kernels.cpu.vectors", reason="Numba is not installed")
+        if vectors.MASKS:
+            pytest.skip("this processor's tiles have masks, and other code for the ends of rows")
     assert run_on_a_copy(tmp_path, bug) == (bug is not None)

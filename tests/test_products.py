@@ -138,7 +138,7 @@ def test_a_single_row_of_zeros_leaves_out_the_rows_it_does_not_ask_for(columns, 
 
 @forms
 @pytest.mark.parametrize(
-    "shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40), (300, 900, 100)]
+    "shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40), (300, 900, 100), (400, 130, 400)]
 )
 def test_products_of_more_than_one_block(form, shape):
     """Of rows, of depth, of panels: a block after the first adds to what is there."""
