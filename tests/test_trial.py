@@ -168,6 +168,23 @@ def test_what_is_decided_is_taken_kept_and_changes_no_weights(kept, decides, opt
     assert "32-16-8, batch 16" in key and decision == {"products": ALL["blas"], "parts": 2}
 
 
+def test_steps_that_are_timed_hardly_move_the_weights(kept, decides, monkeypatch):
+    """Else they would be those of another run: rectifiers that are dead, or losses that are not finite."""
+    seen, steps_on = [], trial.steps_on
+
+    def watched(backend, session, state, *given):
+        seen.append((state, state.params.copy()))
+        return steps_on(backend, session, state, *given)
+
+    monkeypatch.setattr(trial, "steps_on", watched)
+    decides(ALL["blas"])
+    model, x, y = model_and_data()
+    train(model, x, y, optimizer=fastmlp.SGD(0.5))
+    assert len(seen) > 3
+    for state, before in seen:
+        assert state.step > 0 and np.abs(state.params - before).max() < 1e-6
+
+
 def test_a_decision_holds_for_later_fits_and_processes(kept, decides, monkeypatch):
     tried = decides(ALL["blas"])
     before, x, y = model_and_data()

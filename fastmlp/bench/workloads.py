@@ -148,6 +148,7 @@ def sweep(workload: Workload, what: str, cores: int) -> list[Workload]:
         The network has no hidden layers to make wider or deeper, or is that of a file.
     """
     inputs, hidden, outputs = workload.units[0], workload.units[1:-1], workload.units[-1]
+    changed: dict[int, dict[str, Any]]
     if what in ("width", "depth"):
         if not hidden or workload.model is not None:
             why = "is that of a file" if workload.model is not None else "has no hidden layers"
@@ -157,12 +158,12 @@ def sweep(workload: Workload, what: str, cores: int) -> list[Workload]:
         else:
             changed = {d: {"units": (inputs, *[hidden[0]] * d, outputs)} for d in DEPTHS}
     elif what == "batch":
-        changed = {b: {"batch": b} for b in BATCHES}  # type: ignore[dict-item]
+        changed = {b: {"batch": b} for b in BATCHES}
     else:
         steps = sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {cores})
-        changed = {t: {"threads": t} for t in steps}  # type: ignore[dict-item]
+        changed = {t: {"threads": t} for t in steps}
     return [
-        replace(workload, name=f"{workload.name}, {what} {value}", swept=value, **fields)  # type: ignore[arg-type]
+        replace(workload, name=f"{workload.name}, {what} {value}", swept=value, **fields)
         for value, fields in changed.items()
     ]
 
