@@ -300,6 +300,24 @@ def test_nothing_is_tried_for_short_runs_other_backends_or_what_was_asked_for(ke
     train(fastmlp.MLP(UNITS, backend="numpy", seed=0), x, y)
 
 
+def test_a_short_fit_does_not_look_again_for_what_nobody_has_decided(kept, monkeypatch):
+    model, x, y = model_and_data()
+    train(model, x, y)
+    looked, decisions_of = [], cpu_choices.decisions
+
+    def watched(*given):
+        looked.append(given)
+        return decisions_of(*given)
+
+    monkeypatch.setattr(cpu_choices, "decisions", watched)
+    train(model, x, y)
+    assert not looked
+    decisions_of("steps", np.dtype("float32")).keep("of another shape", {"products": ALL["blas"], "parts": 1})
+    train(model, x, y)
+    train(model, x, y)
+    assert len(looked) == 1
+
+
 def test_a_machine_that_stays_busy_is_not_asked_for_ever(kept, monkeypatch):
     asked = []
 

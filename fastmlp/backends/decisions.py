@@ -16,6 +16,14 @@ _known: dict[Path | None, dict[str, dict[str, Any]]] = {}
 """Of this process, by file: what another one writes meanwhile changes nothing for it."""
 
 
+_kept = 0
+
+
+def kept_so_far() -> int:
+    """Return how many decisions this process has kept: until it is another number there is nothing new to look for."""
+    return _kept
+
+
 def steps_key(plan: Plan) -> str:
     """Return the name of the steps of a plan: all on which it depends what they take."""
     optimizer = plan.optimizer
@@ -50,6 +58,7 @@ class Decisions:
 
     def keep(self, key: str, decision: dict[str, Any]) -> dict[str, Any]:
         """Write a decision beside those that are there; return what stands: another process may have been faster."""
+        global _kept
         there = self._read()
         if there.get(key) == self.all().get(key):  # nothing, or what fits nothing here
             there[key] = decision
@@ -60,6 +69,7 @@ class Decisions:
                 with atomic_writer(self.path) as file:
                     file.write(json.dumps({"machine": self._machine, "decided": there}, indent=1).encode())
         self.all()[key] = there[key]
+        _kept += 1
         return there[key]
 
     def _read(self) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import math
@@ -80,6 +81,7 @@ def calibrate(dtype: np.dtype[Any], check: Callable[[], None]) -> None:
     _settled.add(dtype)
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """Return what a table holds for: processor, instruction set, versions and the text of the kernels."""
     import llvmlite.binding

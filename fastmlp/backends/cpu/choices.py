@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.cpu.calibration import kept_path, machine
 from fastmlp.backends.cpu.crew import Crew, Steady
-from fastmlp.backends.decisions import Decisions, steps_key
+from fastmlp.backends.decisions import Decisions, kept_so_far, steps_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +52,8 @@ class Choices:
         """Whether they were made elsewhere: in the run that goes on, or by a trial."""
         self._blind = False
         """Whether a choice was made before all was known of the machine."""
+        self._looked = -1
+        """How many decisions there were when they were last looked at."""
         self._threads_for: dict[int, int] = {}
 
     @cached_property
@@ -86,6 +88,7 @@ class Choices:
     def _decided(self) -> tuple[NDArray[np.int64], int] | None:
         """The forms and parts that a trial of such steps found on this machine, where there was one."""
         plan = self._plan
+        self._looked = kept_so_far()
         if plan.optimizer is None or not self._deciding.left_open:
             return None
         found = decisions(STEPS, plan.precision.products).all().get(self.key, {})
@@ -142,7 +145,7 @@ class Choices:
         if self._given:
             return False
         if not self._blind:
-            if not self.undecided:
+            if self._looked == kept_so_far() or not self.undecided:  # asked before every call of a run
                 return False
             del self._decided  # to look again
             if self._decided is None:
