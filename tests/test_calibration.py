@@ -182,6 +182,32 @@ def test_a_few_rows_are_predicted_by_what_is_the_fastest_for_few():
 
 
 @tiled
+def test_a_session_for_many_rows_predicts_few_as_one_for_few_does():
+    from fastmlp.kernels.cpu import tiles
+
+    spec = make_spec((12288, 300, 10))  # so wide that a direct product needs more scratch than one with copies
+    backend = fastmlp.get_backend("numba", threads=1)
+    many = backend.open(Plan(spec, 64, Precision.of(SINGLE)))
+    rng = np.random.default_rng(0)
+    x, params = rng.normal(size=(70, 12288)).astype("f4"), rng.normal(size=many.plan.layout.size).astype("f4")
+
+    def predicted(session, rows):
+        out = np.empty((rows, 10), SINGLE)
+        backend.predict(session, params, x[:rows], out)
+        return out
+
+    for rows in (64, 1, tiles.ROWS, tiles.ROWS + 1, 64, 70):
+        form = DIRECT if rows <= tiles.ROWS else PACKED
+        assert many.network_of(rows).forms[0, FORWARD] == form
+        alone = backend.open(Plan(spec, min(rows, 64), Precision.of(SINGLE)))
+        np.testing.assert_array_equal(predicted(many, rows), predicted(alone, rows))
+        assert many.inference_memory(1)[0].panels.size >= alone.inference_memory(1)[0].panels.size
+    given = backend.open(Plan(spec, 64, Precision.of(SINGLE)))
+    given.chosen.fix(np.full((2, 3), BLAS), 1)
+    assert (given.network_of(1).forms == BLAS).all()
+
+
+@tiled
 def test_the_rule_looks_at_no_table(nothing_known, monkeypatch):
     def known(*_):
         raise AssertionError

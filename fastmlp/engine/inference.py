@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PREDICT_BYTES = 16 * 2**20
 """Memory that the activations of a chunk of rows may take in prediction."""
 MAX_PREDICT_ROWS = 4096
-FEW = 2**18
+FEW = 2**20
 """Rows times parameters up to which what a call costs beside its products is more than they are."""
 SMALL_BYTES = 2**20
 """Up to which nobody asks whether data fits where the model is."""

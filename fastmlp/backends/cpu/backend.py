@@ -284,11 +284,11 @@ class NumbaBackend(NumbaOperations):
         data = session.inputs(x)
         threads = self._threads_for(session, len(x))
         memories, batch = session.inference_memory(threads), session.chunk
-        target, nothing = out.reshape(-1), np.empty(0)
+        target, nothing, network = out.reshape(-1), np.empty(0), session.network_of(len(x) // threads)
 
         def work(t: int) -> None:
             first, stop = len(x) * t // threads, len(x) * (t + 1) // threads
-            predict_thread(first, stop, session.network, data, params, memories[t], batch, target, nothing)
+            predict_thread(first, stop, network, data, params, memories[t], batch, target, nothing)
 
         on_threads(threads, work)
 
@@ -302,9 +302,8 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         target, nothing = out.reshape(-1), np.empty(0)
         data, memory, batch = session.inputs(x), session.inference_memory(1)[0], session.chunk
-        return functools.partial(
-            predict_thread, *(0, len(x), session.network, data, params, memory, batch, target, nothing)
-        )
+        network = session.network_of(len(x))
+        return functools.partial(predict_thread, *(0, len(x), network, data, params, memory, batch, target, nothing))
 
     def evaluate(self, session: Session, params: NDArray[Any], data: DeviceData) -> tuple[float, float, float]:
         if not self._runs_compiled(session):
@@ -317,10 +316,11 @@ class NumbaBackend(NumbaOperations):
         threads = self._threads_for(session, rows)
         memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
+        network = session.network_of(rows // threads)
 
         def work(t: int) -> None:
             first, stop = rows * t // threads, rows * (t + 1) // threads
-            predict_thread(first, stop, session.network, record, params, memories[t], batch, nothing, parts[t])
+            predict_thread(first, stop, network, record, params, memories[t], batch, nothing, parts[t])
 
         on_threads(threads, work)
         loss, weight, hits = parts.sum(axis=0).tolist()

@@ -79,10 +79,17 @@ class Choices:
         self._note_what_is_known()
         if self._decided is not None:
             return self._decided[0]
-        rows = min(self._chunk, plan.batch) if plan.optimizer is None else -(-plan.batch // self.parts)
-        return self._deciding.of_layers(
-            *(rows, self.parts, plan.spec.units, plan.precision.products), gradients=plan.gradients
-        )
+        return self._by_rule(plan.batch if plan.optimizer is None else -(-plan.batch // self.parts))
+
+    def forms_of(self, rows: int) -> NDArray[np.int64]:
+        """Return the forms in a prediction of so many rows a thread: few may take others than a whole chunk."""
+        return self.forms if self._given or rows >= self._chunk else self._by_rule(rows)
+
+    def _by_rule(self, rows: int) -> NDArray[np.int64]:
+        plan = self._plan
+        rows = rows if plan.optimizer is not None else min(rows, self._chunk)
+        units, dtype = plan.spec.units, plan.precision.products
+        return self._deciding.of_layers(rows, self.parts, units, dtype, gradients=plan.gradients)
 
     @cached_property
     def _decided(self) -> tuple[NDArray[np.int64], int] | None:

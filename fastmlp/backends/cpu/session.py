@@ -59,7 +59,7 @@ class NumbaSession(Session):
 
     def _forget(self) -> None:
         """Forget what was made for other choices."""
-        for made_for_them in ("network", "memory", "_inference"):
+        for made_for_them in ("network", "memory", "_inference", "_networks"):
             self.__dict__.pop(made_for_them, None)
 
     @cached_property
@@ -87,6 +87,15 @@ class NumbaSession(Session):
             max_norm=real(spec.max_norm or 0.0),
             forms=self.chosen.forms,
         )
+
+    def network_of(self, rows: int) -> Any:
+        """Return the network for a prediction of so many rows a thread, which decide the forms of its products."""
+        forms = self.chosen.forms_of(rows)
+        networks: dict[bytes, Any] = self.__dict__.setdefault("_networks", {})
+        found = networks.get(key := forms.tobytes())
+        if found is None:
+            found = networks[key] = self.network._replace(forms=forms)
+        return found
 
     @cached_property
     def rule(self) -> Any:
@@ -162,7 +171,10 @@ class NumbaSession(Session):
     def _scratch_size(self, rows: int) -> int:
         """How many numbers a thread needs for copies of what it multiplies."""
         units, dtype = self.plan.spec.units, self.plan.precision.products
-        pairs = zip(units, units[1:], self.chosen.forms.tolist(), strict=False)
+        forms = self.chosen.forms
+        if self.plan.optimizer is None:
+            forms = np.concatenate((forms, self.chosen.forms_of(1)), axis=1)  # none has a third
+        pairs = zip(units, units[1:], forms.tolist(), strict=False)
         return max(scratch_size(form, rows, i, o, dtype) for i, o, forms in pairs for form in forms)
 
     @cached_property
