@@ -14,6 +14,7 @@ from fastmlp.arguments import check_flag
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
+from fastmlp.backends.cuda.nccl import carried, own_gpu
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
+    from fastmlp.parallel.group import Carrier, Group
 
 _UPLOAD = 256 * 2**20
 """Bytes, at most, of an array in host memory that are brought to the device at once, where it can be cut."""
@@ -166,6 +168,20 @@ class CupyBackend(CupyOperations):
     def rows_at_once(self, row_bytes: int) -> int:
         memory = self.memory_info()
         return max(min(_UPLOAD, (memory["free"] + memory["kept"]) // 4) // max(row_bytes, 1), 1)
+
+    # --- several ranks ---
+
+    def of_rank(self, group: Group) -> CupyBackend:
+        if not group.gpu_each:
+            return self
+        number = own_gpu(group, self._cupy, self.device)
+        if number == self.device:
+            return self
+        with self._cupy.cuda.Device(number):
+            return CupyBackend(tf32=self._tf32, way=self._way)
+
+    def carrying(self, group: Group) -> contextlib.AbstractContextManager[Carrier]:
+        return carried(group, self._cupy)
 
     # --- memory ---
 
