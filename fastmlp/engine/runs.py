@@ -17,7 +17,7 @@ from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
 from fastmlp.engine.row_weights import ClassWeight, check_parts, row_classes, with_class_weight
-from fastmlp.engine.together import SharedTraining, shards_of
+from fastmlp.engine.together import SharedTraining, place, shards_of
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.parallel.group import Alone
@@ -198,6 +198,7 @@ def go_on(
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
     if progress.shards is not None:
         extras = extras._replace(group=extras.group or Alone(progress.shards))
+        place(learner, extras.group)
     elif extras.group is not None:
         raise ValueError(f"parallel: the run of {paused.path} was begun without; go on without, in one process")
     if extras.group is not None:

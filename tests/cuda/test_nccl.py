@@ -1,8 +1,6 @@
 """Ranks on GPUs: gradients go from device to device by NCCL, in order, and add up to the same bits."""
 
-import cupy_double as cp
 import cupy_nccl
-import numpy as np
 import pytest
 from blobs import blobs
 from compare import assert_same_bits
