@@ -18,6 +18,7 @@ from fastmlp.engine.checkpoints import save_model
 from fastmlp.engine.checks import check_snapshot, check_weights
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.metrics import check_metrics
+from fastmlp.engine.together import place
 from fastmlp.formulas.names import explains_keywords
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.network.spec import make_spec
@@ -193,6 +194,7 @@ class MLP(Described):
         """
         learner, rows = self._learner, (x, y, sample_weight)
         with grouped(parallel) as group:
+            place(learner, group)
             epochs, batch_size = check_count("epochs", epochs), batches.check_batch_size(batch_size)
             chosen, shuffle = choose_optimizer(optimizer, learner.state.optimizer), check_flag("shuffle", shuffle)
             data, validation = runs.take(learner, rows, class_weight, validation_data, validation_split)
@@ -236,6 +238,7 @@ class MLP(Described):
         """
         learner, rows = self._learner, (x, y, sample_weight)
         with grouped(parallel) as group:
+            place(learner, group)
             paused, at = runs.paused_run(learner)
             data, validation = runs.take(learner, rows, class_weight, validation_data, at.validation_split, at.drawn)
             more = runs.Extras(check_metrics(metrics, self.spec), check_callbacks(callbacks, verbose), self, group)

@@ -132,8 +132,9 @@ def test_totals_are_summed_in_float64(backend, dtype, rows, weighted):
     weights[0] = 0
     given, w = on(backend, stats)[:, :rows], on(backend, weights) if weighted else None
     with unchanged(backend, given):
-        found = backend.totals(given, w)
-    assert all(type(v) is float for v in found)
+        out = backend.empty((3,), np.dtype("f8"))
+        backend.totals(given, w, out)
+    found = backend.to_numpy(out)
     w = weights.tolist() if weighted else [1.0] * rows
     expected = [
         math.fsum(u * v for u, v in zip(w, column, strict=True))
@@ -161,6 +162,17 @@ def test_flat_arrays_are_added_scaled_and_measured(backend, dtype, size):
     assert_close(norm, math.fsum(b * b for _, b in pairs), dtype=dtype, k=min(size, CHUNK))
     backend.scale(s, 0.3)
     assert_close(backend.to_numpy(s), [0.3 * b for _, b in pairs], scale=np.abs(source), c=2)
+
+
+@covers("add")
+@dtypes
+@pytest.mark.parametrize("size", [1, 41, CHUNK + 3])
+def test_flat_arrays_are_added_with_one_rounding(backend, dtype, size):
+    target, source = normal((size,), dtype, 1), normal((size,), dtype, 2)
+    t, s = on(backend, target), on(backend, source)
+    with unchanged(backend, s):
+        backend.add(t, s)
+    assert_same_bits(backend.to_numpy(t), target + source)
 
 
 @covers("update")

@@ -157,12 +157,13 @@ class NumpyBackend(Backend):
     def hits(self, loss: Loss, outputs: Floats, targets: NDArray[Any], out: Floats) -> None:
         loss.hits(outputs, targets, out)
 
-    def totals(self, row_stats: Floats, row_weights: Floats | None) -> tuple[float, float, float]:
+    def totals(self, row_stats: Floats, row_weights: Floats | None, out: NDArray[np.float64]) -> None:
         if row_weights is None:
-            loss, hits = np.add.reduce(row_stats, axis=1, dtype=np.float64).tolist()
-            return loss, float(row_stats.shape[1]), hits
-        loss, hits = np.multiply(row_stats, row_weights, dtype=np.float64).sum(axis=1).tolist()
-        return loss, float(row_weights.sum(dtype=np.float64)), hits
+            np.add.reduce(row_stats, axis=1, dtype=np.float64, out=out[::2])
+            out[1] = row_stats.shape[1]
+        else:
+            np.multiply(row_stats, row_weights, dtype=np.float64).sum(axis=1, out=out[::2])
+            out[1] = row_weights.sum(dtype=np.float64)
 
     def dense_backward(
         self, x: Floats, dz: Floats, w: Floats, dw: Floats | None, db: Floats | None, dx: Floats | None

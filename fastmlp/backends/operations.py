@@ -243,8 +243,8 @@ class Operations(ABC):
         """Write 1 for each row that is predicted rightly, 0 for the others; out (N,)."""
 
     @abstractmethod
-    def totals(self, row_stats: Array, row_weights: Array | None) -> tuple[float, float, float]:
-        """Return the sums over rows of ``w_i l_i``, ``w_i`` and ``w_i hit_i``, in float64; row_stats (2, N)."""
+    def totals(self, row_stats: Array, row_weights: Array | None, out: Array) -> None:
+        """Write the sums over rows of ``w_i l_i``, ``w_i`` and ``w_i hit_i``; row_stats (2, N), out (3,) float64."""
 
     @abstractmethod
     def dense_backward(
@@ -255,6 +255,10 @@ class Operations(ABC):
     @abstractmethod
     def add_scaled(self, target: Array, source: Array, factor: float, scratch: Array) -> None:
         """``target += factor * source``, flat arrays; for L2."""
+
+    def add(self, target: Array, source: Array) -> None:
+        """``target += source``, flat arrays; for the gradients of shards."""
+        np.add(target, source, out=target)
 
     @abstractmethod
     def squared_norm(self, array: Array) -> float:

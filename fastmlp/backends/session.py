@@ -119,6 +119,11 @@ class Session:
         return self.backend.zeros((self.plan.layout.size,), self.plan.precision.weights)
 
     @cached_property
+    def totals(self) -> Array:
+        """The totals of a batch, (3,) float64."""
+        return self.backend.empty((3,), np.dtype(np.float64))
+
+    @cached_property
     def update_scratch(self) -> Array:
         """What an update of CHUNK parameters works in."""
         return self.backend.empty((CHUNK,), self.plan.precision.weights)

@@ -17,7 +17,7 @@ from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
 from fastmlp.engine.row_weights import ClassWeight, check_parts, row_classes, with_class_weight
-from fastmlp.engine.together import SharedTraining, check_place, shards_of
+from fastmlp.engine.together import SharedTraining, place, shards_of
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.parallel.group import Alone
@@ -126,8 +126,6 @@ class Extras(NamedTuple):
 
 def begin(learner: Learner, data: HostData, validation: HostData | None, wanted: Wanted, extras: Extras) -> History:
     """Train a learner on checked data, on from where it stands; see `fastmlp.MLP.fit`."""
-    if extras.group is not None:
-        check_place(learner)
     epochs, optimizer = wanted.epochs, wanted.optimizer
     rows = data.training_rows
     batch_size = batch_of(wanted.batch_size, rows)
@@ -200,10 +198,10 @@ def go_on(
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
     if progress.shards is not None:
         extras = extras._replace(group=extras.group or Alone(progress.shards))
+        place(learner, extras.group)
     elif extras.group is not None:
         raise ValueError(f"parallel: the run of {paused.path} was begun without; go on without, in one process")
     if extras.group is not None:
-        check_place(learner)
         shards_of(extras.group, progress.shards)
     with learner.exclusive():
         run = extras.training(learner, data, validation, progress, optimizer, History(header["history"]))

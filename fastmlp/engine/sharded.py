@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData
     from fastmlp.backends.session import Session
     from fastmlp.network.state import TrainState
-    from fastmlp.parallel.group import Group
+    from fastmlp.parallel.group import Carrier
 
 
 class ShardedSteps:
@@ -28,9 +28,13 @@ class ShardedSteps:
     slice of the flat buffer over all shards, and the slices are gathered: what a rank sends and gets does not grow with
     the number of ranks.
 
+    On a device all of that is queued on one stream.  The host waits once a step for ranks and device, for the totals of
+    the batch: they tell whether its loss is finite, without which there is no update.
+
     Parameters
     ----------
-    group : Group
+    carrier : Carrier
+        Between the ranks, for arrays of the backend.
     shards : int
         At least as many as there are ranks.
     backend : Backend
@@ -38,16 +42,19 @@ class ShardedSteps:
         Made for training, for whole batches.
     """
 
-    def __init__(self, group: Group, shards: int, backend: Backend, session: Session) -> None:
-        self._group, self._backend, self._session = group, backend, session
-        grads = session.grads
-        self._tree = TreeSum(shards, group.size, group.rank, grads.size, grads.dtype)
-        self._shards, self._bounds = shards, cut(grads.size, group.size)
-        self._slice = slice(self._bounds[group.rank], self._bounds[group.rank + 1])
-        width = self._slice.stop - self._slice.start
-        self._brought = np.empty((sum(self._tree.counts), width), grads.dtype)
-        self._sums = np.zeros((shards, 3))
-        self._sums_bounds = [3 * bound for bound in cut(shards, group.size)]
+    def __init__(self, carrier: Carrier, shards: int, backend: Backend, session: Session) -> None:
+        self._carrier, self._backend, self._session = carrier, backend, session
+        rank, size, grads = carrier.rank, carrier.size, session.grads
+
+        def empty(shape: tuple[int, ...]) -> Array:
+            return backend.empty(shape, grads.dtype)
+
+        self._tree = TreeSum(shards, size, rank, grads.size, empty, backend.add)
+        self._shards, self._bounds = shards, cut(grads.size, size)
+        self._slice = slice(self._bounds[rank], self._bounds[rank + 1])
+        self._brought = empty((sum(self._tree.counts), self._slice.stop - self._slice.start))
+        self._totals = backend.zeros((shards, 3), np.dtype(np.float64))
+        self._totals_bounds = [3 * bound for bound in cut(shards, size)]
 
     def train_steps(
         self,
@@ -66,6 +73,7 @@ class ShardedSteps:
                 return StepReport(i, False)
             state.step += 1
             state.optimizer_step += 1
+        self._carrier.settle()  # what the host asks the device next may not wait for other ranks
         return StepReport(len(table), True)
 
     def _step(
@@ -74,27 +82,28 @@ class ShardedSteps:
         """Take one step; return False, having changed nothing, where the loss of the whole batch is not finite."""
         if scalars.inverse_total == 0:
             return True
-        session, group = self._session, self._group
+        session, carrier = self._session, self._carrier
         grads, bounds = session.grads, cut(len(rows), self._shards)
 
         def gradients(shard: int) -> Array:
             part = slice(bounds[shard], bounds[shard + 1])
             if part.start == part.stop:  # a batch of fewer rows than shards
                 grads[...] = 0
-                self._sums[shard] = 0
+                self._totals[shard] = 0
             else:
-                given = session, state, data, rows[part], scalars, part.start
-                self._sums[shard] = self._backend.batch_gradients(*given)
+                given = session, state, data, rows[part], scalars, part.start, self._totals[shard]
+                self._backend.batch_gradients(*given)
             return grads
 
         own = self._tree.own(gradients)
-        group.gather(self._sums.reshape(-1), self._sums_bounds)
-        sums = np.add.reduce(self._sums, axis=0).tolist()  # row by row
+        carrier.gather(self._totals.reshape(-1), self._totals_bounds)
+        carrier.settle()
+        sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0).tolist()  # row by row
         if not math.isfinite(sums[0]):
             return False
-        group.exchange(own, self._tree.counts, self._bounds, self._brought)
+        carrier.exchange(own, self._tree.counts, self._bounds, self._brought)
         grads[self._slice] = self._tree.whole(self._brought)
-        group.gather(grads, self._bounds)
+        carrier.gather(grads, self._bounds)
         self._backend.finish_step(session, state, scalars)
         for i, value in enumerate(sums):
             totals[i] += value

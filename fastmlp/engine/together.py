@@ -16,6 +16,7 @@ from fastmlp.engine.sharded import ShardedSteps
 from fastmlp.parallel.tree import SHARDS
 
 if TYPE_CHECKING:
+    from fastmlp._typing import Array
     from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import HostData
     from fastmlp.backends.session import Session
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import Progress
     from fastmlp.formulas.optimizers import Optimizer
-    from fastmlp.parallel.group import Group
+    from fastmlp.parallel.group import Carrier, Group
 
 
 def shards_of(group: Group, kept: int | None = None) -> int:
@@ -53,13 +54,12 @@ def shards_of(group: Group, kept: int | None = None) -> int:
     return shards
 
 
-def check_place(learner: Learner) -> None:
-    """Raise ValueError where the network is not in host memory."""
-    if not isinstance(learner.state.params, np.ndarray):
-        raise ValueError(
-            f"parallel: ranks train on the CPU so far, and the model runs on the {learner.backend.name} backend; move "
-            "it with model.to('numba'), or leave out parallel"
-        )
+def place(learner: Learner, group: Group | None) -> None:
+    """Move the network of a rank to where that trains, such as to a GPU of its own; nothing where there is no group."""
+    if group is not None:
+        backend = learner.backend.of_rank(group)
+        if backend is not learner.backend:
+            learner.move(backend, learner.choice)
 
 
 class SharedTraining(Training):
@@ -95,6 +95,11 @@ class SharedTraining(Training):
         self._group, self._shards = group, progress.shards
         self._seeing = [type(c).__name__ for c in self.callbacks if not c.writes]
         self._sharded: ShardedSteps | None = None
+        self._carrier: Carrier = group
+
+    def run(self) -> History:
+        with self.learner.backend.carrying(self._group) as self._carrier:
+            return super().run()
 
     def agree(self) -> None:
         """Raise ParallelError, on all ranks, where they differ in what decides the numbers of the run."""
@@ -126,7 +131,8 @@ class SharedTraining(Training):
     def _prepare(self, session: Session, ctrl_c: CtrlC) -> None:
         """Let rank 0 compile and measure first: the others of its machine then read what it kept."""
         for array in self._arrays():
-            self._group.broadcast(array)
+            self._carrier.broadcast(array)
+        self._carrier.settle()
         if self._group.rank == 0:
             super()._prepare(session, ctrl_c)
         self._settle_stop()
@@ -134,7 +140,7 @@ class SharedTraining(Training):
             super()._prepare(session, ctrl_c)
         self._settle_stop()
 
-    def _arrays(self) -> list[NDArray[Any]]:
+    def _arrays(self) -> list[Array]:
         state = self.learner.state
         return [state.params, *state.moments, *([] if state.average is None else [state.average])]
 
@@ -151,7 +157,7 @@ class SharedTraining(Training):
 
     def _train(self, session: Session, fed: Fed, table: NDArray[np.float64]) -> StepReport:
         if self._sharded is None:
-            self._sharded = ShardedSteps(self._group, self._shards, self.learner.backend, session)
+            self._sharded = ShardedSteps(self._carrier, self._shards, self.learner.backend, session)
         return self._sharded.train_steps(self.learner.state, fed.data, fed.order, table, fed.first, self._totals)
 
     def _settle_stop(self) -> None:
@@ -162,7 +168,7 @@ class SharedTraining(Training):
     def _end_epoch(self, figures: dict[str, float]) -> None:
         digest = hashlib.blake2b(digest_size=16)
         for array in self._arrays():
-            digest.update(array.data)
+            digest.update(self.learner.to_numpy(array).data)
         self._group.refuse_other_weights(digest.hexdigest(), f"after epoch {self.epoch + 1}")
         super()._end_epoch(self._group.share(figures)[0])  # clocks differ
         self._settle_stop()

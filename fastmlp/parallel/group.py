@@ -1,7 +1,7 @@
 """Who trains together, and all that they tell each other; an engine is a class that carries it out.
 
-Every method but `failed` is called by all ranks, in the same order; each waits for the others, and no longer than
-`timeout`.
+Every method but `failed` and `look` is called by all ranks, in the same order; each waits for the others, and no longer
+than `timeout`.
 """
 
 from __future__ import annotations
@@ -10,45 +10,43 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmlp.errors import ParallelError
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
 
 T = TypeVar("T")
 TIMEOUT = 300.0
 """Seconds that a rank waits for others where nobody says: they may be compiling, or writing a large file."""
 
 
-class Group(ABC):
-    """Ranks that train one model together, each of which has all of its weights.
+class Carrier(ABC):
+    """What brings float32 and float64 arrays from rank to rank, unchanged.
+
+    Of arrays on a device it queues that on the stream that is current, between what has been queued before and what is
+    queued next; the host waits in `settle` alone.
 
     Attributes
     ----------
     rank, size : int
-        Which one this is, from 0, and how many there are.  Rank 0 writes files.
-    shards : int or None
-        Into how many parts a batch is cut; None where that is left open.
+        Which one this is, from 0, and how many there are.
     """
 
-    def __init__(self, rank: int, size: int, shards: int | None) -> None:
-        self.rank, self.size, self.shards = rank, size, shards
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
     @abstractmethod
-    def share(self, value: T) -> list[T]:
-        """Return what each rank gave, in their order: small things, such as numbers and text."""
-
-    @abstractmethod
-    def broadcast(self, array: NDArray[Any]) -> None:
+    def broadcast(self, array: Array) -> None:
         """Overwrite an array, (n,), with that of rank 0."""
 
     @abstractmethod
-    def gather(self, array: NDArray[Any], bounds: Sequence[int]) -> None:
+    def gather(self, array: Array, bounds: Sequence[int]) -> None:
         """Fill an array, (n,), of which each rank r has ``bounds[r]..bounds[r + 1]`` already, from all ranks."""
 
     @abstractmethod
-    def exchange(self, rows: NDArray[Any], counts: Sequence[int], bounds: Sequence[int], out: NDArray[Any]) -> None:
+    def exchange(self, rows: Array, counts: Sequence[int], bounds: Sequence[int], out: Array) -> None:
         """Bring each rank its columns of the rows of all.
 
         Parameters
@@ -62,6 +60,44 @@ class Group(ABC):
         out : (sum(counts), width) array
             Overwritten: this rank's columns, of all rows in the order of the ranks.
         """
+
+    def settle(self) -> None:
+        """Wait until all that is queued so far is done; what waits for other ranks waits no longer than `timeout`."""
+        return
+
+
+class Group(Carrier):
+    """Ranks that train one model together, each of which has all of its weights; it carries arrays of NumPy's.
+
+    Attributes
+    ----------
+    rank, size : int
+        Which one this is, from 0, and how many there are.  Rank 0 writes files.
+    shards : int or None
+        Into how many parts a batch is cut; None where that is left open.
+    timeout : float
+        Seconds that a rank waits for the others.
+    gpu_each : bool
+        Whether each rank has to have a GPU of its own, so that NCCL carries what lies there.
+    """
+
+    gpu_each = False
+
+    def __init__(self, rank: int, size: int, shards: int | None, timeout: float = TIMEOUT) -> None:
+        super().__init__(rank, size)
+        self.shards, self.timeout = shards, timeout
+
+    @abstractmethod
+    def share(self, value: T) -> list[T]:
+        """Return what each rank gave, in their order: small things, such as numbers and text."""
+
+    def on_gpu(self, cupy: Any) -> Carrier:
+        """Return what carries arrays of CuPy's between ranks that share a GPU, as those of one process may."""
+        return self
+
+    def look(self) -> None:
+        """Raise ParallelError where another rank is known to have failed; waits for nobody."""
+        return
 
     def tell_in_a_line(self, plain: tuple[type[BaseException], ...]) -> None:
         """Let errors of these types, which end the other ranks, be told without a traceback."""
@@ -126,11 +162,11 @@ class Alone(Group):
     def share(self, value: T) -> list[T]:
         return [value]
 
-    def broadcast(self, array: NDArray[Any]) -> None:
+    def broadcast(self, array: Array) -> None:
         return
 
-    def gather(self, array: NDArray[Any], bounds: Sequence[int]) -> None:
+    def gather(self, array: Array, bounds: Sequence[int]) -> None:
         return
 
-    def exchange(self, rows: NDArray[Any], counts: Sequence[int], bounds: Sequence[int], out: NDArray[Any]) -> None:
+    def exchange(self, rows: Array, counts: Sequence[int], bounds: Sequence[int], out: Array) -> None:
         out[...] = rows

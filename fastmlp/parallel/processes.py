@@ -7,7 +7,6 @@ fail alike (as they do where the loss is not finite, or an argument makes no sen
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 import time
@@ -19,14 +18,11 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from fastmlp.errors import ParallelError
 from fastmlp.parallel.group import Group
+from fastmlp.parallel.waiting import NAP, wait_until
 
 T = TypeVar("T")
 
-BUSY = 2000
-"""How often a wait asks at once, while others that want the core have it; then it sleeps in between."""
-NAP = 50e-6
 _kept = MPI.Comm.Create_keyval()
 """Where a communicator keeps its copies, which all calls with it share."""
 ALIKE_SECONDS = 2.0
@@ -36,9 +32,10 @@ ALIKE_SECONDS = 2.0
 class Processes(Group):
     """A rank of a communicator of mpi4py; see `fastmlp.parallel.mpi`."""
 
+    gpu_each = True
+
     def __init__(self, comm: MPI.Intracomm, shards: int | None, timeout: float) -> None:
-        super().__init__(comm.Get_rank(), comm.Get_size(), shards)
-        self._timeout = timeout
+        super().__init__(comm.Get_rank(), comm.Get_size(), shards, timeout)
         self._plain: tuple[type[BaseException], ...] = ()
         kept: Any = comm.Get_attr(_kept)
         if kept is None:
@@ -55,18 +52,7 @@ class Processes(Group):
         return copy
 
     def _wait(self, request: MPI.Request) -> None:
-        end, asked = time.monotonic() + self._timeout, 0
-        while not request.Test():
-            asked += 1
-            if asked <= BUSY:
-                _let_others()
-            else:
-                time.sleep(NAP)
-                if time.monotonic() > end:
-                    raise ParallelError(
-                        f"parallel: rank {self.rank} has waited {self._timeout:g} s for the others; all ranks must "
-                        "make the same calls, or need a longer fastmlp.parallel.mpi(timeout=...)"
-                    )
+        wait_until(request.Test, self.rank, self.timeout)
 
     def share(self, value: T) -> list[T]:
         sent = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -120,12 +106,6 @@ class Processes(Group):
         print(f"rank {self.rank} of {self.size}: {text}", file=sys.stderr, flush=True)
         time.sleep(0.1)  # mpiexec passes it on before it ends its processes
         self._comm.Abort(1)
-
-
-def _let_others() -> None:
-    """Let another process have the core, where one waits for it."""
-    if hasattr(os, "sched_yield"):
-        os.sched_yield()
 
 
 def _type_of(array: NDArray[Any]) -> MPI.Datatype:

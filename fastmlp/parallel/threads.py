@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmlp.arguments import check_callable, check_count, check_number
 from fastmlp.errors import ParallelError
-from fastmlp.parallel.group import TIMEOUT, Group
+from fastmlp.parallel.group import TIMEOUT, Carrier, Group
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class _Meeting:
     def __init__(self, size: int, timeout: float) -> None:
         self.shown: list[Any] = [None] * size
         self.first_error: tuple[int, BaseException] | None = None
-        self._size, self._timeout = size, timeout
+        self.size, self.timeout = size, timeout
         self._arrived = self._met = 0
         self._changed = threading.Condition()
 
@@ -33,18 +34,21 @@ class _Meeting:
         with self._changed:
             before = self._met
             self._arrived += 1
-            if self._arrived == self._size:
+            if self._arrived == self.size:
                 self._arrived, self._met = 0, before + 1
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: self._met > before or self.first_error is not None, self._timeout)
+            self._changed.wait_for(lambda: self._met > before or self.first_error is not None, self.timeout)
             if self._met > before:
                 return
+        self.look()
+        raise ParallelError(
+            f"parallel: rank {rank} has waited {self.timeout:g} s for the others; all ranks must make the same calls"
+        )
+
+    def look(self) -> None:
         if self.first_error is not None:
             failed, error = self.first_error
             raise ParallelError(f"parallel: rank {failed} has failed: {error}") from error
-        raise ParallelError(
-            f"parallel: rank {rank} has waited {self._timeout:g} s for the others; all ranks must make the same calls"
-        )
 
     def note(self, rank: int, error: BaseException) -> None:
         with self._changed:
@@ -55,9 +59,15 @@ class _Meeting:
 class Threads(Group):
     """A rank that is a thread of this process; see `in_threads`."""
 
-    def __init__(self, rank: int, size: int, shards: int | None, meeting: _Meeting) -> None:
-        super().__init__(rank, size, shards)
+    def __init__(self, rank: int, shards: int | None, meeting: _Meeting) -> None:
+        super().__init__(rank, meeting.size, shards, meeting.timeout)
         self._meeting = meeting
+
+    def on_gpu(self, cupy: Any) -> Carrier:
+        return _ThreadsOnGpu(self.rank, self.shards, self._meeting, cupy)
+
+    def look(self) -> None:
+        self._meeting.look()
 
     def _show(self, value: Any) -> list[Any]:
         """Return what all ranks show, which stays as it is until `_done`."""
@@ -73,20 +83,20 @@ class Threads(Group):
         self._done()
         return found
 
-    def broadcast(self, array: NDArray[Any]) -> None:
+    def broadcast(self, array: Array) -> None:
         first = self._show(array)[0]
         if first is not array:
             array[...] = first
         self._done()
 
-    def gather(self, array: NDArray[Any], bounds: Sequence[int]) -> None:
+    def gather(self, array: Array, bounds: Sequence[int]) -> None:
         for rank, theirs in enumerate(self._show(array)):
             if rank != self.rank:
                 part = slice(bounds[rank], bounds[rank + 1])
                 array[part] = theirs[part]
         self._done()
 
-    def exchange(self, rows: NDArray[Any], counts: Sequence[int], bounds: Sequence[int], out: NDArray[Any]) -> None:
+    def exchange(self, rows: Array, counts: Sequence[int], bounds: Sequence[int], out: Array) -> None:
         columns = slice(bounds[self.rank], bounds[self.rank + 1])
         first = 0
         for theirs in self._show(rows):
@@ -96,6 +106,29 @@ class Threads(Group):
 
     def failed(self, error: BaseException) -> None:
         self._meeting.note(self.rank, error)
+
+
+class _ThreadsOnGpu(Threads):
+    """The same, of arrays on the one GPU of all: streams wait for each other by events, and the host for none."""
+
+    def __init__(self, rank: int, shards: int | None, meeting: _Meeting, cupy: Any) -> None:
+        super().__init__(rank, shards, meeting)
+        self._current = cupy.cuda.get_current_stream
+
+    def _show(self, value: Any) -> list[Any]:
+        stream = self._current()
+        shown = super()._show((value, stream.record()))
+        for _, event in shown:
+            stream.wait_event(event)
+        return [theirs for theirs, _ in shown]
+
+    def _done(self) -> None:
+        """Let nobody overwrite what others are still about to read."""
+        super()._done()
+        stream = self._current()
+        for event in super()._show(stream.record()):
+            stream.wait_event(event)
+        super()._done()
 
 
 def in_threads(
@@ -140,7 +173,7 @@ def in_threads(
     results: list[Any] = [None] * size
 
     def call(rank: int) -> None:
-        group = Threads(rank, size, parts, meeting)
+        group = Threads(rank, parts, meeting)
         try:
             with group.guarded():
                 results[rank] = function(group)

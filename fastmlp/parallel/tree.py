@@ -8,10 +8,10 @@ rank has consecutive shards, adds up what of the tree lies within them, and rank
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
 
 SHARDS = 8
 """Parts of a batch where nobody says: as many ranks can share it, and each part is still worth a product."""
@@ -50,20 +50,32 @@ class TreeSum:
     shards, ranks, rank : int
     size : int
         Elements of each array.
-    dtype : numpy.dtype
+    empty : callable
+        Returns an array of a shape, in the type that is added up, where that is done.
+    add : callable
+        ``add(target, source)``: adds a flat array to another.
     """
 
-    def __init__(self, shards: int, ranks: int, rank: int, size: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        shards: int,
+        ranks: int,
+        rank: int,
+        size: int,
+        empty: Callable[[tuple[int, ...]], Array],
+        add: Callable[[Array, Array], object],
+    ) -> None:
         owned = cut(shards, ranks)
         self.first, self.stop = owned[rank], owned[rank + 1]
         by_rank = [nodes_within(owned[r], owned[r + 1], 0, shards) for r in range(ranks)]
         self.counts = [len(nodes) for nodes in by_rank]
         self._shards, self._own = shards, by_rank[rank]
         self._row = {node: row for row, node in enumerate(node for nodes in by_rank for node in nodes)}
-        self._sums = np.empty((len(self._own), size), dtype)
-        self._spare: list[NDArray[Any]] = []
+        self._size, self._empty, self._add = size, empty, add
+        self._sums = empty((len(self._own), size))
+        self._spare: list[Array] = []
 
-    def own(self, gradients: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+    def own(self, gradients: Callable[[int], Array]) -> Array:
         """Return the sums that this rank brings, (counts[rank], size).
 
         Parameters
@@ -75,32 +87,29 @@ class TreeSum:
             self._add_up(lo, hi, self._sums[row], gradients, 0)
         return self._sums
 
-    def _add_up(
-        self, lo: int, hi: int, out: NDArray[Any], gradients: Callable[[int], NDArray[Any]], depth: int
-    ) -> None:
+    def _add_up(self, lo: int, hi: int, out: Array, gradients: Callable[[int], Array], depth: int) -> None:
         if hi - lo == 1:
             out[...] = gradients(lo)
             return
         middle = (lo + hi) // 2
         self._add_up(lo, middle, out, gradients, depth)
         if hi - middle == 1:
-            out += gradients(middle)
+            self._add(out, gradients(middle))
             return
         if len(self._spare) == depth:
-            self._spare.append(np.empty_like(out))
+            self._spare.append(self._empty((self._size,)))
         self._add_up(middle, hi, self._spare[depth], gradients, depth + 1)
-        out += self._spare[depth]
+        self._add(out, self._spare[depth])
 
-    def whole(self, sums: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
+    def whole(self, sums: Sequence[Array] | Array) -> Array:
         """Return the sum over all shards, made of the sums of all ranks in their order; these are overwritten."""
         return self._whole(0, self._shards, sums)
 
-    def _whole(self, lo: int, hi: int, sums: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
+    def _whole(self, lo: int, hi: int, sums: Sequence[Array] | Array) -> Array:
         row = self._row.get((lo, hi))
         if row is not None:
-            found: NDArray[Any] = sums[row]
-            return found
+            return sums[row]
         middle = (lo + hi) // 2
         left, right = self._whole(lo, middle, sums), self._whole(middle, hi, sums)
-        left += right
+        self._add(left, right)
         return left

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 
 import cupy_late
 import numpy as np
 from cupy_devices import Device
+from cupy_readings import Reading
 from cupy_streams import (
     CudaError,
+    Use,
     _Memory,
     _memory_at,
-    _Reading,
     _readings,
     _refuse_in_capture,
     _stream_at,
@@ -105,9 +107,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             raise TypeError("double: NumPy arrays are put on the device by asarray or set")
         if isinstance(value, ndarray):
             source = value._view
-            get_current_stream()._do([value._memory], [self._memory], lambda: np.copyto(target, source, "same_kind"))
+            copy = functools.partial(np.copyto, target, source, "same_kind")
+            get_current_stream()._do([_bytes_of(value)], [_bytes_of(self[index])], copy)
         else:
-            get_current_stream()._do([], [self._memory], lambda: np.copyto(target, value, "unsafe"))
+            get_current_stream()._do([], [_bytes_of(self[index])], lambda: np.copyto(target, value, "unsafe"))
 
     def __imul__(self, other):
         return self._in_place(np.multiply, other)
@@ -148,7 +151,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         if arr.dtype != self.dtype or arr.shape != self.shape:
             raise TypeError(f"{arr.dtype}{arr.shape} cannot be set to {self.dtype}{self.shape}")
         counts["uploads"] += 1
-        stream, reading, target = stream or get_current_stream(), _Reading(np.ascontiguousarray(arr)), self._view
+        stream, reading, target = stream or get_current_stream(), Reading(np.ascontiguousarray(arr)), self._view
         kind, shape = arr.dtype, arr.shape
         stream._do([], [self._memory], lambda: np.copyto(target, reading.now().view(kind).reshape(shape)))
         if cupy_late.complains():
@@ -163,6 +166,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         if blocking:
             stream.synchronize()
         return out
+
+
+def _bytes_of(array):
+    """Return the bytes that an array may read or write: its own where they lie side by side, else the allocation's."""
+    return Use.of(array) if array.flags.c_contiguous else array._memory
 
 
 def _only_basic(index):

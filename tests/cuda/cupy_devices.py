@@ -80,6 +80,14 @@ multiprocessors = [4]
 """How many it has: few, so that small products too are cut into slabs; tests change it."""
 
 
+visible = [DEVICES]
+"""How many devices programs are told of; tests change it."""
+
+
+def _device_properties(device):
+    return {"uuid": bytes([device] * 16)}
+
+
 def _device_synchronize():
     if captured := [s for s in list(_capturing) if s._device == _current_device()]:  # in any mode, by any thread
         _refuse_of_captured("synchronisation", captured)

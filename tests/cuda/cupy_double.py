@@ -26,10 +26,12 @@ from cupy_devices import (
     Device,
     PinnedMemory,
     PinnedMemoryPointer,
+    _device_properties,
     _device_synchronize,
     capacity,
     get_default_memory_pool,
     multiprocessors,
+    visible,
 )
 from cupy_late import late
 from cupy_streams import (
@@ -77,6 +79,7 @@ __all__ = [
     "pooled",
     "products",
     "ranges",
+    "visible",
     "where",
 ]
 
@@ -376,6 +379,11 @@ cuda = types.SimpleNamespace(
     device=types.SimpleNamespace(get_cublas_handle=_cublas_handle),
     nvtx=types.SimpleNamespace(RangePush=_range_push, RangePop=_range_pop),
     runtime=types.SimpleNamespace(
-        CUDA_R_32F=0, CUDA_R_64F=1, CUDARuntimeError=CudaError, deviceSynchronize=_device_synchronize
+        CUDA_R_32F=0,
+        CUDA_R_64F=1,
+        CUDARuntimeError=CudaError,
+        deviceSynchronize=_device_synchronize,
+        getDeviceCount=lambda: visible[0],
+        getDeviceProperties=_device_properties,
     ),
 )

@@ -11,7 +11,6 @@ capture's mode and by who does it (`_refuse_in_capture`), or in any mode and to 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import threading
 import weakref
@@ -20,11 +19,7 @@ from collections import Counter
 import cupy_late
 import numpy as np
 from cupy_late import Clock, done_with
-
-
-class CudaError(RuntimeError):
-    """What CUDA or CuPy would refuse, or would let go wrong in silence."""
-
+from cupy_readings import CudaError
 
 counts = Counter()
 """How often the host waited for the device ("synchronisations") and copied to it ("uploads")."""
@@ -53,29 +48,6 @@ def _refuse_when_poisoned():
 _host = Clock()
 _gone = {}  # of streams that are no more the number of their last operation, until the host has waited for it
 _readings = []
-
-
-class _Reading:
-    """A copy from the host that is queued: CUDA may read the array at any time until the stream has passed."""
-
-    def __init__(self, host):
-        self._where, self._size = host.ctypes.data, host.nbytes
-        self._bytes, self.at = host.tobytes(), None
-        while isinstance(host.base, np.ndarray):
-            host = host.base  # whose memory it is
-        self._owner = weakref.ref(host)
-
-    def now(self):
-        """Return what stands there now; of memory that is gone, anything."""
-        if self._owner() is None:
-            return np.full(self._size, 0xFF, np.uint8)
-        return np.frombuffer(ctypes.string_at(self._where, self._size), np.uint8)
-
-    def check(self):
-        if self._owner() is None:
-            raise CudaError("a host array was freed before the copy from it was done")
-        if self.now().tobytes() != self._bytes:
-            raise CudaError("a host array was changed before the copy from it was done")
 
 
 def _host_waits(clock):
@@ -183,7 +155,18 @@ def _memory_at(pointer):
 
 class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self._clock, self._timed, self._time = None, not disable_timing, None
+        self._clock, self._timed, self._time, self._stuck = None, not disable_timing, None, None
+
+    @property
+    def done(self):
+        """Tell whether all before it is done, which a device that is asked again and again gets to."""
+        self._refuse_captured("asking for")
+        _refuse_when_poisoned()
+        counts["asked"] += 1
+        if self._stuck is not None and self._stuck.now:
+            return False
+        _host_waits(self._clock or {})
+        return True
 
     def record(self, stream=None):
         (stream or get_current_stream()).record(self)
@@ -193,6 +176,7 @@ class Event:
         _refuse_in_capture("waiting for an event")
         _refuse_when_poisoned()
         counts["synchronisations"] += 1
+        _refuse_for_ever(self._stuck)
         _host_waits(self._clock or {})
 
     def _refuse_captured(self, what):
@@ -201,6 +185,11 @@ class Event:
         if graph is not None:
             _spoil([s for s in _capturing if s is graph._captured_by], f"{what} an event of it")
             raise CudaError(f"cudaErrorCapturedEvent: {what} an event that was last recorded in a capture")
+
+
+def _refuse_for_ever(stuck):
+    if stuck is not None and stuck.now:
+        raise CudaError("double: the host waits for a stream that waits for ever")
 
 
 def _elapsed_time(start_event, end_event):
@@ -218,6 +207,7 @@ class Stream:
         self._clock, self._non_blocking, self._graph, self._spoiled = Clock(), non_blocking, None, None
         self._number, self._branch = next(_numbers), 0  # its own for ever, and of the graph that it is captured into
         self.ptr, self._time, self._device = 0 if null else id(self), 0.0, None if null else _current_device()
+        self._stuck = None  # of a stream that waits for ranks that do not come, see `cupy_nccl`
         _streams[self.ptr] = self
 
     def __del__(self):
@@ -276,13 +266,14 @@ class Stream:
         _refuse_in_capture("synchronisation")
         _refuse_when_poisoned()
         counts["synchronisations"] += 1
+        _refuse_for_ever(self._stuck)
         _host_waits(self._clock)
 
     def record(self, event=None):
         event = event or Event()
         event._clock = Clock(self._clock)
         event._clock.join(_host)
-        event._captured, event._time = self._graph, self._time
+        event._captured, event._time, event._stuck = self._graph, self._time, self._stuck
         if self._graph is not None:
             self._graph._parts.append((self._branch, "record", event))
         return event
@@ -306,7 +297,7 @@ class Stream:
             _refuse_of_captured(what, [self._graph._captured_by])
         event._refuse_captured("waiting for")
         self._clock.join(event._clock)
-        self._time = max(self._time, event._time)
+        self._time, self._stuck = max(self._time, event._time), self._stuck or event._stuck
 
     def is_capturing(self):
         return self._graph is not None
@@ -392,7 +383,7 @@ _lock = threading.RLock()
 _threads = threading.local()  # the current device is each thread's own, and so is each device's current stream
 _streams = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-DEVICES = 2
+DEVICES = 4
 
 
 def _current_device():

@@ -338,9 +338,10 @@ class NumbaBackend(NumbaOperations):
         data: DeviceData,
         rows: NDArray[np.intp],
         scalars: StepScalars,
-        first_row: int = 0,
-    ) -> tuple[float, float, float]:
-        return self._composed().batch_gradients(session, state, data, rows, scalars, first_row)
+        first_row: int,
+        totals: NDArray[np.float64],
+    ) -> None:
+        self._composed().batch_gradients(session, state, data, rows, scalars, first_row, totals)
 
     def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         self._composed().finish_step(session, state, scalars)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,10 +15,12 @@ from fastmlp.arguments import check_flag
 from fastmlp.backends.base import StepReport
 from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
+from fastmlp.backends.cuda.nccl import carried, own_gpu
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.cuda.tested import selftest_passed as selftest_passed
+from fastmlp.backends.cuda.update import Update
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.cuda.step import TrainingStep
     from fastmlp.backends.data import DeviceData, HostData
+    from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
+    from fastmlp.parallel.group import Carrier, Group
 
 _UPLOAD = 256 * 2**20
 """Bytes, at most, of an array in host memory that are brought to the device at once, where it can be cut."""
@@ -167,6 +172,25 @@ class CupyBackend(CupyOperations):
         memory = self.memory_info()
         return max(min(_UPLOAD, (memory["free"] + memory["kept"]) // 4) // max(row_bytes, 1), 1)
 
+    # --- several ranks ---
+
+    def of_rank(self, group: Group) -> CupyBackend:
+        if self._way == "captured":
+            raise ValueError(
+                "parallel: ranks train kernel by kernel so far, and the model's backend was made with way='captured'; "
+                "move it with model.to('cupy'), which leaves the way open, or leave out parallel"
+            )
+        if not group.gpu_each:
+            return self
+        number = own_gpu(group, self._cupy, self.device)
+        if number == self.device:
+            return self
+        with self._cupy.cuda.Device(number):
+            return CupyBackend(tf32=self._tf32, way=self._way)
+
+    def carrying(self, group: Group) -> contextlib.AbstractContextManager[Carrier]:
+        return carried(group, self._cupy)
+
     # --- memory ---
 
     def _ways_of(self, plan: Plan) -> list[StepProducts]:
@@ -241,6 +265,12 @@ class CupyBackend(CupyOperations):
         state.optimizer_step += done
         return StepReport(done, finite)
 
+    def apply_gradients(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
+        if isinstance(session, CupySession) and _compiled(session.plan):
+            session.update.run(state, scalars)
+        else:
+            super().apply_gradients(session, state, scalars)
+
 
 def _compiled(plan: Plan) -> bool:
     """Return whether all that a plan does is in kernels."""
@@ -269,6 +299,11 @@ class CupySession(Session):
         alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
         if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
             self._resumed, self._way, self._training = choices["way"], None, None
+
+    @cached_property
+    def update(self) -> Update:
+        """The end of a step, from the gradients in ``grads``."""
+        return Update(self._cupy_backend, self.plan, self.grads)
 
     def training(self, state: TrainState, data: DeviceData) -> TrainingStep:
         """Return the steps that train these buffers on this data; made anew for others, where they have to be."""

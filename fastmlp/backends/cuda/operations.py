@@ -329,15 +329,15 @@ class CupyOperations(Backend):
         )
         self._launch("losses.cu", f"loss_rows<{real}, {held}, {warps}>", outputs.dtype, grid, args)
 
-    def totals(self, row_stats: Array, row_weights: Array | None) -> tuple[float, float, float]:
-        out = self.empty((3,), np.dtype(np.float64))
+    def totals(self, row_stats: Array, row_weights: Array | None, out: Array) -> None:
         weights = None if row_weights is None else self._dense(row_weights)
         args = (row_stats[0], row_stats[1], weights, out, np.int64(row_stats.shape[1]))
         self._launch("losses.cu", "totals<{real}>", row_stats.dtype, ((1,), (256,)), args)
-        loss, weight, hits = out.get().tolist()
-        return loss, weight, hits
 
     # --- flat arrays ---
+
+    def add(self, target: Array, source: Array) -> None:
+        self.add_scaled(target, source, 1.0, source)  # a factor of one rounds nothing, and no scratch is used here
 
     def add_scaled(self, target: Array, source: Array, factor: float, scratch: Array) -> None:
         args = (target, source, target.dtype.type(factor), np.int64(target.size))

@@ -1,0 +1,234 @@
+"""The double of CuPy, its NCCL: communicators of threads of one process, each on a device of its own.
+
+A call is queued on the stream that it is given, and what is sent then is what that stream has made before: the clocks
+of the streams of sender and receiver are joined, so that the account of what orders what holds between ranks too, and
+late work is done late.  Where NCCL lets the host go on before other ranks have made their call, this waits for them,
+but no longer than `patience`; a stream whose peers have not come by then is stuck, until its communicator is aborted.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections import defaultdict
+
+import numpy as np
+from cupy_streams import CudaError, Use, _current_device, _lock, _memory_at, _stream_at
+
+available = True
+NCCL_FLOAT32, NCCL_FLOAT64 = 7, 8
+UNIQUE_ID_BYTES = 128
+_ITEM_BYTES = {NCCL_FLOAT32: 4, NCCL_FLOAT64: 8}
+_NAMES = {1: "UNHANDLED_CUDA_ERROR", 2: "SYSTEM_ERROR", 3: "INTERNAL_ERROR", 4: "INVALID_ARGUMENT", 5: "INVALID_USAGE"}
+
+calls = []
+"""What was asked for, as (rank, call, peer or root or None, elements, stream); tests clear and read it."""
+
+patience = [20.0]
+"""Seconds that a call waits for those of other ranks; tests change it."""
+
+faults = {}
+"""By the name of a call, or "async", the status that it ends with; tests fill and clear it."""
+
+
+class NcclError(RuntimeError):
+    def __init__(self, status):
+        self.status = status
+        super().__init__(f"NCCL_ERROR_{_NAMES[status]}: {_NAMES[status].lower().replace('_', ' ')}")
+
+
+class _World:
+    """What the communicators of one name share."""
+
+    def __init__(self):
+        self.changed, self.devices = threading.Condition(), {}
+        self.sent, self.wanted = defaultdict(list), defaultdict(list)  # by (from, to)
+        self.together = defaultdict(dict)  # by number of the call, by rank
+
+
+class _Stuck:
+    """Whether streams wait for other ranks that do not come."""
+
+    now = False
+
+
+_worlds, _names = defaultdict(_World), itertools.count(1)
+_group = threading.local()
+
+
+def get_unique_id():
+    _fail("get_unique_id")
+    return next(_names).to_bytes(UNIQUE_ID_BYTES, "little")
+
+
+def groupStart():  # noqa: N802 - NCCL's names
+    _group.depth = getattr(_group, "depth", 0) + 1
+    if _group.depth == 1:
+        _group.calls = []
+
+
+def groupEnd():  # noqa: N802
+    if getattr(_group, "depth", 0) < 1:
+        raise NcclError(5)
+    _group.depth -= 1
+    if not _group.depth:
+        begun, _group.calls = _group.calls, []
+        _carry_out(begun)
+
+
+def _fail(call):
+    if call in faults:
+        raise NcclError(faults[call])
+
+
+class _Call:
+    """One call of one rank: where its bytes are, on which stream, and whether all ranks have done their part."""
+
+    def __init__(self, communicator, kind, send, receive, size, other, stream):
+        self.communicator, self.kind, self.other, self.stream, self.done = communicator, kind, other, stream, False
+        whole = size * communicator._size if kind == "allGather" else size
+        self.send = None if send is None else _bytes_at(send, size)
+        self.receive = None if receive is None else _bytes_at(receive, whole)
+        self.size = size
+
+
+class NcclCommunicator:
+    def __init__(self, ndev, commId, rank, config=None):  # noqa: N803
+        _fail("init")
+        if len(commId) != UNIQUE_ID_BYTES:
+            raise ValueError(f"commId length {len(commId)} != {UNIQUE_ID_BYTES}.")
+        self._world, self._size, self._rank, self._device = _worlds[commId], ndev, rank, _current_device()
+        self._stuck, self._closed, self._count = _Stuck(), False, 0
+        world = self._world
+        with world.changed:
+            if rank in world.devices or not 0 <= rank < ndev:
+                raise NcclError(4)
+            world.devices[rank] = self._device
+            world.changed.notify_all()
+            if not world.changed.wait_for(lambda: len(world.devices) == ndev, patience[0]):
+                raise NcclError(2)
+        if len(set(world.devices.values())) < ndev:
+            raise NcclError(5)  # two ranks on one GPU
+
+    def rank_id(self):
+        return self._rank
+
+    def size(self):
+        return self._size
+
+    def device_id(self):
+        return self._device
+
+    def send(self, sendbuf, count, datatype, peer, stream):
+        self._call("send", sendbuf, None, count, datatype, peer, stream)
+
+    def recv(self, recvbuf, count, datatype, peer, stream):
+        self._call("recv", None, recvbuf, count, datatype, peer, stream)
+
+    def broadcast(self, sendbuff, recvbuff, count, datatype, root, stream):
+        self._call("broadcast", sendbuff, recvbuff, count, datatype, root, stream)
+
+    def allGather(self, sendbuf, recvbuf, count, datatype, stream):  # noqa: N802
+        self._call("allGather", sendbuf, recvbuf, count, datatype, None, stream)
+
+    def check_async_error(self):
+        _fail("async")
+
+    def abort(self):
+        self._stuck.now, self._closed = False, True
+
+    def destroy(self):
+        if self._stuck.now:
+            raise CudaError("double: to destroy a communicator is to wait for what is queued on it, for ever")
+        self._closed = True
+
+    def _call(self, kind, send, receive, count, datatype, other, stream):
+        _fail(kind)
+        on = _stream_at(stream)
+        if self._closed or on._device != self._device or (other is not None and not 0 <= other < self._size):
+            raise NcclError(4)
+        if on.is_capturing():
+            raise CudaError("double: NCCL while a stream is captured")
+        calls.append((self._rank, kind, other, count, on))
+        made = _Call(self, kind, send, receive, count * _ITEM_BYTES[datatype], other, on)
+        if getattr(_group, "depth", 0):
+            _group.calls.append(made)
+        else:
+            _carry_out([made])
+
+
+def _bytes_at(pointer, size):
+    memory = _memory_at(pointer)
+    start = pointer - memory.start
+    if start + size > memory.bytes.size:
+        raise CudaError("double: NCCL reaches beyond an array")
+    return Use(memory, start, start + size), memory.bytes[start : start + size]
+
+
+def _carry_out(begun):
+    """Do what the other ranks have asked for too, and wait for those that have not yet."""
+    if not begun:
+        return
+    world = begun[0].communicator._world
+    with world.changed:
+        for call in begun:
+            _post(world, call)
+        world.changed.notify_all()
+        if not world.changed.wait_for(lambda: all(call.done for call in begun), patience[0]):
+            for call in begun:
+                call.stream._stuck = call.communicator._stuck
+                call.communicator._stuck.now = True
+
+
+def _post(world, call):
+    mine = call.communicator._rank
+    if call.kind in ("send", "recv"):
+        pair = (mine, call.other) if call.kind == "send" else (call.other, mine)
+        (world.sent if call.kind == "send" else world.wanted)[pair].append(call)
+        while world.sent[pair] and world.wanted[pair]:
+            sender, receiver = world.sent[pair].pop(0), world.wanted[pair].pop(0)
+            _same(sender.size, receiver.size)
+            _move(sender, receiver, receiver.receive)
+            sender.done = receiver.done = True
+        return
+    number = call.communicator._count
+    call.communicator._count += 1
+    ranks = world.together[number]
+    ranks[mine] = call
+    if len(ranks) < call.communicator._size:
+        return
+    for theirs in ranks.values():
+        _same((call.kind, call.size, call.other), (theirs.kind, theirs.size, theirs.other))
+    for receiver in ranks.values():
+        for rank, sender in ranks.items():
+            if call.kind == "allGather":
+                part = slice(rank * call.size, (rank + 1) * call.size)
+                use, there = receiver.receive
+                use = Use(use(), use.start + part.start, use.start + part.stop)
+                _move(sender, receiver, (use, there[part]))
+            elif rank == call.other:
+                _move(sender, receiver, receiver.receive)
+    for theirs in world.together.pop(number).values():
+        theirs.done = True
+
+
+def _same(first, second):
+    if first != second:
+        raise CudaError(f"double: ranks ask NCCL for different things, {first} and {second}: they would wait for ever")
+
+
+def _move(sender, receiver, target):
+    """Copy bytes from what the sender's stream has made to what the receiver's stream makes next."""
+    use, there = target
+    source, here = sender.send
+    with _lock:
+        if np.shares_memory(here, there):
+            if here.ctypes.data != there.ctypes.data:
+                raise CudaError("double: NCCL in place at another place")
+            sender.stream._do([source], [], lambda: None, "nccl")
+            return
+        sender.stream._do([source], [], lambda: None, "nccl")
+        receiver.stream._clock.join(sender.stream._clock)
+        receiver.stream._do([], [use], functools.partial(np.copyto, there, here), "nccl")
+        sender.stream._clock.join(receiver.stream._clock)
