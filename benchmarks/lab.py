@@ -61,10 +61,10 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
     n = r1 - r0
     layers = net.units.size - 1
     for s in range(steps):
-        now = Batch(memory.x, memory.counting, 0, -1, batch, batch)
+        now = Batch(memory.x, memory.counting, 0, -1, batch, batch, 0, 0)
         if in_place:
             begin = s * batch
-            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + (0 if shared else r0), batch, batch)
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + (0 if shared else r0), batch, batch, 0, 0)
         if shared:
             multiply_features(net, buffers.params, now, memory, t, threads)
             passed += 1

@@ -33,6 +33,7 @@ class Scenario:
     frozen: tuple = ()
     weighted: bool = False  # some rows weigh 0, the whole second batch too
     bytes: bool = False  # inputs are uint8
+    zeros: bool = False  # most inputs are 0
     soft: bool = False
     l2_over_rows: bool = False
     smooth: bool = True  # no kinks: rounding stays rounding over many steps
@@ -55,6 +56,8 @@ class Scenario:
         """Return x, y, row weights or None, as NumPy arrays in double precision, labels or bytes."""
         rng, spec = np.random.default_rng(7), self.spec
         x = rng.normal(size=(self.rows, self.units[0]))
+        if self.zeros:
+            x *= rng.random(x.shape) < 0.3
         if self.bytes:
             x = rng.integers(0, 256, x.shape).astype(np.uint8)
         y = targets_for(spec.loss, self.rows, self.units[-1], rng, self.soft)

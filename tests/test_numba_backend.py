@@ -165,9 +165,9 @@ INTERRUPTED = """
     import os, signal, sys, threading, time, warnings
     import numpy as np
     import fastmlp
-    from fastmlp.backends.cpu import backend as numba_backend
+    from fastmlp.backends.cpu import said
 
-    numba_backend.LONG_SECONDS = 0.2
+    said.LONG_SECONDS = 0.2
     model = fastmlp.MLP((5, 4, 3), backend="numba", seed=0)
     before = [w.copy() for w in model.get_weights()]
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -7,7 +7,7 @@ The composition is the specification: a backend overrides a coarse operation (`p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
     from fastmlp.parallel.group import Carrier, Group
+    from fastmlp.parallel.tree import TreeSum
+
+    AddUp = Callable[[TrainState, DeviceData, Array, Sequence[int], StepScalars, Array], None]
 
 
 class StepReport(NamedTuple):
@@ -267,6 +270,26 @@ class Backend(Operations):
         scale = scalars.inverse_total * (scalars.rate if session.plan.folds_rate else 1.0)
         numbered = {"key": state.key, "step": state.step, "first_row": first_row}
         self._gradients(session, state.params, data, rows, scale, 0.0, totals, **numbered)
+
+    def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
+        """Return what adds up the gradients of several shards of a batch in one call; None where they are taken singly.
+
+        Parameters
+        ----------
+        session : Session
+            Made for training, for whole batches.
+        tree : TreeSum
+            Of which the sums are overwritten.
+        bounds : sequence of int
+            Of the shards in a whole batch.
+
+        Returns
+        -------
+        callable or None
+            ``add_up(state, data, rows, bounds, scalars, totals)``, for the rows of a batch, with L2 left out; the
+            totals of the rank's own shards are overwritten, (shards, 3) float64.
+        """
+        return None
 
     def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         """Take a step on from the gradients of its whole batch, as `batch_gradients` leaves them; not the counters."""

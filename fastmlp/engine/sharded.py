@@ -53,6 +53,7 @@ class ShardedSteps:
         self._shards, self._bounds = shards, cut(grads.size, size)
         self._slice = slice(self._bounds[rank], self._bounds[rank + 1])
         self._brought = empty((sum(self._tree.counts), self._slice.stop - self._slice.start))
+        self._at_once = backend.open_shards(session, self._tree, cut(session.plan.batch, shards))
         self._totals = backend.zeros((shards, 3), np.dtype(np.float64))
         self._totals_bounds = [3 * bound for bound in cut(shards, size)]
 
@@ -95,13 +96,16 @@ class ShardedSteps:
                 self._backend.batch_gradients(*given)
             return grads
 
-        own = self._tree.own(gradients)
+        if self._at_once is None:
+            self._tree.add_up(gradients)
+        else:
+            self._at_once(state, data, rows, bounds, scalars, self._totals)
         carrier.gather(self._totals.reshape(-1), self._totals_bounds)
         carrier.settle()
         sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0).tolist()  # row by row
         if not math.isfinite(sums[0]):
             return False
-        carrier.exchange(own, self._tree.counts, self._bounds, self._brought)
+        carrier.exchange(self._tree.sums, self._tree.counts, self._bounds, self._brought)
         grads[self._slice] = self._tree.whole(self._brought)
         carrier.gather(grads, self._bounds)
         self._backend.finish_step(session, state, scalars)

@@ -134,11 +134,16 @@ class SharedTraining(Training):
             self._carrier.broadcast(array)
         self._carrier.settle()
         if self._group.rank == 0:
-            super()._prepare(session, ctrl_c)
+            self._compile(session, ctrl_c)
         self._settle_stop()
         if self._group.rank and not self.history.stop_reason:
-            super()._prepare(session, ctrl_c)
+            self._compile(session, ctrl_c)
         self._settle_stop()
+
+    def _compile(self, session: Session, ctrl_c: CtrlC) -> None:
+        super()._prepare(session, ctrl_c)
+        if not self.history.stop_reason:
+            self._sharded = ShardedSteps(self._carrier, self._shards, self.learner.backend, session)
 
     def _arrays(self) -> list[Array]:
         state = self.learner.state
@@ -156,8 +161,7 @@ class SharedTraining(Training):
         return min(self._group.share(count))
 
     def _train(self, session: Session, fed: Fed, table: NDArray[np.float64]) -> StepReport:
-        if self._sharded is None:
-            self._sharded = ShardedSteps(self._carrier, self._shards, self.learner.backend, session)
+        assert self._sharded is not None, "prepared before"
         return self._sharded.train_steps(self.learner.state, fed.data, fed.order, table, fed.first, self._totals)
 
     def _settle_stop(self) -> None:

@@ -19,6 +19,10 @@ SHARDS = 8
 Node = tuple[int, int]
 """The shards lo..hi, hi left out, whose sum is one of the tree's."""
 
+Step = tuple[str, int, int]
+"""What is done ("shard", "shard onto" or "add"), with which shard or buffer, to which buffer: it becomes the shard's
+array, or this is added to it, or a buffer."""
+
 
 def cut(total: int, parts: int) -> list[int]:
     """Return the bounds of as many parts, as even as can be: part i is bounds[i]..bounds[i + 1]."""
@@ -35,6 +39,39 @@ def nodes_within(first: int, stop: int, lo: int, hi: int) -> list[Node]:
     return nodes_within(first, stop, lo, middle) + nodes_within(first, stop, middle, hi)
 
 
+def program_of(nodes: Sequence[Node], first: int) -> list[Step]:
+    """Return how to add up some sums of the tree: each in a buffer of its own, and others behind these meanwhile.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+    first : int
+        The first shard, from which the program counts.
+    """
+    steps: list[Step] = []
+
+    def add_up(lo: int, hi: int, buffer: int, spare: int) -> None:
+        middle = (lo + hi) // 2
+        if hi - lo == 1:
+            steps.append(("shard", lo - first, buffer))
+            return
+        add_up(lo, middle, buffer, spare)
+        if hi - middle == 1:
+            steps.append(("shard onto", middle - first, buffer))
+        else:
+            add_up(middle, hi, spare, spare + 1)
+            steps.append(("add", spare, buffer))
+
+    for row, (lo, hi) in enumerate(nodes):
+        add_up(lo, hi, row, len(nodes))
+    return steps
+
+
+def buffers_of(program: Sequence[Step]) -> int:
+    """Return how many buffers a program works in."""
+    return 1 + max((buffer for _, _, buffer in program), default=-1)
+
+
 class TreeSum:
     """The part that one rank has in adding up arrays of all shards.
 
@@ -44,6 +81,10 @@ class TreeSum:
         Its shards.
     counts : list of int
         How many sums of the tree each rank brings.
+    sums : (counts[rank], size) array
+        Those of this one.
+    program : list of Step
+        How it adds them up.
 
     Parameters
     ----------
@@ -69,37 +110,29 @@ class TreeSum:
         self.first, self.stop = owned[rank], owned[rank + 1]
         by_rank = [nodes_within(owned[r], owned[r + 1], 0, shards) for r in range(ranks)]
         self.counts = [len(nodes) for nodes in by_rank]
-        self._shards, self._own = shards, by_rank[rank]
+        self._shards, self._size, self._empty, self._add = shards, size, empty, add
         self._row = {node: row for row, node in enumerate(node for nodes in by_rank for node in nodes)}
-        self._size, self._empty, self._add = size, empty, add
-        self._sums = empty((len(self._own), size))
+        self.program = program_of(by_rank[rank], self.first)
+        self.sums = empty((self.counts[rank], size))
         self._spare: list[Array] = []
 
-    def own(self, gradients: Callable[[int], Array]) -> Array:
-        """Return the sums that this rank brings, (counts[rank], size).
+    def add_up(self, gradients: Callable[[int], Array]) -> None:
+        """Overwrite the sums that this rank brings.
 
         Parameters
         ----------
         gradients : callable
             Returns the array of a shard, which holds until it is called again; called once for each of the rank's own.
         """
-        for row, (lo, hi) in enumerate(self._own):
-            self._add_up(lo, hi, self._sums[row], gradients, 0)
-        return self._sums
-
-    def _add_up(self, lo: int, hi: int, out: Array, gradients: Callable[[int], Array], depth: int) -> None:
-        if hi - lo == 1:
-            out[...] = gradients(lo)
-            return
-        middle = (lo + hi) // 2
-        self._add_up(lo, middle, out, gradients, depth)
-        if hi - middle == 1:
-            self._add(out, gradients(middle))
-            return
-        if len(self._spare) == depth:
+        rows = len(self.sums)
+        while rows + len(self._spare) < buffers_of(self.program):
             self._spare.append(self._empty((self._size,)))
-        self._add_up(middle, hi, self._spare[depth], gradients, depth + 1)
-        self._add(out, self._spare[depth])
+        buffers = [*self.sums, *self._spare]
+        for what, source, buffer in self.program:
+            if what == "shard":
+                buffers[buffer][...] = gradients(self.first + source)
+            else:
+                self._add(buffers[buffer], buffers[source] if what == "add" else gradients(self.first + source))
 
     def whole(self, sums: Sequence[Array] | Array) -> Array:
         """Return the sum over all shards, made of the sums of all ranks in their order; these are overwritten."""

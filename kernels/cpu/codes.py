@@ -50,6 +50,10 @@ PRODUCTS = ("forward", "backward", "gradient")
 FORWARD, BACKWARD, GRADIENT = range(len(PRODUCTS))
 """The products of a layer: ``x w``, ``d w.T``, ``x.T d``."""
 
+TREE = ("shard", "shard onto", "add")
+SHARD, SHARD_ONTO, ADD = range(len(TREE))
+"""What is done to a buffer of a tree of sums: it becomes a shard's gradients; these, or a buffer, are added to it."""
+
 STEP_SCALARS = ("rate", "correction1", "correction2", "average_decay", "inverse_total", "l2_share")
 RATE, CORRECTION1, CORRECTION2, AVERAGE_DECAY, INVERSE_TOTAL, L2_SHARE = range(len(STEP_SCALARS))
 """The columns of the table of steps, `fastmlp.formulas.optimizers.StepScalars`."""

@@ -127,7 +127,7 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
                 slope = run(slopes, start + i * o, o) if wanted else row
                 dropout_row(
                     *(row, slope, wanted, threshold, net.scales[layer + 1]),
-                    *(key, u8(first_row + i), step, u8(layer + 1), lanes),
+                    *(key, u8(batch.place + first_row + i), step, u8(layer + 1), lanes),
                 )
         below, at, index, first, after = z, start, memory.counting, 0, -1
 

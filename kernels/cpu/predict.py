@@ -44,7 +44,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
         if not in_place:
             x_at = 0
             load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
-        now = Batch(x, memory.counting, 0, -1, rows, batch)
+        now = Batch(x, memory.counting, 0, -1, rows, batch, 0, 0)
         forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0])
         if out.size:
             predicted = run(out, start * outputs, rows * outputs)

@@ -137,6 +137,10 @@ class Batch(NamedTuple):
     rows : int
     size : int
         Rows of a full batch, by which the memory is laid out.
+    row : int
+        Of the memory, that the first of them has.
+    place : int
+        Of the first of them in the whole batch, by which dropout numbers them.
     """
 
     x: Any
@@ -145,6 +149,29 @@ class Batch(NamedTuple):
     after: int
     rows: int
     size: int
+    row: int
+    place: int
+
+
+class Tree(NamedTuple):
+    """How gradients of shards are added up, in buffers of which the first `rows` are results.
+
+    Attributes
+    ----------
+    program : (steps, 3) int64
+        One after the other: what is done (`codes.TREE`), with which shard or buffer, to which buffer.
+    rows : int
+    size : int
+        Numbers that a result has.
+    block : int
+        Numbers of a buffer that are worked on at a time; at least those of 8 inputs of a layer, or where a BLAS takes
+        its gradient all.
+    """
+
+    program: Any
+    rows: int
+    size: int
+    block: int
 
 
 class Memory(NamedTuple):

@@ -22,6 +22,7 @@ import numpy as np
 from .codes import (
     AVERAGE_DECAY,
     BACKWARD,
+    BLAS,
     CORRECTION1,
     CORRECTION2,
     DIRECT,
@@ -68,12 +69,15 @@ def backward_rows(net, params, memory, rows, batch, first_row, panels):
 def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out_at, panels):
     """``out = beta out + alpha * (rows first..stop of W's gradient)``, from `out_at` on."""
     i_, o = net.units[layer], net.units[layer + 1]
-    below, at, index, index_at = batch.x, first, batch.index, batch.first
+    form, below, at, index, index_at = net.forms[layer, GRADIENT], batch.x, first, batch.index, batch.first
     if layer:
-        below, at, index, index_at = memory.z, net.z_at[layer - 1] * batch.size + first, memory.counting, 0
-    d = net.z_at[layer] * batch.size
+        at += (net.z_at[layer - 1] * batch.size) + batch.row * i_
+        below, index, index_at = memory.z, memory.counting, 0
+    elif form == BLAS:
+        at += batch.row * i_  # it looks at no index
+    d = net.z_at[layer] * batch.size + batch.row * o
     multiply_transposed(
-        *(net.forms[layer, GRADIENT], below, at, index, index_at, memory.counting, i_, stop - first, batch.rows),
+        *(form, below, at, index, index_at, memory.counting, i_, stop - first, batch.rows),
         *(memory.dz, d, o, alpha, beta, out, out_at, panels),
     )
 
@@ -219,17 +223,17 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
 
 
 @part
-def _rows_of_part(net, data, buffers, memory, now, chosen, first, stop, p, shared, inverse_total, key, step):
+def rows_of_part(net, data, params, memory, now, chosen, first, stop, p, shared, inverse_total, key, step):
     """Run this part's rows of the batch forward, and the gradients of their activations backward."""
     n, outputs = stop - first, net.units[-1]
-    start, scale = net.z_at[net.units.size - 2] * now.size + first * outputs, buffers.params.dtype.type(inverse_total)
+    start, scale = net.z_at[net.units.size - 2] * now.size + first * outputs, params.dtype.type(inverse_total)
     panels = memory.panels[p]
-    forward_rows(net, buffers.params, now, 0, memory, n, first, shared, key, step, memory.scratch[p], panels)
+    forward_rows(net, params, now, 0, memory, n, first, shared, key, step, memory.scratch[p], panels)
     output_losses(
         *(net.loss, net.loss_parameters, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
         *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[p]),
     )
-    backward_rows(net, buffers.params, memory, n, now.size, first, panels)
+    backward_rows(net, params, memory, n, now.size, first, panels)
 
 
 @part
@@ -304,9 +308,9 @@ def train_thread(
         begin = epoch * each + within * batch
         rows = min(batch, each - within * batch)
         chosen = run(order, begin, rows)
-        now = Batch(memory.x, memory.counting, 0, -1, rows, batch)
+        now = Batch(memory.x, memory.counting, 0, -1, rows, batch, 0, 0)
         if in_place:
-            now = Batch(seen_as(data.x, dtype), order, begin, begin + rows, rows, batch)
+            now = Batch(seen_as(data.x, dtype), order, begin, begin + rows, rows, batch, 0, 0)
         else:
             for p in range(t, parts, threads):
                 r0, r1 = rows * p // parts, rows * (p + 1) // parts
@@ -323,8 +327,8 @@ def train_thread(
         for p in range(t, parts, threads):
             r0, r1 = rows * p // parts, rows * (p + 1) // parts
             if r1 > r0:
-                _rows_of_part(
-                    *(net, data, buffers, memory, now, chosen, r0, r1, p, shared),
+                rows_of_part(
+                    *(net, data, buffers.params, memory, now, chosen, r0, r1, p, shared),
                     *(scalars[INVERSE_TOTAL], key, step + u8(s)),
                 )
         passed += 1

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -18,9 +18,11 @@ from fastmlp.backends.base import StepReport
 from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.choices import decisions
 from fastmlp.backends.cpu.forms import Forms
-from fastmlp.backends.cpu.limits import default_threads, physical_cores
+from fastmlp.backends.cpu.limits import default_threads, own_cores, physical_cores, shared_out
 from fastmlp.backends.cpu.operations import NumbaOperations
+from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.session import NumbaSession
+from fastmlp.backends.cpu.shards import add_up_shards
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
@@ -30,16 +32,15 @@ from fastmlp.backends.session import Session
 from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
+    from fastmlp.backends.base import AddUp
     from fastmlp.backends.data import HostData
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan, Precision
     from fastmlp.network.state import TrainState
+    from fastmlp.parallel.group import Carrier, Group
+    from fastmlp.parallel.tree import TreeSum
 
 _log = logging.getLogger("fastmlp")
-
-LONG_SECONDS = 1.5
-"""Of a wait for the compiler, after which its reason is said; reading compiled code takes a third of a second."""
-
 
 MOST_THREADS = 4096
 """More than any machine has cores; each has memory of its own."""
@@ -149,6 +150,12 @@ class NumbaBackend(NumbaOperations):
             return super().workspace_bytes(plan, data)
         return self.open(plan).training_bytes()
 
+    @contextlib.contextmanager
+    def carrying(self, group: Group) -> Iterator[Carrier]:
+        own = own_cores()
+        with shared_out(group.share(own).count(own)):
+            yield group
+
     def decisions(self, what: str, dtype: np.dtype[Any]) -> Decisions:
         return decisions(what, dtype)
 
@@ -164,7 +171,7 @@ class NumbaBackend(NumbaOperations):
             return
         dtype = plan.precision.products
         if self.forms.lacks(dtype):
-            with _said_if_it_takes_long(f"measuring what threads cost in {dtype}, about a second"):
+            with said_if_it_takes_long(f"measuring what threads cost in {dtype}, about a second"):
                 self.forms.measure(dtype, check)
         session.choose_again()
 
@@ -195,7 +202,7 @@ class NumbaBackend(NumbaOperations):
         # by one thread, before others wait for each other in it; no step is taken
         call = _call_without_steps(session) if plan.optimizer is not None else _call_without_rows(session)
         what, seconds = ("train", "ten") if plan.optimizer is not None else ("predict", "five")
-        with _said_if_it_takes_long(
+        with said_if_it_takes_long(
             f"compiling the kernels that {what} in {plan.precision.products}, about {seconds} seconds"
         ):
             compile_aside(call, check)
@@ -343,6 +350,12 @@ class NumbaBackend(NumbaOperations):
     ) -> None:
         self._composed().batch_gradients(session, state, data, rows, scalars, first_row, totals)
 
+    def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
+        if not self._runs_compiled(session):
+            return None
+        assert isinstance(session, NumbaSession)
+        return add_up_shards(session, self.forms, tree, bounds, self.threads)
+
     def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         self._composed().finish_step(session, state, scalars)
 
@@ -410,23 +423,6 @@ def _with_last(function: Callable[..., object], arguments: tuple[Any, ...], t: i
 
 def _go_on() -> None:
     """Let what is prepared be prepared to its end."""
-
-
-@contextlib.contextmanager
-def _said_if_it_takes_long(what: str) -> Iterator[None]:
-    """Say that kernels are compiled, once it is clear that they are not just read from the cache."""
-    from fastmlp.kernels.cpu.compiling import cache_folder
-
-    how_often = "once on this machine (`fastmlp warmup` does it ahead)"
-    if cache_folder() is None:
-        how_often = "in each process, since no cache folder can be written: set NUMBA_CACHE_DIR"
-    notice = threading.Timer(LONG_SECONDS, _log.warning, ("%s, %s", what, how_often))
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()
 
 
 def _compiles(plan: Plan) -> bool:

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _BLAS_MOST = 64
 """Threads for which NumPy's own BLAS is built: on a machine with more cores its number is no wish of anybody."""
+
+_here = threading.local()
+"""Of this thread: among how many processes it shares out the cores."""
+
+
+@contextmanager
+def shared_out(processes: int) -> Iterator[None]:
+    """Take a part of the cores alone, meanwhile, in this thread: so many processes want as much."""
+    before = getattr(_here, "processes", 1)
+    _here.processes = processes
+    try:
+        yield
+    finally:
+        _here.processes = before
+
+
+def own_cores() -> tuple[str, tuple[int, ...]]:
+    """Return a name for the cores that this process may use; others that have them too say the same."""
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    return socket.gethostname(), tuple(sorted(affinity))
 
 
 @functools.cache
@@ -27,9 +50,9 @@ def default_threads() -> int:
     all from it.
     """
     cores = physical_cores()
-    return max(
-        1, min(cores, _environment(), _numba(), *(ask() or cores for ask in _of_libraries(cores, len(sys.modules))))
-    )
+    part = cores // getattr(_here, "processes", 1)
+    asked = [ask() or cores for ask in _of_libraries(cores, len(sys.modules))]
+    return max(1, min(part, _environment(), _numba(), *asked))
 
 
 def _environment() -> int:

@@ -131,7 +131,10 @@ class NumbaSession(Session):
 
         return structures.Buffers(*[self.buffer("none", (0,), self.plan.precision.weights)] * 5)
 
-    def _memory(self, batch: int, threads: int, *, training: bool) -> Any:
+    def memory_for(
+        self, batch: int, threads: int, panels: int, *, training: bool, gradients: int = 0, parts: int = 0
+    ) -> Any:
+        """Return memory to work on so many rows, `kernels.cpu.structures.Memory`; numbers are those of each thread."""
         from fastmlp.kernels.cpu import structures
         from fastmlp.kernels.cpu.losses import work_size
 
@@ -146,10 +149,10 @@ class NumbaSession(Session):
             row_losses=allocate(batch),
             row_hits=allocate(batch),
             scratch=allocate(threads, 4, widest),
-            gradients=allocate(threads, self._gradients_at_once() if training else 0),
+            gradients=allocate(threads, gradients),
             losses=allocate(threads, work_size(spec.units[-1])),
-            parts=allocate(threads, batch * spec.units[1] if training and self._shares_features() else 0),
-            panels=allocate(threads, self._scratch_size(batch)),
+            parts=allocate(threads, parts),
+            panels=allocate(threads, panels),
             counting=np.arange(batch, dtype=np.int64),
             order=np.empty(0 if training else batch, np.int64),
             norms=self.backend.empty((threads,), np.dtype(np.float64)),
@@ -180,7 +183,13 @@ class NumbaSession(Session):
     @cached_property
     def memory(self) -> Any:
         """The memory of a batch in training, shared by all threads, `kernels.cpu.structures.Memory`."""
-        return self._memory(self.plan.batch, self.chosen.parts, training=True)
+        return self._training_memory()
+
+    def _training_memory(self) -> Any:
+        batch, gradients = self.plan.batch, self._gradients_at_once()
+        parts = batch * self.plan.spec.units[1] if self._shares_features() else 0
+        sizes = {"gradients": gradients, "parts": parts}
+        return self.memory_for(batch, self.chosen.parts, self._scratch_size(batch), training=True, **sizes)
 
     def training_bytes(self) -> int:
         """Return the bytes that training would allocate here; none is."""
@@ -191,7 +200,7 @@ class NumbaSession(Session):
 
         counting = copy(self)
         counting._allocate = note  # type: ignore[method-assign]
-        counting._memory(self.plan.batch, self.chosen.parts, training=True)
+        counting._training_memory()
         clips = self.plan.optimizer is not None and self.plan.optimizer.clip_norm is not None
         grads = self.plan.layout.size * self.plan.precision.weights.itemsize if clips else 0
         return sum(sizes) + 8 * self.plan.batch + grads
@@ -206,7 +215,7 @@ class NumbaSession(Session):
         """Return memory for prediction, one for each thread."""
         found: list[Any] = self.__dict__.setdefault("_inference", [])
         while len(found) < threads:
-            found.append(self._memory(self.chunk, 1, training=False))
+            found.append(self.memory_for(self.chunk, 1, self._scratch_size(self.chunk), training=False))
         return found
 
     def inputs(self, x: NDArray[Any]) -> Any:
