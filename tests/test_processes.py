@@ -115,6 +115,32 @@ os.write(1, f"{{first}} {{second}}\\n".encode())  # in one piece, however many r
     assert re.findall("[0-9a-f]{64}", out) == [expected] * 2 * ranks, out  # a slow machine says that it compiles
 
 
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [(3, "0 1 2"), (2, "parallel: ranks 0 and 2 have the same GPU: .* runs 3 ranks, and shows them 2;")],
+)
+def test_each_process_takes_a_gpu_of_its_own_or_is_told_that_there_are_too_few(job, tmp_path, gpus, said):
+    """By a stand-in for the two questions that CUDA is asked."""
+    code = f"""
+import types
+import fastmlp
+from fastmlp.backends.cuda.nccl import own_gpu
+
+def uuid(number):
+    return {{"uuid": bytes([number] * 16)}}
+
+runtime = types.SimpleNamespace(getDeviceCount=lambda: {gpus}, getDeviceProperties=uuid)
+group = fastmlp.parallel.mpi()
+number = own_gpu(group, types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime)), 0)
+numbers = group.share(number)
+if group.rank == 0:
+    print(*numbers)
+"""
+    code, out = ended(job(3, program(tmp_path, code)))
+    assert (code == 0) == (gpus == 3)
+    assert re.search(said, out), out
+
+
 FAULTY = """
 import os, signal, sys, time
 import numpy as np
