@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer, StepScalars
+    from fastmlp.parallel.group import Carrier, Group
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
 
@@ -104,6 +105,20 @@ class Operations(ABC):
     def marked(self, name: str) -> AbstractContextManager[object]:
         """Return a context that a profiler of the device shows under a name, where there is one: an NVTX range."""
         return _NOTHING
+
+    def of_rank(self, group: Group) -> Self:
+        """Return the backend on which this rank of a group trains: this one, or one like it on another device.
+
+        All ranks call this alike.
+        """
+        return self
+
+    def carrying(self, group: Group) -> AbstractContextManager[Carrier]:
+        """Return a context that lends what carries arrays of this backend between the ranks of a group.
+
+        All ranks call this alike, on the stream on which they train.
+        """
+        return nullcontext(group)
 
     def rows_at_once(self, row_bytes: int) -> int:
         """Return how many rows of an array in host memory may be brought to the backend at once."""

@@ -91,20 +91,19 @@ class ShardedSteps:
                 grads[...] = 0
                 self._totals[shard] = 0
             else:
-                given = session, state, data, rows[part], scalars, part.start, self._totals[shard]
-                self._backend.batch_gradients(*given)
+                self._backend.batch_gradients(session, state, data, rows[part], scalars, part.start)
+                self._totals[shard] = session.totals
             return grads
 
         own = self._tree.own(gradients)
         carrier.gather(self._totals.reshape(-1), self._totals_bounds)
         carrier.settle()
-        sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0).tolist()  # row by row
+        sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0)  # row by row
         if not math.isfinite(sums[0]):
             return False
         carrier.exchange(own, self._tree.counts, self._bounds, self._brought)
         grads[self._slice] = self._tree.whole(self._brought)
         carrier.gather(grads, self._bounds)
         self._backend.finish_step(session, state, scalars)
-        for i, value in enumerate(sums):
-            totals[i] += value
+        totals += sums
         return True

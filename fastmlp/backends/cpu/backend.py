@@ -338,10 +338,9 @@ class NumbaBackend(NumbaOperations):
         data: DeviceData,
         rows: NDArray[np.intp],
         scalars: StepScalars,
-        first_row: int,
-        totals: NDArray[np.float64],
+        first_row: int = 0,
     ) -> None:
-        self._composed().batch_gradients(session, state, data, rows, scalars, first_row, totals)
+        self._composed().batch_gradients(session, state, data, rows, scalars, first_row)
 
     def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         self._composed().finish_step(session, state, scalars)
