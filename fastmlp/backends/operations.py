@@ -109,8 +109,13 @@ class Operations(ABC):
     def of_rank(self, group: Group) -> Self:
         """Return the backend on which this rank of a group trains: this one, or one like it on another device.
 
-        All ranks call this alike.
+        All ranks call this alike.  ValueError where nothing carries arrays of this backend between them.
         """
+        if not isinstance(self.empty((1,), np.dtype(np.float32)), np.ndarray):
+            raise ValueError(
+                f"parallel: nothing carries arrays of the {self.name} backend between ranks, only NumPy's and CuPy's; "
+                "move the model with model.to('numba'), or leave out parallel"
+            )
         return self
 
     def carrying(self, group: Group) -> AbstractContextManager[Carrier]:

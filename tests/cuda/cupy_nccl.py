@@ -58,6 +58,10 @@ _worlds, _names = defaultdict(_World), itertools.count(1)
 _group = threading.local()
 
 
+def get_version():
+    return 22707
+
+
 def get_unique_id():
     _fail("get_unique_id")
     return next(_names).to_bytes(UNIQUE_ID_BYTES, "little")

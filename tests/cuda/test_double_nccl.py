@@ -35,7 +35,7 @@ def test_every_name_and_parameter_of_the_double_exists_in_cupy():
             assert [p for p in inspect.signature(value).parameters if p != "self"] == theirs
             checked += 1
     assert checked == 10
-    for name in ("NCCL_FLOAT32", "NCCL_FLOAT64", "NcclError", "get_unique_id", "groupStart", "groupEnd"):
+    for name in ("NCCL_FLOAT32", "NCCL_FLOAT64", "NcclError", "get_version", "get_unique_id", "groupStart", "groupEnd"):
         assert hasattr(cupy_nccl, name)
         assert name in text
 
