@@ -141,6 +141,42 @@ if group.rank == 0:
     assert re.search(said, out), out
 
 
+def test_a_process_on_a_gpu_moves_all_by_nccl_to_the_bits_of_one_rank(job, tmp_path):
+    """Of doubles, which are in each process for itself: so there is one."""
+    emulator = pytest.importorskip("emulator")
+    if emulator.missing():
+        pytest.skip(emulator.missing())
+    tests = Path(__file__).parent
+    code = f"""
+import sys
+sys.path[:0] = {[str(tests), str(tests / "cuda")]}
+import cupy_double, cupy_nccl
+import numpy as np
+import fastmlp
+from fastmlp.backends.cuda import backend, nccl, operations
+from fastmlp.parallel.group import Alone
+
+backend.import_cupy = lambda: cupy_double
+nccl.import_nccl = lambda: cupy_nccl
+operations.load_cublas = lambda: cupy_double.cublas_library
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(21, 6)).astype("f4"), rng.integers(0, 3, 21)
+
+def weights(group):
+    model = fastmlp.MLP((6, 5, 3), backend=backend.CupyBackend(), dropout=0.2, seed=0)
+    model.fit(x, y, epochs=2, batch_size=8, verbose=0, parallel=group)
+    return b"".join(w.tobytes() for w in model.get_weights())
+
+expected = weights(Alone(8))
+assert not cupy_nccl.calls
+assert weights(fastmlp.parallel.mpi()) == expected
+print(sorted({{kind for _, kind, *_ in cupy_nccl.calls}}))
+"""
+    code, out = ended(job(1, program(tmp_path, code)))
+    assert code == 0, out
+    assert out.strip() == "['allGather', 'broadcast', 'recv', 'send']"
+
+
 FAULTY = """
 import os, signal, sys, time
 import numpy as np
