@@ -37,6 +37,12 @@ def test_each_rank_gets_a_gpu_of_its_own_and_keeps_the_one_that_it_has():
     assert in_threads(lambda group: placed(group, 3 - group.rank), 2) == [(3, 3), (2, 2)]
 
 
+def test_threads_on_several_gpus_are_refused():
+    message = r"^parallel: all ranks must have the same GPU, which threads share; rank 1 has 1, rank 0 0"
+    with pytest.raises(fastmlp.ParallelError, match=message):
+        in_threads(lambda group: placed(group, group.rank), 2)
+
+
 @by_nccl
 def test_ranks_whose_launcher_shows_each_a_gpu_of_its_own_all_take_that(monkeypatch):
     numbers, own = itertools.count(7), {}
