@@ -41,6 +41,7 @@ STAGES = {
     "selftest": Stage(1, 240),
     "selftest_warm": Stage(1, 120),
     "proof": Stage(1, 150),
+    "ranks": Stage(1, 60),
     "suite": Stage(1, 240),
     "steps": Stage(2, 150),
     "products": Stage(2, 100),

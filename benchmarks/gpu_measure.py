@@ -40,13 +40,15 @@ def use_the_double() -> None:
     tests = HERE.parent / "tests"
     sys.path += [str(tests), str(tests / "cuda")]
     import cupy_double
+    import cupy_nccl
 
-    from fastmlp.backends.cuda import choice, operations
+    from fastmlp.backends.cuda import choice, nccl, operations
     from fastmlp.backends.registry import Availability
 
     choice.SAMPLES, choice.SAMPLE_MILLISECONDS = 1, 1e-6  # its time does not pass by itself
     operations.load_cublas = lambda: cupy_double.cublas_library
     cupy_backend.import_cupy = lambda: cupy_double
+    nccl.import_nccl = lambda: cupy_nccl
     cupy_backend.probe = lambda: Availability(True, "the double of CuPy")
 
 

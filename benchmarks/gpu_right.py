@@ -20,14 +20,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from gpu_measure import HERE, NETWORKS, Found, blobs, cupy, failing, median_ms
 
 import fastmlp
 from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import nccl
 from fastmlp.backends.cuda.blas import CuBlas
 from fastmlp.bench.tables import markdown_table as table
+from fastmlp.errors import BackendUnavailable
+from fastmlp.parallel import in_threads
+from fastmlp.parallel.group import Alone
+from fastmlp.parallel.threads import Threads
 
 
 def environment(dry: bool) -> Found:
@@ -184,6 +190,35 @@ def first_steps(
     weights = [np.array(w, np.float64) for w in model.get_weights()]
     model.close()
     return weights
+
+
+def ranks(dry: bool) -> Found:
+    """Train by several ranks: by NCCL on the GPUs that there are, and by threads that share one; their bits agree."""
+    made: dict[str, Any] = {"activation": "gelu", "dropout": (0.1, 0.2), "l2": 1e-3, "seed": 0}
+    x, y = blobs((6, 3) if dry else (784, 10), 21 if dry else 2000)
+    options = {"optimizer": fastmlp.Adam(clip_norm=0.5, ema=0.9), "epochs": 2, "batch_size": 8 if dry else 128}
+
+    def fitted(group: Any) -> bytes:
+        where = fastmlp.get_backend("cupy", way="eager")  # each rank has its own, as a process would
+        model = fastmlp.MLP((6, 5, 3) if dry else (784, 256, 10), backend=where, **made)
+        model.fit(x, y, **options, verbose=0, parallel=group)
+        return b"".join(w.tobytes() for w in model.get_weights())
+
+    expected, found, lines = fitted(Alone(8)), {}, []
+    for count in (2, 3):
+        found[f"{count} threads on a GPU"] = [w == expected for w in in_threads(fitted, count)]
+    try:
+        version = nccl.import_nccl().get_version()
+    except BackendUnavailable as error:
+        lines.append(str(error))
+    else:
+        lines.append(f"NCCL {version}")
+        with mock.patch.object(Threads, "gpu_each", True):
+            for count in range(1, min(int(cupy().cuda.runtime.getDeviceCount()), 8) + 1):
+                found[f"{count} ranks by NCCL"] = [w == expected for w in in_threads(fitted, count, timeout=20)]
+    lines += [f"{name}: {'the same bits' if all(same) else 'other bits'}" for name, same in found.items()]
+    bad = [name for name, same in found.items() if not all(same)]
+    return failing({"same": found, "text": "\n".join(lines)}, ", ".join(bad))
 
 
 SUITE_SECONDS = int(os.environ.get("GPU_SUITE_SECONDS", "220"))

@@ -178,6 +178,7 @@ class MLP(Described):
             Nothing; a progress bar and a line an epoch; a line an epoch.
         parallel : fastmlp.parallel.mpi() or mpi4py.MPI.COMM_WORLD, optional
             The processes that train together; each calls this alike, with all rows (a memory map is read where needed).
+            On the ``"cupy"`` backend each has a GPU of its own, to which the model moves where others have its.
 
         Returns
         -------

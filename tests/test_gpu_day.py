@@ -30,7 +30,7 @@ def run(*options):
         pytest.param(
             "environment,ceilings,race,limits,memcheck,racecheck,synccheck,counters", marks=pytest.mark.thorough
         ),
-        pytest.param("selftest,selftest_warm,proof,suite,steps,products,kernels", marks=pytest.mark.whole_ladder),
+        pytest.param("selftest,selftest_warm,proof,ranks,suite,steps,products,kernels", marks=pytest.mark.whole_ladder),
     ],
 )
 def test_a_dry_day_ends_with_a_result_of_every_stage(stages, tmp_path):

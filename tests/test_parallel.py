@@ -10,6 +10,7 @@ from blobs import blobs
 from compare import assert_close, assert_same_bits
 
 import fastmlp
+from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.engine import loop
 from fastmlp.parallel import in_threads
 from fastmlp.parallel.group import Alone
@@ -293,6 +294,17 @@ class OtherVersion:
 def test_more_ranks_than_shards_are_refused():
     with pytest.raises(ValueError, match=r"^parallel: 3 ranks have no more than shards=2 .*mpi\(shards=3\)"):
         in_threads(fitted, 3, shards=2)
+
+
+def test_a_backend_whose_arrays_lie_elsewhere_is_refused():
+    class Elsewhere(NumpyBackend):
+        name = "elsewhere"
+
+        def empty(self, shape, dtype):
+            return memoryview(b"")
+
+    with pytest.raises(ValueError, match=r"^parallel: nothing carries arrays of the elsewhere .*model.to\('numba'\)"):
+        Elsewhere().of_rank(Alone(8))
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

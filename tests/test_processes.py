@@ -115,6 +115,68 @@ os.write(1, f"{{first}} {{second}}\\n".encode())  # in one piece, however many r
     assert re.findall("[0-9a-f]{64}", out) == [expected] * 2 * ranks, out  # a slow machine says that it compiles
 
 
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [(3, "0 1 2"), (2, "parallel: ranks 0 and 2 have the same GPU: .* runs 3 ranks, and shows them 2;")],
+)
+def test_each_process_takes_a_gpu_of_its_own_or_is_told_that_there_are_too_few(job, tmp_path, gpus, said):
+    """By a stand-in for the two questions that CUDA is asked."""
+    code = f"""
+import types
+import fastmlp
+from fastmlp.backends.cuda.nccl import own_gpu
+
+def uuid(number):
+    return {{"uuid": bytes([number] * 16)}}
+
+runtime = types.SimpleNamespace(getDeviceCount=lambda: {gpus}, getDeviceProperties=uuid)
+group = fastmlp.parallel.mpi()
+number = own_gpu(group, types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime)), 0)
+numbers = group.share(number)
+if group.rank == 0:
+    print(*numbers)
+"""
+    code, out = ended(job(3, program(tmp_path, code)))
+    assert (code == 0) == (gpus == 3)
+    assert re.search(said, out), out
+
+
+def test_a_process_on_a_gpu_moves_all_by_nccl_to_the_bits_of_one_rank(job, tmp_path):
+    """Of doubles, which are in each process for itself: so there is one."""
+    emulator = pytest.importorskip("emulator")
+    if emulator.missing():
+        pytest.skip(emulator.missing())
+    tests = Path(__file__).parent
+    code = f"""
+import sys
+sys.path[:0] = {[str(tests), str(tests / "cuda")]}
+import cupy_double, cupy_nccl
+import numpy as np
+import fastmlp
+from fastmlp.backends.cuda import backend, nccl, operations
+from fastmlp.parallel.group import Alone
+
+backend.import_cupy = lambda: cupy_double
+nccl.import_nccl = lambda: cupy_nccl
+operations.load_cublas = lambda: cupy_double.cublas_library
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(21, 6)).astype("f4"), rng.integers(0, 3, 21)
+
+def weights(group):
+    model = fastmlp.MLP((6, 5, 3), backend=backend.CupyBackend(), dropout=0.2, seed=0)
+    model.fit(x, y, epochs=2, batch_size=8, verbose=0, parallel=group)
+    return b"".join(w.tobytes() for w in model.get_weights())
+
+expected = weights(Alone(8))
+assert not cupy_nccl.calls
+assert weights(fastmlp.parallel.mpi()) == expected
+print(sorted({{kind for _, kind, *_ in cupy_nccl.calls}}))
+"""
+    code, out = ended(job(1, program(tmp_path, code)))
+    assert code == 0, out
+    assert out.strip() == "['allGather', 'broadcast', 'recv', 'send']"
+
+
 FAULTY = """
 import os, signal, sys, time
 import numpy as np

@@ -43,8 +43,8 @@ def summed(backend, scenario, dtype, shards, ranks=1, rows=None, one_by_one=Fals
                 session.grads[...] = 0
                 totals[shard] = 0
                 if part.stop > part.start:
-                    given = session, state, data, rows[part], scalars, part.start, totals[shard]
-                    Backend.batch_gradients(backend, *given)
+                    Backend.batch_gradients(backend, session, state, data, rows[part], scalars, part.start)
+                    totals[shard] = session.totals
                 return session.grads
 
             tree.add_up(gradients)

@@ -7,8 +7,7 @@ The composition is the specification: a backend overrides a coarse operation (`p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
-    from fastmlp.parallel.group import Carrier, Group
-    from fastmlp.parallel.tree import TreeSum
-
-    AddUp = Callable[[TrainState, DeviceData, Array, Sequence[int], StepScalars, Array], None]
 
 
 class StepReport(NamedTuple):
@@ -84,22 +79,6 @@ class Backend(Operations):
         """
         return
 
-    # --- several ranks ---
-
-    def of_rank(self, group: Group) -> Backend:
-        """Return the backend on which this rank of a group trains: this one, or one like it on another device.
-
-        Called by all ranks alike.
-        """
-        return self
-
-    def carrying(self, group: Group) -> AbstractContextManager[Carrier]:
-        """Return a context that lends what carries arrays of this backend between the ranks of a group.
-
-        Called by all ranks alike, on the stream on which they train.
-        """
-        return nullcontext(group)
-
     def open(self, plan: Plan) -> Session:
         """Return a session for `plan`."""
         return Session(self, plan)
@@ -143,7 +122,7 @@ class Backend(Operations):
             views = session.views(part.stop - start)
             self._load(session, data.x, part, views.x)
             self._forward(session, views, session.layers_of("evaluate", params))
-            self._losses(session, views, data, part, 1.0, session.totals)
+            self._losses(session, views, data, part, 1.0)
             totals += self.to_numpy(session.totals)
         loss, weight, hits = totals.tolist()
         return loss, weight, hits
@@ -163,7 +142,7 @@ class Backend(Operations):
         """
         plan = session.plan
         share = float(plan.spec.l2_share(inverse_total))
-        self._gradients(session, params, data, slice(0, len(data.x)), inverse_total, share, session.totals)
+        self._gradients(session, params, data, slice(0, len(data.x)), inverse_total, share)
         loss = float(self.to_numpy(session.totals)[0])
         norms = sum(self.squared_norm(params[s.slice]) for s in plan.segments if s.is_weight) if plan.spec.l2 else 0.0
         return loss * inverse_total + 0.5 * plan.spec.l2 * share * norms
@@ -257,39 +236,17 @@ class Backend(Operations):
         data: DeviceData,
         rows: Array,
         scalars: StepScalars,
-        first_row: int,
-        totals: Array,
+        first_row: int = 0,
     ) -> None:
-        """Leave what some rows of a batch add to its gradients in ``session.grads``; the host waits for nothing.
+        """Leave what some rows of a batch add to its gradients in ``session.grads``, and in ``session.totals``.
 
         L2 is left out: `finish_step` adds it once.  `first_row` is the place of the first of these rows in the batch,
-        by which dropout numbers them; `totals`, (3,) float64 on this backend, is overwritten with what `totals` makes
-        of the rows.  The other parameters are those of `train_steps`.
+        by which dropout numbers them; the other parameters are those of `train_steps`.  No device is waited for.
         """
         # all gradients are multiples of those of the outputs: a few numbers to scale instead of all parameters'
         scale = scalars.inverse_total * (scalars.rate if session.plan.folds_rate else 1.0)
         numbered = {"key": state.key, "step": state.step, "first_row": first_row}
-        self._gradients(session, state.params, data, rows, scale, 0.0, totals, **numbered)
-
-    def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
-        """Return what adds up the gradients of several shards of a batch in one call; None where they are taken singly.
-
-        Parameters
-        ----------
-        session : Session
-            Made for training, for whole batches.
-        tree : TreeSum
-            Of which the sums are overwritten.
-        bounds : sequence of int
-            Of the shards in a whole batch.
-
-        Returns
-        -------
-        callable or None
-            ``add_up(state, data, rows, bounds, scalars, totals)``, for the rows of a batch, with L2 left out; the
-            totals of the rank's own shards are overwritten, (shards, 3) float64.
-        """
-        return None
+        self._gradients(session, state.params, data, rows, scale, 0.0, **numbered)
 
     def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         """Take a step on from the gradients of its whole batch, as `batch_gradients` leaves them; not the counters."""
@@ -371,7 +328,7 @@ class Backend(Operations):
         self._forward(session, views, layers, key=state.key, step=state.step, look=look)
         if found:
             return found[0]
-        self._losses(session, views, data, rows, 1.0, session.totals)
+        self._losses(session, views, data, rows, 1.0)
         row = bad_row(views.row_stats[0])
         return (-1, "the sum of the row losses") if row is None else (row, "the loss of the row")
 
@@ -414,15 +371,9 @@ class Backend(Operations):
             a = z
 
     def _losses(
-        self,
-        session: Session,
-        views: BatchViews,
-        data: DeviceData,
-        rows: Array | slice,
-        inverse_total: float,
-        totals: Array,
+        self, session: Session, views: BatchViews, data: DeviceData, rows: Array | slice, inverse_total: float
     ) -> None:
-        """Fill the row losses, the hits, the gradient of the outputs and the totals of the batch."""
+        """Fill the row losses, the hits, the gradient of the outputs, and ``session.totals``."""
         loss, n = session.plan.spec.loss, len(views.x)
         targets = session.targets(data.y)[:n]
         self._load(session, data.y, rows, targets)
@@ -433,11 +384,10 @@ class Backend(Operations):
         outputs, d_outputs, scratch = views.z[-1], views.dz[-1], views.scratch[-1]
         self.loss(loss, outputs, targets, weights, inverse_total, d_outputs, views.row_stats[0], scratch)
         self.hits(loss, outputs, targets, views.row_stats[1])
-        self.totals(views.row_stats, weights, totals)
+        self.totals(views.row_stats, weights, session.totals)
 
     def _backward(self, session: Session, views: BatchViews, layers: list[tuple[Array, Array]]) -> None:
-        spec = session.plan.spec
-        lowest = spec.lowest_trainable
+        spec, lowest = session.plan.spec, session.plan.spec.lowest_trainable
         grads = session.layers_of("grads", session.grads)
         for layer in range(spec.layers - 1, lowest - 1, -1):
             dz = views.dz[layer]
@@ -465,18 +415,17 @@ class Backend(Operations):
         rows: Array | slice,
         inverse_total: float,
         l2_share: float,
-        totals: Array,
         *,
         key: int = 0,
         step: int = 0,
         first_row: int = 0,
     ) -> None:
-        """Leave the gradients of a batch in ``session.grads``, L2 included, and its totals in `totals`."""
+        """Leave the gradients of a batch in ``session.grads``, L2 included, and its totals in ``session.totals``."""
         count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         views, layers = session.views(count), session.layers_of("params", params)
         self._load(session, data.x, rows, views.x)
         self._forward(session, views, layers, key=key, step=step, first_row=first_row)
-        self._losses(session, views, data, rows, inverse_total, totals)
+        self._losses(session, views, data, rows, inverse_total)
         self._backward(session, views, layers)
         self._add_l2(session, params, l2_share)
 
@@ -492,11 +441,10 @@ class Backend(Operations):
         """Take one step; return False, having changed nothing, where the loss is not finite."""
         if scalars.inverse_total == 0:
             return True
-        self.batch_gradients(session, state, data, rows, scalars, 0, session.totals)
-        sums = self.to_numpy(session.totals).tolist()
+        self.batch_gradients(session, state, data, rows, scalars)
+        sums = self.to_numpy(session.totals)
         if not math.isfinite(sums[0]):
             return False
         self.finish_step(session, state, scalars)
-        for i, value in enumerate(sums):
-            totals[i] += value
+        totals += sums
         return True

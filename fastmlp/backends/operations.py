@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -26,8 +26,15 @@ from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.backends.data import DeviceData
+    from fastmlp.backends.session import Session
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer, StepScalars
+    from fastmlp.network.state import TrainState
+    from fastmlp.parallel.group import Carrier, Group
+    from fastmlp.parallel.tree import TreeSum
+
+    AddUp = Callable[[TrainState, DeviceData, Array, Sequence[int], StepScalars, Array], None]
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
 
@@ -104,6 +111,45 @@ class Operations(ABC):
     def marked(self, name: str) -> AbstractContextManager[object]:
         """Return a context that a profiler of the device shows under a name, where there is one: an NVTX range."""
         return _NOTHING
+
+    def of_rank(self, group: Group) -> Self:
+        """Return the backend on which this rank of a group trains: this one, or one like it on another device.
+
+        All ranks call this alike.  ValueError where nothing carries arrays of this backend between them.
+        """
+        if not isinstance(self.empty((1,), np.dtype(np.float32)), np.ndarray):
+            raise ValueError(
+                f"parallel: nothing carries arrays of the {self.name} backend between ranks, only NumPy's and CuPy's; "
+                "move the model with model.to('numba'), or leave out parallel"
+            )
+        return self
+
+    def carrying(self, group: Group) -> AbstractContextManager[Carrier]:
+        """Return a context that lends what carries arrays of this backend between the ranks of a group.
+
+        All ranks call this alike, on the stream on which they train.
+        """
+        return nullcontext(group)
+
+    def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
+        """Return what adds up the gradients of several shards of a batch in one call; None where they are taken singly.
+
+        Parameters
+        ----------
+        session : Session
+            Made for training, for whole batches, and prepared.
+        tree : TreeSum
+            Of which the sums are overwritten.
+        bounds : sequence of int
+            Of the shards in a whole batch.
+
+        Returns
+        -------
+        callable or None
+            ``add_up(state, data, rows, bounds, scalars, totals)``, for the rows of a batch, with L2 left out; the
+            totals of the rank's own shards are overwritten, (shards, 3) float64.
+        """
+        return None
 
     def rows_at_once(self, row_bytes: int) -> int:
         """Return how many rows of an array in host memory may be brought to the backend at once."""

@@ -102,8 +102,7 @@ class Reference:
         n, unit = len(data.x), self.unit
         session = Session(self.backend, Plan(spec, n, DOUBLE, True))
         share, inverse = scalars.l2_share, scalars.inverse_total
-        given = session, params, data, slice(0, n), inverse, share, session.totals
-        self.backend._gradients(*given, key=key, step=step)
+        self.backend._gradients(session, params, data, slice(0, n), inverse, share, key=key, step=step)
         views, layers = session.views(n), session.layers_of("params", params)
         inputs, errors = [views.x], [unit * np.abs(views.x)]
         activations: list[Bounded] = []

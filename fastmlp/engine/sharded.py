@@ -92,8 +92,8 @@ class ShardedSteps:
                 grads[...] = 0
                 self._totals[shard] = 0
             else:
-                given = session, state, data, rows[part], scalars, part.start, self._totals[shard]
-                self._backend.batch_gradients(*given)
+                self._backend.batch_gradients(session, state, data, rows[part], scalars, part.start)
+                self._totals[shard] = session.totals
             return grads
 
         if self._at_once is None:
@@ -102,13 +102,12 @@ class ShardedSteps:
             self._at_once(state, data, rows, bounds, scalars, self._totals)
         carrier.gather(self._totals.reshape(-1), self._totals_bounds)
         carrier.settle()
-        sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0).tolist()  # row by row
+        sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0)  # row by row
         if not math.isfinite(sums[0]):
             return False
         carrier.exchange(self._tree.sums, self._tree.counts, self._bounds, self._brought)
         grads[self._slice] = self._tree.whole(self._brought)
         carrier.gather(grads, self._bounds)
         self._backend.finish_step(session, state, scalars)
-        for i, value in enumerate(sums):
-            totals[i] += value
+        totals += sums
         return True

@@ -21,7 +21,8 @@ CURE = "pip install 'fastmlp[mpi]', with an MPI on the machine, or 'mpi4py mpich
 def mpi(comm: MPI.Intracomm | None = None, *, shards: int | None = None, timeout: float = TIMEOUT) -> Group:
     """Return the processes that ``mpiexec -n 4 python program.py`` has started, for ``fit(..., parallel=...)``.
 
-    An error that this program does not catch ends all of them from now on.  Called by all ranks alike.
+    An error that this program does not catch ends all of them from now on.  Called by all ranks alike.  What lies on
+    GPUs goes from one to the other by NCCL, for which each rank needs a GPU of its own.
 
     Parameters
     ----------

@@ -64,6 +64,7 @@ class Threads(Group):
         self._meeting = meeting
 
     def on_gpu(self, cupy: Any) -> Carrier:
+        self.refuse_others({"GPU, which threads share": int(cupy.cuda.Device().id)})
         return _ThreadsOnGpu(self.rank, self.shards, self._meeting, cupy)
 
     def look(self) -> None:

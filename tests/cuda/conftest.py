@@ -1,12 +1,15 @@
 """Fixtures of the CUDA tests."""
 
 import cupy_double as cp
+import cupy_nccl
 import cupy_streams
 import pytest
 
 from fastmlp.backends import registry
 from fastmlp.backends.cuda import backend as cupy_backend
+from fastmlp.backends.cuda import nccl
 from fastmlp.backends.cuda import operations as cupy_operations
+from fastmlp.parallel.threads import Threads
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +32,16 @@ def cupy_is_its_double(monkeypatch):
     monkeypatch.delitem(registry._made, "cupy", raising=False)
     yield
     registry._made.pop("cupy", None)
+
+
+@pytest.fixture
+def gpu_each(monkeypatch):
+    """Let each thread of `in_threads` stand for a process, which has a GPU of its own."""
+    monkeypatch.setattr(Threads, "gpu_each", True)
+    monkeypatch.setattr(nccl, "import_nccl", lambda: cupy_nccl)
+    cupy_nccl.calls.clear()
+    yield
+    cupy_nccl.calls.clear()
+    cupy_nccl.faults.clear()
+    cupy_nccl.patience[0] = 20.0
+    cp.visible[0] = cp.DEVICES

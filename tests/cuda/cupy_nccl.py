@@ -3,7 +3,8 @@
 A call is queued on the stream that it is given, and what is sent then is what that stream has made before: the clocks
 of the streams of sender and receiver are joined, so that the account of what orders what holds between ranks too, and
 late work is done late.  Where NCCL lets the host go on before other ranks have made their call, this waits for them,
-but no longer than `patience`; a stream whose peers have not come by then is stuck, until its communicator is aborted.
+but no longer than `patience`, and not after one has given up; a stream whose peers have not come is stuck then, until
+its communicator is aborted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _World:
     """What the communicators of one name share."""
 
     def __init__(self):
-        self.changed, self.devices = threading.Condition(), {}
+        self.changed, self.devices, self.given_up = threading.Condition(), {}, False
         self.sent, self.wanted = defaultdict(list), defaultdict(list)  # by (from, to)
         self.together = defaultdict(dict)  # by number of the call, by rank
 
@@ -57,6 +58,10 @@ _worlds, _names = defaultdict(_World), itertools.count(1)
 _group = threading.local()
 
 
+def get_version():
+    return 22707
+
+
 def get_unique_id():
     _fail("get_unique_id")
     return next(_names).to_bytes(UNIQUE_ID_BYTES, "little")
@@ -65,7 +70,7 @@ def get_unique_id():
 def groupStart():  # noqa: N802 - NCCL's names
     _group.depth = getattr(_group, "depth", 0) + 1
     if _group.depth == 1:
-        _group.calls = []
+        _group.calls, _group.failed = [], None
 
 
 def groupEnd():  # noqa: N802
@@ -74,6 +79,8 @@ def groupEnd():  # noqa: N802
     _group.depth -= 1
     if not _group.depth:
         begun, _group.calls = _group.calls, []
+        if _group.failed is not None:  # of a group of which one call is refused, none is carried out
+            raise _group.failed
         _carry_out(begun)
 
 
@@ -137,6 +144,9 @@ class NcclCommunicator:
 
     def abort(self):
         self._stuck.now, self._closed = False, True
+        with self._world.changed:
+            self._world.given_up = True
+            self._world.changed.notify_all()
 
     def destroy(self):
         if self._stuck.now:
@@ -144,10 +154,14 @@ class NcclCommunicator:
         self._closed = True
 
     def _call(self, kind, send, receive, count, datatype, other, stream):
-        _fail(kind)
         on = _stream_at(stream)
-        if self._closed or on._device != self._device or (other is not None and not 0 <= other < self._size):
-            raise NcclError(4)
+        try:
+            _fail(kind)
+            if self._closed or on._device != self._device or (other is not None and not 0 <= other < self._size):
+                raise NcclError(4)
+        except NcclError as e:
+            _group.failed = e
+            raise
         if on.is_capturing():
             raise CudaError("double: NCCL while a stream is captured")
         calls.append((self._rank, kind, other, count, on))
@@ -175,8 +189,9 @@ def _carry_out(begun):
         for call in begun:
             _post(world, call)
         world.changed.notify_all()
-        if not world.changed.wait_for(lambda: all(call.done for call in begun), patience[0]):
-            for call in begun:
+        world.changed.wait_for(lambda: world.given_up or all(call.done for call in begun), patience[0])
+        for call in begun:
+            if not call.done:
                 call.stream._stuck = call.communicator._stuck
                 call.communicator._stuck.now = True
 

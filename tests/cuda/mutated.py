@@ -13,6 +13,7 @@ MEASURED = "tests/cuda/test_chosen_as_measured.py"
 KEPT = "tests/cuda/test_kept_graphs.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
+RANKS = tuple(f"tests/cuda/test_{name}.py" for name in ("nccl", "nccl_faults", "double_nccl"))
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
 
@@ -63,9 +64,23 @@ TESTS = {
     "fastmlp/backends/cuda/blas.py": (IN_GRAPHS, OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
     "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, ARRAYS[1], *OPERATIONS, STEP, SHARED, BRANCHES),
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
+    "fastmlp/backends/cuda/nccl.py": RANKS,
+    "fastmlp/backends/cuda/update.py": (*RANKS, SHARED),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
     "fastmlp/backends/cuda/tested.py": ("tests/test_selftest.py",),
-    "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS, BRANCHES),
+    "fastmlp/backends/cuda/backend.py": (
+        *ARRAYS,
+        *RANKS,
+        FIRST_FIT,
+        WAYS,
+        WAITS,
+        MEMORY,
+        OWNS,
+        STEP,
+        SHARED,
+        *FITS,
+        BRANCHES,
+    ),
     "fastmlp/backends/cuda/operations.py": (
         *OPERATIONS,
         STEP,

@@ -1,57 +1,208 @@
-"""Ranks on GPUs: gradients go from device to device by NCCL, in order, and add up to the same bits."""
+"""Ranks on GPUs: gradients go from device to device, in order, and add up to the same bits however many there are."""
 
+import cupy_double as cp
 import cupy_nccl
+import numpy as np
 import pytest
-from blobs import blobs
-from compare import assert_same_bits
+from compare import assert_close, assert_same_bits
 from emulator import needs_emulator
+from gpu_ranks import ALL, X, Y, by_ranks, fitted, on_its_gpu, same_runs
 
 import fastmlp
 from fastmlp.backends.cuda import nccl
 from fastmlp.backends.cuda.backend import CupyBackend
-from fastmlp.parallel import in_threads
-from fastmlp.parallel.threads import Threads
+from fastmlp.parallel.group import Alone
+from fastmlp.parallel.threads import Threads, _ThreadsOnGpu
+from fastmlp.parallel.tree import TreeSum, cut
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
-X, Y = blobs(rows=21)
+by_nccl = pytest.mark.usefixtures("gpu_each")
+WEIGHTS = np.random.default_rng(3).uniform(0.5, 2.0, len(Y)).astype("f4")
+RUNS = {
+    "adam, clipping, dropout, average": ALL,
+    "sgd, weights, fewer rows than shards": ({}, {"optimizer": fastmlp.SGD(0.05), "sample_weight": WEIGHTS}),
+}
+runs = pytest.mark.parametrize(("made", "options"), RUNS.values(), ids=RUNS)
 
 
-@pytest.fixture
-def by_nccl(monkeypatch):
-    """Let each thread of `in_threads` stand for a process, which has a GPU of its own."""
-    monkeypatch.setattr(Threads, "gpu_each", True)
-    monkeypatch.setattr(nccl, "import_nccl", lambda: cupy_nccl)
-    cupy_nccl.calls.clear()
-    yield
-    cupy_nccl.calls.clear()
-    cupy_nccl.faults.clear()
-    cupy_nccl.patience[0] = 20.0
+# --- bits -----------------------------------------------------------------------------------------------------------
 
 
-def fitted(group, **made):
-    options = {"optimizer": fastmlp.Adam(clip_norm=0.3, ema=0.9), "epochs": 2, "batch_size": 8, "verbose": 0}
-    made = {"activation": "tanh", "dropout": (0.1, 0.3), "l2": 0.01, "max_norm": 1.5, "seed": 1, **made}
-    model = fastmlp.MLP((6, 5, 3), backend=CupyBackend(way="eager"), **made)
-    history = model.fit(X, Y, **options, parallel=group).history
-    return model.get_weights(), {name: values for name, values in history.items() if name != "epoch_seconds"}
+@by_nccl
+@runs
+def test_any_number_of_gpus_gives_the_same_bits(made, options):
+    (expected,) = by_ranks(1, made, options)
+    assert same_runs(fitted(Alone(8), made, **options), expected)
+    for ranks in (2, 3):
+        assert all(same_runs(found, expected) for found in by_ranks(ranks, made, options))
 
 
-def assert_same_runs(found, expected):
+def test_threads_that_share_a_gpu_give_the_same_bits():
+    made, options = ALL
+    expected = fitted(Alone(8), made, **options)
+    assert all(same_runs(found, expected) for found in by_ranks(3, made, options))
+
+
+@by_nccl
+@pytest.mark.parametrize("made", [made for made, _ in RUNS.values()], ids=RUNS)
+def test_ranks_on_gpus_differ_from_those_on_the_cpu_by_rounding(made):
+    made = {**made, "dtype": "float64"}
+    expected, *_ = by_ranks(1, {**made, "backend": "numpy"})
+    found, *_ = by_ranks(2, made)
     for got, wanted in zip(found[0], expected[0], strict=True):
+        assert_close(got, wanted, k=21 * 6, scale=1, c=16)
+    for name, values in expected[1].items():
+        np.testing.assert_allclose(found[1][name], values, rtol=1e-12)
+
+
+@by_nccl
+def test_a_checkpoint_of_gpus_goes_on_to_the_same_bits_on_one(tmp_path):
+    path, (made, options) = tmp_path / "run.safetensors", ALL
+    expected, *_ = by_ranks(2, made, options)
+
+    class Stop(fastmlp.Callback):
+        def on_epoch_end(self, run, figures):
+            run.stop("enough")
+
+    by_ranks(3, made, {**options, "callbacks": [fastmlp.Checkpoint(path), Stop()]})
+    model = fastmlp.load(path, CupyBackend())
+    model.resume(X, Y, verbose=0)
+    for got, wanted in zip(model.get_weights(), expected[0], strict=True):
         assert_same_bits(got, wanted)
-    assert found[1] == expected[1]
 
 
-@pytest.mark.usefixtures("by_nccl")
-def test_any_number_of_gpus_gives_the_same_bits():
-    (expected,) = in_threads(fitted, 1)
-    for ranks in (2, 3):
-        for found in in_threads(fitted, ranks):
-            assert_same_runs(found, expected)
+# --- who moves what, when, on which stream --------------------------------------------------------------------------
 
 
-def test_threads_on_one_gpu_give_the_same_bits():
-    (expected,) = in_threads(fitted, 1)
-    for ranks in (2, 3):
-        for found in in_threads(fitted, ranks):
-            assert_same_runs(found, expected)
+@by_nccl
+@pytest.mark.parametrize("size", [12, 13, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_the_sums_of_a_tree_come_to_each_gpu_and_are_gathered_from_all(ranks, size, dtype):
+    rng = np.random.default_rng(size)
+    arrays = (rng.normal(size=(8, size)) * 10.0 ** rng.integers(-6, 6, (8, 1))).astype(dtype)
+    backend = CupyBackend()
+
+    def added(carrier):
+        def empty(shape):
+            return cp.empty(shape, np.dtype(dtype))
+
+        adding = backend if carrier.rank == 0 else CupyBackend()
+        tree, bounds = TreeSum(8, ranks, carrier.rank, size, empty, adding.add), cut(size, ranks)
+        mine = slice(bounds[carrier.rank], bounds[carrier.rank + 1])
+        brought, found = empty((sum(tree.counts), mine.stop - mine.start)), empty((size,))
+        carrier.exchange(tree.own(lambda shard: cp.asarray(arrays[shard])), tree.counts, bounds, brought)
+        if len(found[mine]):
+            found[mine] = tree.whole(brought)
+        carrier.gather(found, bounds)
+        carrier.settle()
+        return found.get()
+
+    pairs = arrays[::2] + arrays[1::2]
+    expected = (pairs[0] + pairs[1]) + (pairs[2] + pairs[3])
+    for found in on_its_gpu(added, ranks):
+        assert_same_bits(found, expected)
+
+
+@by_nccl
+def test_a_broadcast_brings_what_rank_0_has():
+    def told(carrier):
+        array = cp.asarray(np.arange(5, dtype=np.float32) + 10 * carrier.rank)
+        carrier.broadcast(array)
+        return array.get().tolist()
+
+    assert on_its_gpu(told, 3) == [[0, 1, 2, 3, 4]] * 3
+
+
+@by_nccl
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_all_that_is_moved_goes_by_the_training_stream_and_to_whom_it_has_to(ranks):
+    """Of one step: the totals from all to all; sums of the tree to whose columns they are; then the columns to all."""
+    streams, sizes = {}, set()
+
+    class Look(fastmlp.Callback):
+        def on_steps(self, run):
+            streams[run.learner.backend.device] = run.learner.backend._stream
+            sizes.add(run.learner.state.layout.size)
+
+    by_ranks(ranks, None, {"epochs": 1, "batch_size": 21, "callbacks": [Look()], "optimizer": fastmlp.SGD(0.1)})
+    (size,), shards = sizes, 8  # of the flat buffer; of a batch
+    columns = np.diff(cut(size, ranks)).tolist()
+    brought = {1: [1], 2: [1, 1], 3: [1, 2, 2]}[ranks]  # sums of the tree, see test_parallel
+    for rank in range(ranks):
+        calls = [call for call in cupy_nccl.calls if call[0] == rank]
+        assert {stream for *_, stream in calls} == {streams[rank]}
+        found = [call[1:4] for call in calls]
+        expected = [("broadcast", 0, size)]  # the weights
+        expected += gathers((3 * np.diff(cut(shards, ranks))).tolist(), rank)
+        expected += [("send", peer, columns[peer]) for _ in range(brought[rank]) for peer in range(ranks)]
+        expected += [("recv", peer, columns[rank]) for peer in range(ranks) for _ in range(brought[peer])]
+        expected += gathers(columns, rank)
+        assert found == expected
+
+
+def gathers(parts, rank):
+    if len(set(parts)) == 1:
+        return [("allGather", None, parts[rank])]
+    return [("broadcast", root, part) for root, part in enumerate(parts)]
+
+
+@by_nccl
+def test_the_host_waits_once_a_step():
+    """For the totals, which tell whether there is an update: it asks an event until it is there, and copies them."""
+    made, options = ALL
+    found = []
+    for rows in (16, 48):  # two steps, and six
+        cp.counts.clear()
+        by_ranks(1, made, {**options, "x": np.resize(X, (rows, 6)), "y": np.resize(Y, rows), "epochs": 1})
+        found.append((cp.counts["asked"], cp.counts["synchronisations"]))
+    assert np.subtract(found[1], found[0]).tolist() == [4, 4]
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def elsewhere(carrier):
+    """Another stream than the one that computes, which nothing makes wait."""
+    if not hasattr(carrier, "other"):
+        carrier.other = cp.cuda.Stream(non_blocking=True)
+    return carrier.other.ptr
+
+
+@by_nccl
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.cuda_host), 2])
+def test_whatever_the_schedule_the_bits_are_those_of_work_done_at_once(seed):
+    made, options = ALL
+    options = {**options, "epochs": 1}
+    expected, *_ = by_ranks(1, made, options)
+    with cp.late(seed):
+        found = by_ranks(2, made, options)
+    assert all(same_runs(one, expected) for one in found)
+
+
+@by_nccl
+def test_gradients_that_are_sent_on_another_stream_are_others(monkeypatch):
+    expected, *_ = by_ranks(1)
+    monkeypatch.setattr(nccl.Nccl, "_stream", property(elsewhere))
+    with pytest.raises(cp.CudaError, match="two streams that nothing orders"):
+        by_ranks(2)
+    assert any(differs(expected, seed) for seed in range(6))
+
+
+def differs(expected, seed):
+    try:
+        with cp.late(seed):
+            return not same_runs(by_ranks(2)[0], expected)
+    except (fastmlp.NonFiniteLossError, fastmlp.ParallelError):  # what follows from numbers that are not there yet
+        return True
+
+
+def test_threads_that_share_a_gpu_wait_for_each_other_by_events(monkeypatch):
+    expected = fitted(Alone(8))
+    with cp.late(0):
+        assert same_runs(by_ranks(2)[1], expected)
+    for show in ("_show", "_done"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_ThreadsOnGpu, show, getattr(Threads, show))
+            with pytest.raises(cp.CudaError, match="two streams that nothing orders"):
+                by_ranks(2)

@@ -32,8 +32,8 @@ from fastmlp.backends.session import Session
 from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
-    from fastmlp.backends.base import AddUp
     from fastmlp.backends.data import HostData
+    from fastmlp.backends.operations import AddUp
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan, Precision
     from fastmlp.network.state import TrainState
@@ -345,10 +345,9 @@ class NumbaBackend(NumbaOperations):
         data: DeviceData,
         rows: NDArray[np.intp],
         scalars: StepScalars,
-        first_row: int,
-        totals: NDArray[np.float64],
+        first_row: int = 0,
     ) -> None:
-        self._composed().batch_gradients(session, state, data, rows, scalars, first_row, totals)
+        self._composed().batch_gradients(session, state, data, rows, scalars, first_row)
 
     def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
         if not self._runs_compiled(session):

@@ -6,7 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,7 +174,7 @@ class CupyBackend(CupyOperations):
 
     # --- several ranks ---
 
-    def of_rank(self, group: Group) -> CupyBackend:
+    def of_rank(self, group: Group) -> Self:
         if self._way == "captured":
             raise ValueError(
                 "parallel: ranks train kernel by kernel so far, and the model's backend was made with way='captured'; "
@@ -186,7 +186,7 @@ class CupyBackend(CupyOperations):
         if number == self.device:
             return self
         with self._cupy.cuda.Device(number):
-            return CupyBackend(tf32=self._tf32, way=self._way)
+            return type(self)(tf32=self._tf32, way=self._way)
 
     def carrying(self, group: Group) -> contextlib.AbstractContextManager[Carrier]:
         return carried(group, self._cupy)
