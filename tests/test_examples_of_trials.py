@@ -127,6 +127,7 @@ def test_a_study_goes_on_after_a_process_is_killed(optuna, tmp_path):
     assert f"best: {max(t.value for t in ended if t.state == done):.4f}" in out
 
 
+@pytest.mark.thorough
 def test_processes_share_a_study_and_what_lags_behind_is_pruned(optuna, tmp_path):
     journal, states = tmp_path / "journal.log", optuna.trial.TrialState
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))

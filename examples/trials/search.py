@@ -67,7 +67,7 @@ def main():
         cv=2,
     )
     with cluster(args.backend, args.workers, args.address):
-        with joblib.parallel_config(args.backend, n_jobs=args.workers):
+        with joblib.parallel_backend(args.backend, n_jobs=args.workers):
             search.fit(x, y)
     found = search.cv_results_
     for parameters, accuracy in zip(found["params"], found["mean_test_accuracy"], strict=True):
