@@ -19,6 +19,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,7 @@ def predicted(workload: Workload, found: Mapping[int, Any], ranks: int, cores: i
 def check(options: argparse.Namespace) -> str:
     """Measure, and return the model's figures beside those measured."""
     start, cores = launcher(), physical_cores()
-    workloads = [WORKLOADS[name] for name in options.workloads]
-    workloads = [Workload(w.name, w.units, w.batch, optimizer=options.optimizer) for w in workloads]
+    workloads = [replace(WORKLOADS[name], optimizer=options.optimizer) for name in options.workloads]
     last, counts = workloads[-1], sorted({1, 2, *options.ranks})
     rounds: dict[int, list[Any]] = {ranks: [] for ranks in counts}
     threaded = []
@@ -124,7 +124,8 @@ def check(options: argparse.Namespace) -> str:
             f"Steps with {options.optimizer} on {options.backend}, ranks of one thread on {cores} cores; medians of "
             f"{options.rounds} rounds. Between two ranks: latency {link.latency * 1e6:.1f} us, a further message "
             f"{link.message * 1e6:.1f} us, {link.bandwidth / 1e9:.2f} GB/s. Where there are more ranks than cores the "
-            "model takes them to share these evenly.",
+            "model takes them to share these evenly. The reduction is the part of a step that exchanges, gathers and "
+            "the sums between them take; in the measured one these sums are left out.",
             table(head, lines),
             f"At {last.name} two ranks of one thread take {both * 1e3:.1f} ms a step, one process of two threads "
             f"{one * 1e3:.1f} ms: {one / both:.2f} of its speed (asked: {ASKED} or more).",
@@ -157,7 +158,7 @@ def draw(machine: Machine, workloads: Sequence[Workload], batch: int, overlap: b
         strong.plot(GPUS, [speedup(machine, workload, batch, n, overlap) for n in GPUS], label=name, **line_style(i))
         each = f"{name}, {workload.batch}"
         weak.plot(GPUS, [efficiency(machine, workload, n, overlap) for n in GPUS], label=each, **line_style(i))
-    strong.plot(GPUS, GPUS, color="0.8", linewidth=1, zorder=0)
+    strong.plot(GPUS, GPUS, color="0.8", linewidth=1, zorder=0, label="nothing lost")
     how = "layers overlapped" if overlap else "as the engine does it"
     strong.set(yscale="log", ylim=(0.01, 2000), ylabel="times as fast as one", title=f"{batch:,} rows a step, {how}")
     weak.set(ylim=(0, 1.05), ylabel="part of its speed that each keeps", title=f"as many rows for each, {how}")
@@ -191,7 +192,8 @@ def plan(options: argparse.Namespace) -> tuple[str, Machine]:
     text = table(["workload", "rows", *gpus, "reduction, 8 GPUs"], lines)
     said = (
         f"Predicted, not measured, for nodes of {machine.wires.node} (`{options.machine.name}`). Rows together: times "
-        "as fast as one GPU without `parallel`; rows each: the part of its speed that each keeps."
+        "as fast as one GPU without `parallel`; rows each: the part of its speed that each keeps. A batch has eight "
+        "shards, or one for each GPU where these are more."
     )
     text = f"{said}\n\n{text}"
     errors = [

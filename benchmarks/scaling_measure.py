@@ -95,8 +95,17 @@ def ready(workload: Workload, backend: str) -> Iterator[Ready]:
         yield Ready(learner, session, feed_of(host, where, workload.batch).whole, np.arange(len(rows.x)), table)
 
 
-def timed(group: Group, work: Callable[[], Any], seconds: float, samples: int = SAMPLES) -> float:
-    """Return the median seconds of a call that all ranks make at once; of the slowest rank.
+Clock = Callable[[], float]
+
+
+def timed(
+    group: Group,
+    work: Callable[[], Any],
+    seconds: float,
+    clocks: Sequence[Clock] = (time.perf_counter,),
+    samples: int = SAMPLES,
+) -> list[float]:
+    """Return what each clock says of a call that all ranks make at once: the median of some samples.
 
     Parameters
     ----------
@@ -104,6 +113,8 @@ def timed(group: Group, work: Callable[[], Any], seconds: float, samples: int = 
     work : callable
     seconds : float
         That all samples take together, about.
+    clocks : sequence of callable
+        Which tell seconds.
     samples : int
     """
     work()
@@ -113,11 +124,16 @@ def timed(group: Group, work: Callable[[], Any], seconds: float, samples: int = 
     calls, found = group.share(max(1, int(wanted)))[0], []
     for _ in range(samples):
         group.share(None)  # all begin together
-        start = time.perf_counter()
+        before = [clock() for clock in clocks]
         for _ in range(calls):
             work()
-        found.append((time.perf_counter() - start) / calls)
-    return max(group.share(statistics.median(found)))
+        found.append([(clock() - first) / calls for clock, first in zip(clocks, before, strict=True)])
+    return [statistics.median(values) for values in zip(*found, strict=True)]
+
+
+def slowest(group: Group, work: Callable[[], Any], seconds: float) -> float:
+    """Return the seconds of a call that all ranks make at once, of the rank that takes the longest."""
+    return max(group.share(timed(group, work, seconds)[0]))
 
 
 def parts(group: Group, here: Ready, workload: Workload, seconds: float) -> dict[str, float]:
@@ -136,7 +152,7 @@ def parts(group: Group, here: Ready, workload: Workload, seconds: float) -> dict
         "call": lambda: add(tiny, tiny),
         "add": lambda: add(sums, session.grads),
     }
-    found = {name: timed(group, call, seconds / len(work)) for name, call in work.items()}
+    found = {name: slowest(group, call, seconds / len(work)) for name, call in work.items()}
     return {**found, "add": max(0.0, found["add"] - found["call"])}
 
 
@@ -153,11 +169,9 @@ def steps(group: Group, here: Ready, seconds: float) -> dict[str, float]:
         sharded.train_steps(learner.state, data, order, table[at : at + 1], at, totals)
         taken += 1
 
-    work()
-    taken, metered.seconds = 0, 0.0
-    found = timed(group, work, seconds)
-    # the rank that waits for none tells what the reduction takes
-    return {"step": found, "reduction": min(group.share(metered.seconds / taken))}
+    both = timed(group, work, seconds, (time.perf_counter, lambda: metered.seconds))
+    took, reduction = zip(*group.share(both), strict=True)
+    return {"step": max(took), "reduction": min(reduction)}  # of the rank that waits for none
 
 
 def links(group: Group, seconds: float) -> dict[str, Any]:
@@ -168,7 +182,7 @@ def links(group: Group, seconds: float) -> dict[str, Any]:
         rows, out = np.ones((1, 2 * part), np.float32), np.empty((2, part), np.float32)
         bounds, whole = cut(2 * part, 2), np.ones(2 * part, np.float32)
         both = partial(group.exchange, rows, [1, 1], bounds, out), partial(group.gather, whole, bounds)
-        found.append([size, *(timed(group, call, seconds / 2 / len(SIZES)) for call in both)])
+        found.append([size, *(slowest(group, call, seconds / 2 / len(SIZES)) for call in both)])
     return {"sizes": found, "message": _message(group)}
 
 
@@ -187,7 +201,7 @@ def _message(group: Group) -> float:
 
         return play
 
-    one, many = (timed(group, burst(count), 0.05) / 2 for count in (1, BURST))
+    one, many = (slowest(group, burst(count), 0.05) / 2 for count in (1, BURST))
     return max(0.0, (many - one) / (BURST - 1))
 
 
@@ -209,7 +223,7 @@ def child(task: dict[str, Any]) -> Any:
     backend, seconds = task["backend"], task["seconds"]
     if task["kind"] == "plain":
         with ready(workloads[0], backend) as here:
-            return timed(Alone(1), here.plain, seconds) / len(here.table)
+            return slowest(Alone(1), here.plain, seconds) / len(here.table)
     group: Group = Alone(SHARDS)
     if task["ranks"] > 1:
         from fastmlp.parallel import mpi

@@ -273,6 +273,26 @@ def test_the_plan_has_the_figures_of_the_model_and_a_picture(module, tmp_path, m
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_readme_says_what_the_model_says(module):
+    scaling = module("scaling")
+    machine = scaling.read_machine(scaling.MACHINE)
+    said = " ".join((BENCHMARKS.parent / "README.md").read_text("utf-8").split())
+    said = said.partition("Where it pays")[2].partition("What does not hold")[0]
+
+    def times(ranks, batch=16_384, names=("w8192", "big", "mid")):
+        found = [scaling.speedup(machine, WORKLOADS[n], batch, ranks, overlap=False) for n in names]
+        return [f"{value:.1f}" if value >= 1 else f"{value:.2f}" for value in found]
+
+    large, middle, small = times(8)
+    assert f"784-8192-8192-10 {large} times as fast as one, of 784-1024-1024-10 {middle} times" in said
+    assert f"of 784-512-256-10 {small} times" in said
+    assert "64 GPUs reach {}, {} and {} times".format(*times(64)) in said
+    eight, many = (scaling.efficiency(machine, WORKLOADS["mid"], n, overlap=False) for n in (8, 64))
+    assert f"eight GPUs keep {eight:.0%} of their speed and 64 keep {many:.0%}".replace("%", " %") in said
+    assert f"eight take longer than one ({times(8, 128, ['mid'])[0]} times as fast)" in said
+    assert machine.wires.node == 8 and f"({machine.name}, eight a node" in said
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +317,17 @@ def test_the_meter_counts_exchanges_and_gathers_alone(module):
     metered.gather(None, None)
     metered.exchange(None, None, None, None)
     assert 0.03 <= metered.seconds
+
+
+def test_what_is_timed_is_the_median_of_a_call_by_each_clock(module):
+    now, took = 0.0, iter([9, 9, 1, 4, 2, 3, 100])
+
+    def work():
+        nonlocal now
+        now += next(took)
+
+    clocks = (lambda: now), (lambda: now / 2)
+    assert module("scaling_measure").timed(Alone(1), work, 0.0, clocks) == [3.0, 1.5]  # two calls come before
 
 
 def test_the_parts_of_a_rank_are_measured_on_steps_that_hardly_move_the_weights(module):
