@@ -79,8 +79,7 @@ def test_a_search_on_each_backend_gives_the_scores_of_one_process_and_takes_no_m
 ):
     pytest.importorskip(module, reason=f"{module} {CURE}")
     with tempfile.TemporaryDirectory(prefix="fastmlp") as folder:  # a short name, as Ray's sockets need
-        own = {"RAY_TMPDIR": folder, "HOME": folder, "RAY_AUTH_MODE": "disabled"}
-        variables = own if where == "ray" else {}
+        variables = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "DASK_TEMPORARY_DIRECTORY": folder}
         out = printed(started("search.py", "--backend", where, "--workers", WORKERS, **variables))
     assert out.splitlines()[: len(expected)] == expected
     assert int(re.search(r"(\d+) processes, this one not among them", out)[1]) in range(1, WORKERS + 1)
