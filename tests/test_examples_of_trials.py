@@ -1,5 +1,6 @@
 """Many trials at once, as the examples show: every backend of joblib, and studies that processes share."""
 
+import json
 import os
 import re
 import runpy
@@ -86,11 +87,53 @@ def test_a_search_on_each_backend_gives_the_scores_of_one_process_and_takes_no_m
     assert_threads_fit(out, WORKERS)
 
 
-def test_an_address_is_not_ignored(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["search.py", "--address", "tcp://head:8786"])
+@pytest.fixture
+def dask_cluster(tmp_path):
+    """The address of a scheduler with two workers of one thread each, and the file of what it says."""
+    pytest.importorskip("distributed", reason=f"distributed {CURE}")
+    told = tmp_path / "scheduler.json"
+    environment = {**os.environ, "DASK_TEMPORARY_DIRECTORY": str(tmp_path)}
+    options = ("--scheduler-file", str(told), "--no-dashboard")
+    kinds = {
+        "scheduler": ("--host", "127.0.0.1", "--port", "0"),
+        "worker": ("--nthreads", "1", "--nworkers", str(WORKERS)),
+    }
+    processes = []
+    for kind, own in kinds.items():
+        command = [sys.executable, "-m", "dask", kind, *options, *own]
+        with open(tmp_path / f"{kind}.log", "w") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        while not told.exists():
+            assert processes[0].poll() is None, (tmp_path / "scheduler.log").read_text()
+            time.sleep(0.05)
+    yield json.loads(told.read_text())["address"], tmp_path / "scheduler.log"
+    for process in reversed(processes):
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+@pytest.mark.thorough
+def test_a_search_runs_on_the_workers_of_a_cluster_that_is_there(dask_cluster, expected):
+    address, log = dask_cluster
+    out = printed(started("search.py", "--backend", "dask", "--address", address))
+    assert out.splitlines()[: len(expected)] == expected
+    assert ", this one not among them" in out
+    assert_threads_fit(out, WORKERS)
+    assert "Receive client connection" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--address", "tcp://head:8786"], "--address is of a cluster of Dask or Ray"),
+        (["--backend", "dask", "--address", "tcp://head:8786", "--workers", "2"], "--workers are of this machine"),
+    ],
+)
+def test_no_option_is_ignored(monkeypatch, capsys, given, message):
+    monkeypatch.setattr(sys, "argv", ["search.py", *given])
     with pytest.raises(SystemExit):
         runpy.run_path(str(TRIALS / "search.py"), run_name="__main__")
-    assert "--address is of a cluster of Dask or Ray" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # --- Optuna ---------------------------------------------------------------------------------------------------------

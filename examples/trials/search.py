@@ -22,14 +22,14 @@ from fastmlp import MLPClassifier
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky")
 parser.add_argument("--address", help="of a cluster of Dask or Ray that runs; else one of this machine is started")
-parser.add_argument("--workers", type=int, default=joblib.cpu_count(only_physical_cores=True))
+parser.add_argument("--workers", type=int, help="of this machine; by default one for each core")
 parser.add_argument("--epochs", type=int, default=30)
 parser.add_argument("--rows", type=int, default=1797, help="of the digits")
 
 
 @contextmanager
 def cluster(backend, workers, address):
-    """Have joblib's backend ready: the workers that run there, or as many of this machine, of one thread each."""
+    """Have joblib's backend ready: the workers at an address, or as many of this machine, of one thread each."""
     if backend == "dask":
         from dask.distributed import Client
 
@@ -57,6 +57,9 @@ def main():
     args = parser.parse_args()
     if args.backend == "loky" and args.address:
         parser.error("--address is of a cluster of Dask or Ray; --backend loky has the processes of this machine")
+    if args.address and args.workers:
+        parser.error("--workers are of this machine; the cluster of --address has its own, all of which are used")
+    workers = args.workers or joblib.cpu_count(only_physical_cores=True)
     x, y = load_digits(return_X_y=True)
     x, y = x[: args.rows] / 16, y[: args.rows]
     search = GridSearchCV(
@@ -66,8 +69,8 @@ def main():
         refit="accuracy",
         cv=2,
     )
-    with cluster(args.backend, args.workers, args.address):
-        with joblib.parallel_backend(args.backend, n_jobs=args.workers):
+    with cluster(args.backend, workers, args.address):
+        with joblib.parallel_backend(args.backend, n_jobs=-1 if args.address else workers):
             search.fit(x, y)
     found = search.cv_results_
     for parameters, accuracy in zip(found["params"], found["mean_test_accuracy"], strict=True):
