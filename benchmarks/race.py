@@ -21,12 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fastmlp.bench.contenders import Contender, contender
+from fastmlp.bench.limits import pinned_threads
 from fastmlp.bench.workloads import FIRST, RATES, WORKLOADS, Rows, Workload, steps_of_an_epoch
 
 CONTENDERS = ("torch", "jax", "sklearn", "fastmlp-numpy", "fastmlp-numba")
@@ -82,11 +84,22 @@ def measure(task: str, workload: Workload, contender: str, optimizer: str, repea
     return min(seconds) / count
 
 
-def in_process(script: str, **arguments: Any) -> Any:
-    """Return what a script prints last, as JSON, in a fresh process; None where it fails, with the reason on stderr."""
+def in_process(script: str, launcher: Sequence[str] = (), threads: int | None = None, **arguments: Any) -> Any:
+    """Return what a script prints last, as JSON, in a fresh process; None where it fails, with the reason on stderr.
+
+    Parameters
+    ----------
+    script : str
+    launcher : sequence of str
+        What starts it, such as ``("mpiexec", "-n", "2")``.
+    threads : int, optional
+        To which all libraries are kept.
+    arguments
+        Of the child.
+    """
     pinned = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-    environment = {k: v for k, v in os.environ.items() if k not in pinned} | RESTRICTED
-    command = [sys.executable, script, "--child", json.dumps(arguments)]
+    environment = {k: v for k, v in os.environ.items() if k not in pinned} | RESTRICTED | pinned_threads(threads)
+    command = [*launcher, sys.executable, script, "--child", json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
