@@ -91,7 +91,8 @@ def middle(rounds: Sequence[Any]) -> Any:
 def predicted(workload: Workload, found: Mapping[int, Any], ranks: int, cores: int) -> Step:
     """Return what the model makes of measured parts: of one rank alone or, where there are several, of two at once."""
     parts = found[min(ranks, 2)][workload.name]
-    work = Work(workload.units, *(parts[name] for name in ("gradients", "call", "add", "update")))
+    seconds = (parts[name] for name in ("gradients", "call", "add", "update"))
+    work = Work(workload.units, *seconds, at_once=bool(parts["at_once"]))
     link = Link(*fit_link(found[2]["links"]))
     return step(work, Wires(max(ranks, 2), link, link), ranks, crowd=max(1.0, ranks / cores))
 

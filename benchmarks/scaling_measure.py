@@ -7,6 +7,7 @@ something is timed is settled by rank 0.
 from __future__ import annotations
 
 import json
+import operator
 import statistics
 import sys
 import time
@@ -26,7 +27,7 @@ from fastmlp.engine.learner import Learner
 from fastmlp.engine.sharded import ShardedSteps
 from fastmlp.formulas.optimizers import StepScalars
 from fastmlp.parallel.group import Alone, Group
-from fastmlp.parallel.tree import SHARDS, cut
+from fastmlp.parallel.tree import SHARDS, TreeSum, cut
 
 T = TypeVar("T")
 SAMPLES = 5
@@ -141,19 +142,30 @@ def parts(group: Group, here: Ready, workload: Workload, seconds: float) -> dict
     learner, session, data, order, table = here
     scalars, state, backend = StepScalars(*table[0].tolist()), learner.state, learner.backend
     rows, tiny = order[: -(-workload.batch // SHARDS)], np.ones(1, learner.dtype)
-    sums = np.ones_like(session.grads)
+    sums, totals, bounds = np.ones_like(session.grads), np.empty((SHARDS, 3)), cut(workload.batch, SHARDS)
+    empty = partial(np.empty, dtype=session.grads.dtype)
+    tree = TreeSum(SHARDS, group.size, group.rank, session.grads.size, empty, operator.iadd)
+    at_once = backend.open_shards(session, tree, bounds)
 
     def add(a: NDArray[Any], b: NDArray[Any]) -> None:
         a += b
 
+    def gradients() -> None:
+        if at_once is None:
+            backend.batch_gradients(session, state, data, rows, scalars, 0)
+        else:
+            at_once(state, data, order[: workload.batch], bounds, scalars, totals)
+
     work = {
-        "gradients": lambda: backend.batch_gradients(session, state, data, rows, scalars, 0),
+        "gradients": gradients,
         "update": lambda: backend.finish_step(session, state, scalars),
         "call": lambda: add(tiny, tiny),
         "add": lambda: add(sums, session.grads),
     }
     found = {name: slowest(group, call, seconds / len(work)) for name, call in work.items()}
-    return {**found, "add": max(0.0, found["add"] - found["call"])}
+    own = 1 if at_once is None else tree.stop - tree.first
+    found["gradients"] /= own
+    return {**found, "add": max(0.0, found["add"] - found["call"]), "at_once": float(at_once is not None)}
 
 
 def steps(group: Group, here: Ready, seconds: float) -> dict[str, float]:

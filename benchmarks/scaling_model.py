@@ -2,7 +2,7 @@
 
 With N ranks, S shards, and a flat buffer of P numbers, a step is, one after the other,
 
-1. the gradients of a rank's shards, each of which is added to its sum (`TreeSum.own`);
+1. the gradients of a rank's shards, each of which is added to its sum (`TreeSum.add_up`);
 2. a gather of three float64 a shard: loss, weight, hits;
 3. an exchange: each rank sends each other one the P / N numbers that it adds up, once for each sum that it brings;
 4. the sum of these over all shards (`TreeSum.whole`), of P / N numbers;
@@ -112,6 +112,8 @@ class Work(NamedTuple):
         Seconds of an update of all parameters.
     itemsize : int
         Bytes of a number.
+    at_once : bool
+        Whether a rank's shards are one call, in which they are added up too (`Backend.open_shards`).
     """
 
     units: tuple[int, ...]
@@ -120,6 +122,7 @@ class Work(NamedTuple):
     add: float
     update: float
     itemsize: int = ITEMSIZE
+    at_once: bool = False
 
     @property
     def pieces(self) -> list[tuple[int, float]]:
@@ -203,7 +206,7 @@ def step(
     owned = cut(shards, ranks)
     by_rank = [nodes_within(lo, hi, 0, shards) for lo, hi in itertools.pairwise(owned)]
     counts = [len(nodes) for nodes in by_rank]
-    adding = max(sum(passes(hi - lo) for lo, hi in nodes) for nodes in by_rank)
+    adding = 0 if work.at_once else max(sum(passes(hi - lo) for lo, hi in nodes) for nodes in by_rank)
     own = max(hi - lo for lo, hi in itertools.pairwise(owned)) * work.gradients + adding * (work.call + work.add)
     rounds, operations = max(counts), max(counts) + sum(counts)  # what is a rank's own is copied in each round
     whole = sum(numbers for numbers, _ in work.pieces)

@@ -1,6 +1,7 @@
 """The model of steps of several ranks, held against the calls that the engine makes, replayed one message at a time."""
 
 import importlib
+import operator
 import re
 import subprocess
 import sys
@@ -131,11 +132,14 @@ def replayed(work, wires, ranks, shards):
     seconds = 0.0
     for name, *given in calls_of_a_step(ranks, shards):
         seconds += gather(*given) if name == "gather" else exchange(*given)
-    trees = [TreeSum(shards, ranks, rank, 5, np.dtype("f4")) for rank in range(ranks)]
+
+    def empty(shape):
+        return np.empty(shape, "f4").view(Counted)
+
+    trees = [TreeSum(shards, ranks, rank, 5, empty, operator.iadd) for rank in range(ranks)]
     computed = []
     for tree in trees:
-        tree._sums = tree._sums.view(Counted)
-        adding = operations_of(lambda tree=tree: tree.own(lambda shard: np.ones(5, "f4")))
+        adding = operations_of(lambda tree=tree: tree.add_up(lambda shard: np.ones(5, "f4")))
         computed.append((tree.stop - tree.first) * work.gradients + adding * (work.call + work.add))
     brought = np.ones((sum(trees[0].counts), 5), "f4").view(Counted)
     summing = operations_of(lambda: trees[0].whole(brought))
@@ -179,6 +183,15 @@ def test_layers_that_overlap_are_reduced_one_after_the_other_as_they_are_ready(m
         whole = 21.0 + 2 * (1.0 + 6.5 * seconds) + 1.0 + 24 * seconds + 2.0
         assert model.step(work, wires, 2, 2).seconds == pytest.approx(whole)
     assert model.step(work, wires, 2, 2, crowd=2.0).seconds == pytest.approx(2 * whole)
+
+
+def test_shards_that_are_one_call_are_added_up_in_it(model):
+    work, link = model.Work(UNITS, 50e-6, 0.3e-6, 7e-6, 20e-6), model.Link(*NEAR)
+    wires = model.Wires(8, link, link)
+    singly, at_once = (model.step(work._replace(at_once=at_once), wires, 2, 8) for at_once in (False, True))
+    assert at_once.gradients == pytest.approx(4 * 50e-6)
+    assert singly.gradients - at_once.gradients == pytest.approx(5 * 7.3e-6)  # two become sums, and three are added
+    assert singly.reduction == at_once.reduction and singly.update == at_once.update
 
 
 def test_more_ranks_than_shards_are_refused(model):
@@ -335,7 +348,7 @@ def test_the_parts_of_a_rank_are_measured_on_steps_that_hardly_move_the_weights(
     workload = Workload("small", (6, 8, 3), 16, optimizer="sgd")
     task = {"kind": "ranks", "ranks": 1, "workloads": [workload.to_dict()], "backend": "numpy", "seconds": 0.01}
     found = measure.child(task)["small"]
-    assert set(found) == {"step", "reduction", "gradients", "update", "call", "add"}
+    assert set(found) == {"step", "reduction", "gradients", "update", "call", "add", "at_once"}
     assert all(value >= 0 for value in found.values())
     assert 0 < found["reduction"] < found["step"] and found["gradients"] < found["step"]
     assert measure.child({**task, "kind": "plain"}) > 0
@@ -350,13 +363,14 @@ def test_the_parts_of_a_rank_are_measured_on_steps_that_hardly_move_the_weights(
 def test_a_prediction_is_made_of_the_parts_of_one_rank_or_of_two_at_once(module):
     scaling, model = module("scaling"), module("scaling_model")
     workload = Workload("small", UNITS, 64)
-    parts = {"gradients": 1e-3, "call": 1e-6, "add": 1e-5, "update": 1e-4}
+    parts = {"gradients": 1e-3, "call": 1e-6, "add": 1e-5, "update": 1e-4, "at_once": 0.0}
     slower = {name: 2 * value for name, value in parts.items()}
     sizes = [[size, *[5e-6 + size / 2e9] * 2] for size in (64, 4096)]
     found = {1: {"small": parts}, 2: {"small": slower, "links": {"sizes": sizes, "message": 1e-6}}}
     link = model.Link(4e-6, 1e-6, 2e9)
     for ranks, own, crowd in ((1, parts, 1), (2, slower, 1), (4, slower, 2)):
-        expected = model.step(model.Work(UNITS, *own.values()), model.Wires(8, link, link), ranks, crowd=crowd)
+        work = model.Work(UNITS, *list(own.values())[:4])
+        expected = model.step(work, model.Wires(8, link, link), ranks, crowd=crowd)
         assert scaling.predicted(workload, found, ranks, 2) == pytest.approx(expected)
 
 

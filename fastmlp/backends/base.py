@@ -7,14 +7,14 @@ The composition is the specification: a backend overrides a coarse operation (`p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.operations import Operations
-from fastmlp.backends.session import BatchViews, Session, training_bytes
+from fastmlp.backends.session import BatchViews, Session, StepReport, training_bytes
 from fastmlp.formulas.activations import get_activation
 from fastmlp.formulas.optimizers import StepScalars
 
@@ -23,21 +23,9 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
+    from fastmlp.parallel.tree import TreeSum
 
-
-class StepReport(NamedTuple):
-    """What `train_steps` did.
-
-    Attributes
-    ----------
-    done : int
-        Steps carried out.
-    finite : bool
-        False where the loss of the next step was not finite; that step changed nothing.
-    """
-
-    done: int
-    finite: bool
+    AddUp = Callable[[TrainState, DeviceData, Array, Sequence[int], StepScalars, Array], None]
 
 
 class Backend(Operations):
@@ -247,6 +235,15 @@ class Backend(Operations):
         scale = scalars.inverse_total * (scalars.rate if session.plan.folds_rate else 1.0)
         numbered = {"key": state.key, "step": state.step, "first_row": first_row}
         self._gradients(session, state.params, data, rows, scale, 0.0, **numbered)
+
+    def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
+        """Return what adds up the gradients of several shards of a batch in one call; None where they are taken singly.
+
+        That is ``add_up(state, data, rows, bounds, scalars, totals)``, for the rows of a batch.  It overwrites the sums
+        of the tree, L2 left out, and the totals of the rank's own shards, (shards, 3) float64.  The session is made for
+        training and prepared; `bounds` are those of the shards, here in a whole batch.
+        """
+        return None
 
     def finish_step(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         """Take a step on from the gradients of its whole batch, as `batch_gradients` leaves them; not the counters."""

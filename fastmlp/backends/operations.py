@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -26,15 +26,9 @@ from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
-    from fastmlp.backends.data import DeviceData
-    from fastmlp.backends.session import Session
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer, StepScalars
-    from fastmlp.network.state import TrainState
     from fastmlp.parallel.group import Carrier, Group
-    from fastmlp.parallel.tree import TreeSum
-
-    AddUp = Callable[[TrainState, DeviceData, Array, Sequence[int], StepScalars, Array], None]
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
 
@@ -130,26 +124,6 @@ class Operations(ABC):
         All ranks call this alike, on the stream on which they train.
         """
         return nullcontext(group)
-
-    def open_shards(self, session: Session, tree: TreeSum, bounds: Sequence[int]) -> AddUp | None:
-        """Return what adds up the gradients of several shards of a batch in one call; None where they are taken singly.
-
-        Parameters
-        ----------
-        session : Session
-            Made for training, for whole batches, and prepared.
-        tree : TreeSum
-            Of which the sums are overwritten.
-        bounds : sequence of int
-            Of the shards in a whole batch.
-
-        Returns
-        -------
-        callable or None
-            ``add_up(state, data, rows, bounds, scalars, totals)``, for the rows of a batch, with L2 left out; the
-            totals of the rank's own shards are overwritten, (shards, 3) float64.
-        """
-        return None
 
     def rows_at_once(self, row_bytes: int) -> int:
         """Return how many rows of an array in host memory may be brought to the backend at once."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,21 @@ class BatchViews:
     dz: list[Array | None]
     row_stats: Array
     scratch: list[tuple[Array, Array]]
+
+
+class StepReport(NamedTuple):
+    """What `train_steps` did.
+
+    Attributes
+    ----------
+    done : int
+        Steps carried out.
+    finite : bool
+        False where the loss of the next step was not finite; that step changed nothing.
+    """
+
+    done: int
+    finite: bool
 
 
 class Session:

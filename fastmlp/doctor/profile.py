@@ -27,9 +27,8 @@ from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.summary import describe
 
 if TYPE_CHECKING:
-    from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import HostData
-    from fastmlp.backends.session import Session
+    from fastmlp.backends.session import Session, StepReport
     from fastmlp.engine.learner import Learner
 
 __all__ = ["OperationTime", "StepProfile", "profile"]

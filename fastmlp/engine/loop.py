@@ -27,9 +27,8 @@ from fastmlp.formulas.schedules import Schedule
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
-    from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import DeviceData, HostData
-    from fastmlp.backends.session import Session
+    from fastmlp.backends.session import Session, StepReport
     from fastmlp.engine.learner import Learner
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun, Progress

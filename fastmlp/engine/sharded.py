@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.base import StepReport
+from fastmlp.backends.session import StepReport
 from fastmlp.formulas.optimizers import StepScalars
 from fastmlp.parallel.tree import TreeSum, cut
 

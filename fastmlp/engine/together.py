@@ -17,9 +17,8 @@ from fastmlp.parallel.tree import SHARDS
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
-    from fastmlp.backends.base import StepReport
     from fastmlp.backends.data import HostData
-    from fastmlp.backends.session import Session
+    from fastmlp.backends.session import Session, StepReport
     from fastmlp.engine.batches import DrawOrder, Order
     from fastmlp.engine.feed import Fed, Feed
     from fastmlp.engine.history import History

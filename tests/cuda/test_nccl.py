@@ -91,7 +91,8 @@ def test_the_sums_of_a_tree_come_to_each_gpu_and_are_gathered_from_all(ranks, si
         tree, bounds = TreeSum(8, ranks, carrier.rank, size, empty, adding.add), cut(size, ranks)
         mine = slice(bounds[carrier.rank], bounds[carrier.rank + 1])
         brought, found = empty((sum(tree.counts), mine.stop - mine.start)), empty((size,))
-        carrier.exchange(tree.own(lambda shard: cp.asarray(arrays[shard])), tree.counts, bounds, brought)
+        tree.add_up(lambda shard: cp.asarray(arrays[shard]))
+        carrier.exchange(tree.sums, tree.counts, bounds, brought)
         if len(found[mine]):
             found[mine] = tree.whole(brought)
         carrier.gather(found, bounds)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_count
-from fastmlp.backends.base import StepReport
 from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.choices import decisions
 from fastmlp.backends.cpu.forms import Forms
@@ -28,12 +27,12 @@ from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
-from fastmlp.backends.session import Session
+from fastmlp.backends.session import Session, StepReport
 from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
+    from fastmlp.backends.base import AddUp
     from fastmlp.backends.data import HostData
-    from fastmlp.backends.operations import AddUp
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan, Precision
     from fastmlp.network.state import TrainState
@@ -388,13 +387,15 @@ def _say_composed(names: tuple[str, ...]) -> None:
 
 def _call_without_steps(session: NumbaSession) -> Callable[[], object]:
     """Return the call that trains, as it is made by one thread for no steps."""
+    from fastmlp.kernels.cpu import structures
     from fastmlp.kernels.cpu.train import train_thread
 
     plan = session.plan
+    nothing = structures.Buffers(*[session.buffer("none", (0,), plan.precision.weights)] * 5)
     row = DeviceData(np.zeros((1, plan.spec.units[0]), plan.precision.products), np.zeros(1, np.int64), None)
     return functools.partial(
         train_thread,
-        *(0, 1, 1, session.network, session.rule, session.data(row), session.no_buffers(), session.memory),
+        *(0, 1, 1, session.network, session.rule, session.data(row), nothing, session.memory),
         *(np.zeros(1, np.int64), 1, plan.batch, 0, np.zeros((0, 6)), np.uint64(0), np.uint64(0)),
         *(np.zeros((1, 3)), np.empty(0), np.zeros(1, np.int64)),
     )

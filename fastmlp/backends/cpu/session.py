@@ -125,12 +125,6 @@ class NumbaSession(Session):
         buffers = structures.Buffers(state.params, grads, *optimizer.by_role(state.moments), state.average)
         return structures.Buffers(*(none if b is None else b for b in buffers))
 
-    def no_buffers(self) -> Any:
-        """Return flat buffers of nothing, for a call that takes no step."""
-        from fastmlp.kernels.cpu import structures
-
-        return structures.Buffers(*[self.buffer("none", (0,), self.plan.precision.weights)] * 5)
-
     def memory_for(
         self, batch: int, threads: int, panels: int, *, training: bool, gradients: int = 0, parts: int = 0
     ) -> Any:

@@ -17,9 +17,9 @@ from fastmlp.backends.data import DeviceData
 from fastmlp.parallel.tree import buffers_of
 
 if TYPE_CHECKING:
+    from fastmlp.backends.base import AddUp
     from fastmlp.backends.cpu.forms import Forms
     from fastmlp.backends.cpu.session import NumbaSession
-    from fastmlp.backends.operations import AddUp
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.state import TrainState
     from fastmlp.parallel.tree import TreeSum

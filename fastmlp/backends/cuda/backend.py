@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_flag
-from fastmlp.backends.base import StepReport
 from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.nccl import carried, own_gpu
@@ -23,7 +22,7 @@ from fastmlp.backends.cuda.tested import selftest_passed as selftest_passed
 from fastmlp.backends.cuda.update import Update
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
-from fastmlp.backends.session import Session
+from fastmlp.backends.session import Session, StepReport
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
