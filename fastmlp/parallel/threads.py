@@ -138,7 +138,7 @@ def in_threads(
     """Call a function in as many threads, each with the group that it gives to ``fit(..., parallel=group)``.
 
     It shows, in one process, what several would compute, to the bit; it is no faster than one.  Each call makes a model
-    of its own.
+    of its own; on the ``"cupy"`` backend, all of them on one GPU.
 
     Parameters
     ----------

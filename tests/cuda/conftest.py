@@ -40,6 +40,7 @@ def gpu_each(monkeypatch):
     monkeypatch.setattr(Threads, "gpu_each", True)
     monkeypatch.setattr(nccl, "import_nccl", lambda: cupy_nccl)
     cupy_nccl.calls.clear()
+    cupy_nccl.groups.clear()
     yield
     cupy_nccl.calls.clear()
     cupy_nccl.faults.clear()

@@ -26,6 +26,9 @@ _NAMES = {1: "UNHANDLED_CUDA_ERROR", 2: "SYSTEM_ERROR", 3: "INTERNAL_ERROR", 4: 
 calls = []
 """What was asked for, as (rank, call, peer or root or None, elements, stream); tests clear and read it."""
 
+groups = []
+"""How many calls each group had; tests clear and read it."""
+
 patience = [20.0]
 """Seconds that a call waits for those of other ranks; tests change it."""
 
@@ -64,6 +67,7 @@ def get_version():
 
 def get_unique_id():
     _fail("get_unique_id")
+    calls.append((None, "get_unique_id", None, 0, None))
     return next(_names).to_bytes(UNIQUE_ID_BYTES, "little")
 
 
@@ -79,6 +83,7 @@ def groupEnd():  # noqa: N802
     _group.depth -= 1
     if not _group.depth:
         begun, _group.calls = _group.calls, []
+        groups.append(len(begun))
         if _group.failed is not None:  # of a group of which one call is refused, none is carried out
             raise _group.failed
         _carry_out(begun)
@@ -159,6 +164,8 @@ class NcclCommunicator:
             _fail(kind)
             if self._closed or on._device != self._device or (other is not None and not 0 <= other < self._size):
                 raise NcclError(4)
+            if count < 1:
+                raise CudaError("double: NCCL is asked to move nothing")
         except NcclError as e:
             _group.failed = e
             raise

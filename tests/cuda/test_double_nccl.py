@@ -125,6 +125,7 @@ REFUSED = cupy_nccl.NcclError, "INVALID_ARGUMENT"
         (lambda comm, at, stream: comm.send(at, 1, 7, 0, 0), *REFUSED),
         (lambda comm, at, stream: (comm.destroy(), comm.send(at, 1, 7, 0, stream.ptr)), *REFUSED),
         (lambda comm, at, stream: comm.send(at, 4, 7, 0, stream.ptr), cp.CudaError, "beyond an array"),
+        (lambda comm, at, stream: comm.send(at, 0, 7, 0, stream.ptr), cp.CudaError, "to move nothing"),
         (lambda comm, at, stream: comm.send(12, 1, 7, 0, stream.ptr), cp.CudaError, "belongs to no array"),
         (lambda comm, at, stream: comm.broadcast(at, at + 4, 2, 7, 0, stream.ptr), cp.CudaError, "at another place"),
         (lambda comm, at, stream: cupy_nccl.groupEnd(), cupy_nccl.NcclError, "INVALID_USAGE"),

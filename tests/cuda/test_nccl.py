@@ -127,6 +127,7 @@ def test_all_that_is_moved_goes_by_the_training_stream_and_to_whom_it_has_to(ran
             sizes.add(run.learner.state.layout.size)
 
     by_ranks(ranks, None, {"epochs": 1, "batch_size": 21, "callbacks": [Look()], "optimizer": fastmlp.SGD(0.1)})
+    assert [call[1] for call in cupy_nccl.calls].count("get_unique_id") == 1
     (size,), shards = sizes, 8  # of the flat buffer; of a batch
     columns = np.diff(cut(size, ranks)).tolist()
     brought = {1: [1], 2: [1, 1], 3: [1, 2, 2]}[ranks]  # sums of the tree, see test_parallel
@@ -140,6 +141,10 @@ def test_all_that_is_moved_goes_by_the_training_stream_and_to_whom_it_has_to(ran
         expected += [("recv", peer, columns[rank]) for peer in range(ranks) for _ in range(brought[peer])]
         expected += gathers(columns, rank)
         assert found == expected
+    # one of what is exchanged, and one of each gathering of parts that are not alike
+    exchanged = [ranks * sums + sum(brought) for sums in brought]
+    uneven = ranks * [ranks] * sum(shards % ranks > 0 for shards in (shards, size))
+    assert sorted(cupy_nccl.groups) == sorted(exchanged + uneven)
 
 
 def gathers(parts, rank):
