@@ -17,6 +17,7 @@ from compare import assert_same_bits
 
 import fastmlp
 from fastmlp.backends.cpu import backend as numba_backend
+from fastmlp.backends.cpu.forms import Forms
 from fastmlp.formulas.activations import activation_names
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import OPTIMIZERS, StepScalars
@@ -72,6 +73,20 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads):
 def test_other_numbers_of_threads_agree_within_rounding(threads):
     for a, b in zip(trained(threads), trained(1), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@needs_jit
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 3000])
+def test_predictions_and_figures_have_the_same_bits_on_any_number_of_threads(rows, monkeypatch):
+    monkeypatch.setattr(Forms, "threads_for", lambda self, rows, most, *more: most)  # however little there is to do
+    rng = np.random.default_rng(rows)
+    x, y, weights = rng.normal(size=(rows, 70)), rng.integers(0, 3, rows), rng.uniform(0.5, 2, rows)
+    found = []
+    for threads in (1, 2, 3, 8):
+        model = fastmlp.MLP((70, 60, 3), backend=fastmlp.get_backend("numba", threads=threads), seed=0)
+        figures = model.evaluate(x, y, sample_weight=weights)
+        found.append((model.predict_proba(x, batch_size=rows).tobytes(), figures["loss"], figures["accuracy"]))
+    assert found == found[:1] * 4
 
 
 @needs_jit

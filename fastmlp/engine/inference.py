@@ -129,16 +129,24 @@ class Inference:
             return None
         return [slice(start, min(start + most, rows)) for start in range(0, max(rows, 1), most)]
 
-    def evaluate(self, spec: NetworkSpec, params: Array, data: HostData) -> dict[str, float]:
-        """Return the loss without L2 and, where there is one, the accuracy: weighted means over the rows.
+    def totals(self, spec: NetworkSpec, params: Array, data: HostData, rows: int | None = None) -> NDArray[np.float64]:
+        """Return the sums of the weighted losses without L2, of the weights, and of the weighted hits, (3,).
 
-        Where the loss is NaN the accuracy is too: a row without a prediction is neither right nor wrong.
+        `rows` are those to be ready for, where more may come of what these are a part of.
         """
         backend, totals = self._pool.backend, np.zeros(3)
-        plan = self.plan(spec, len(data))
+        plan = self.plan(spec, rows or len(data))
         with self._pool.use(plan) as session:
             for part in self._parts(plan, data.x, data.row_bytes) or [slice(None)]:
                 totals += backend.evaluate(session, params, data.window(part).on(backend.asarray))
+        return totals
+
+    @staticmethod
+    def figures_of(spec: NetworkSpec, totals: NDArray[np.float64]) -> dict[str, float]:
+        """Return the loss and, where there is one, the accuracy: weighted means over the rows of such sums.
+
+        Where the loss is NaN the accuracy is too: a row without a prediction is neither right nor wrong.
+        """
         loss, weight, hits = totals.tolist()
         figures = {"loss": loss / weight}
         if spec.loss.has_accuracy:

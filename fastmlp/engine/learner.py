@@ -164,10 +164,15 @@ class Learner:
             return Predictor(self.backend, self.spec, self.rules, self.state.evaluated)
 
     @quiet
-    def figures(self, data: HostData, metrics: Mapping[str, Measure]) -> dict[str, float]:
-        """Return loss, accuracy where there is one, and metrics, of checked data; no loss is NaN because inputs are."""
+    def figures(
+        self, data: HostData, metrics: Mapping[str, Measure], totals: Callable[[HostData], Any] | None = None
+    ) -> dict[str, float]:
+        """Return loss, accuracy where there is one, and metrics, of checked data; no loss is NaN because inputs are.
+
+        `totals` adds the losses up, see `Inference.totals`, where others have a part in that.
+        """
         asked = self.spec, self.state.evaluated, data
-        found = self.inference.evaluate(*asked)
+        found = self.inference.figures_of(self.spec, totals(data) if totals else self.inference.totals(*asked))
         if math.isnan(found["loss"]):
             refuse_nonfinite(data.x, self.backend, "x")
         return {**found, **self.inference.metric_values(*asked, metrics)}

@@ -385,10 +385,13 @@ class Training(RunView):
             figures.update(learner.inference.metric_values(*asked))
         validation = self._validation_data()
         if validation is not None:
-            found = learner.figures(validation, self._metrics)
+            found = self._validate(validation)
             figures.update({f"val_{name}": value for name, value in found.items()})
         figures["learning_rate"] = rate
         return figures
+
+    def _validate(self, data: HostData) -> dict[str, float]:
+        return self.learner.figures(data, self._metrics)
 
     @cached_property
     def _trained(self) -> HostData:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmlp._version import __version__
 from fastmlp.engine.loop import Training
 from fastmlp.engine.sharded import ShardedSteps
-from fastmlp.parallel.tree import SHARDS
+from fastmlp.parallel.tree import SHARDS, cut
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -162,6 +162,24 @@ class SharedTraining(Training):
     def _train(self, session: Session, fed: Fed, table: NDArray[np.float64]) -> StepReport:
         assert self._sharded is not None, "prepared before"
         return self._sharded.train_steps(self.learner.state, fed.data, fed.order, table, fed.first, self._totals)
+
+    def _validate(self, data: HostData) -> dict[str, float]:
+        return self.learner.figures(data, self._metrics, self._totals_of)
+
+    def _totals_of(self, data: HostData) -> NDArray[np.float64]:
+        """Return the sums of the losses of all rows; each rank works out its shards of them."""
+        learner, bounds = self.learner, cut(len(data), self._shards)
+        first, stop = cut(self._shards, self._group.size)[self._group.rank :][:2]
+        most = -(-len(data) // self._shards)
+
+        def totals(part: slice) -> NDArray[np.float64]:
+            return learner.inference.totals(learner.spec, learner.state.evaluated, data.window(part), most)
+
+        parts = [slice(bounds[shard], bounds[shard + 1]) for shard in range(first, stop)]
+        own = [totals(part) for part in parts if part.stop > part.start]
+        found = self._group.share(own)
+        whole: NDArray[np.float64] = np.add.reduce([row for rows in found for row in rows], axis=0)
+        return whole
 
     def _settle_stop(self) -> None:
         reasons = self._group.share(self.history.stop_reason)

@@ -11,10 +11,13 @@ from .vectors import run, seen_as
 
 u8 = np.uint64
 
+RUN = 16
+"""Rows whose losses are added up by themselves: where they end the rows may be divided among threads."""
+
 
 @entry
 def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
-    """Run the rows from `first` to `stop`: write their outputs, or add up their losses.
+    """Run the rows from `first` to `stop`: write their outputs, or the sums of their losses.
 
     Parameters
     ----------
@@ -26,8 +29,8 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     batch : int
     out : (n * K,) float, or empty
         What is predicted for the rows is written to their part.
-    totals : (3,) float64, or empty
-        The sums of weighted loss, weight and weighted hits are added; this thread's own.
+    totals : (3 * runs,) float64, or empty
+        The sums of weighted loss, weight and weighted hits of each `RUN` rows are added.
     """
     dtype = params.dtype.type
     inputs, outputs = net.units[0], net.units[-1]
@@ -60,6 +63,7 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
                 w = 1.0
                 if data.weights.size:
                     w = float(data.weights[start + i])
-                totals[0] += w * float(losses[i])
-                totals[1] += w
-                totals[2] += w * float(hits[i])
+                place = (start + i - first) // RUN * 3
+                totals[place] += w * float(losses[i])
+                totals[place + 1] += w
+                totals[place + 2] += w * float(hits[i])

@@ -29,6 +29,7 @@ from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session, StepReport
 from fastmlp.formulas.activations import get_activation
+from fastmlp.parallel.tree import cut
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import AddUp
@@ -120,10 +121,16 @@ class NumbaBackend(NumbaOperations):
             return 1
         return self._threads or physical_cores()
 
-    def _threads_for(self, session: NumbaSession, rows: int) -> int:
-        """Return how many threads run so many rows forward; to ask for limits takes longer than one row does."""
-        found = session.chosen.threads_for(rows)
-        return found if found == 1 else min(found, self.threads)
+    def _cut(self, session: NumbaSession, rows: int) -> list[int]:
+        """Return which runs of rows each thread runs forward, to bits that do not tell how many there are.
+
+        To ask for limits takes longer than one row does.
+        """
+        from fastmlp.kernels.cpu.predict import RUN
+
+        runs = -(-rows // RUN)
+        threads = min(runs, session.chosen.threads_for(rows))
+        return cut(runs, min(threads, self.threads) if threads > 1 else 1)
 
     def __repr__(self) -> str:
         return f"NumbaBackend(threads={self.threads})"
@@ -284,19 +291,19 @@ class NumbaBackend(NumbaOperations):
         if not self._runs_compiled(session):
             self._composed().predict(session, params, x, out)
             return
-        from fastmlp.kernels.cpu.predict import predict_thread
+        from fastmlp.kernels.cpu.predict import RUN, predict_thread
 
         assert isinstance(session, NumbaSession)
         data = session.inputs(x)
-        threads = self._threads_for(session, len(x))
-        memories, batch = session.inference_memory(threads), session.chunk
-        target, nothing, network = out.reshape(-1), np.empty(0), session.network_of(len(x) // threads)
+        cuts = self._cut(session, len(x))
+        memories, batch = session.inference_memory(len(cuts) - 1), session.chunk
+        target, nothing, network = out.reshape(-1), np.empty(0), session.network_of(len(x))
 
         def work(t: int) -> None:
-            first, stop = len(x) * t // threads, len(x) * (t + 1) // threads
+            first, stop = (min(RUN * at, len(x)) for at in cuts[t : t + 2])
             predict_thread(first, stop, network, data, params, memories[t], batch, target, nothing)
 
-        on_threads(threads, work)
+        on_threads(len(cuts) - 1, work)
 
     def bind_predict(
         self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
@@ -314,21 +321,22 @@ class NumbaBackend(NumbaOperations):
     def evaluate(self, session: Session, params: NDArray[Any], data: DeviceData) -> tuple[float, float, float]:
         if not self._runs_compiled(session):
             return self._composed().evaluate(session, params, data)
-        from fastmlp.kernels.cpu.predict import predict_thread
+        from fastmlp.kernels.cpu.predict import RUN, predict_thread
 
         assert isinstance(session, NumbaSession)
         rows = len(data.x)
         record = session.data(data)
-        threads = self._threads_for(session, rows)
-        memories, parts = session.inference_memory(threads), np.zeros((threads, 3))
+        cuts = self._cut(session, rows)
+        memories, parts = session.inference_memory(len(cuts) - 1), np.zeros((cuts[-1], 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
-        network = session.network_of(rows // threads)
+        network = session.network_of(rows)
 
         def work(t: int) -> None:
-            first, stop = rows * t // threads, rows * (t + 1) // threads
-            predict_thread(first, stop, network, record, params, memories[t], batch, nothing, parts[t])
+            first, stop = (min(RUN * at, rows) for at in cuts[t : t + 2])
+            own = parts[cuts[t] : cuts[t + 1]].reshape(-1)
+            predict_thread(first, stop, network, record, params, memories[t], batch, nothing, own)
 
-        on_threads(threads, work)
+        on_threads(len(cuts) - 1, work)
         loss, weight, hits = parts.sum(axis=0).tolist()
         return loss, weight, hits
 

@@ -82,7 +82,7 @@ class Choices:
         return self._by_rule(plan.batch if plan.optimizer is None else -(-plan.batch // self.parts))
 
     def forms_of(self, rows: int) -> NDArray[np.int64]:
-        """Return the forms in a prediction of so many rows a thread: few may take others than a whole chunk."""
+        """Return the forms in a prediction of so many rows: few may take others than a whole chunk."""
         return self.forms if self._given or rows >= self._chunk else self._by_rule(rows)
 
     def _by_rule(self, rows: int) -> NDArray[np.int64]:

@@ -89,7 +89,7 @@ class NumbaSession(Session):
         )
 
     def network_of(self, rows: int) -> Any:
-        """Return the network for a prediction of so many rows a thread, which decide the forms of its products."""
+        """Return the network for a prediction of so many rows, which decide the forms of its products."""
         forms = self.chosen.forms_of(rows)
         networks: dict[bytes, Any] = self.__dict__.setdefault("_networks", {})
         found = networks.get(key := forms.tobytes())
