@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.bench import child, costs, limits, measures, running, verdicts, workloads
+from fastmlp.bench import costs, limits, measures, running, verdicts, workloads
 from fastmlp.bench.machine import commit
-from fastmlp.bench.processes import MeasuringError, in_process
 from fastmlp.bench.results import Case, Results, read
+from fastmlp.bench.running import MeasuringError
 from fastmlp.bench.workloads import Workload
+from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
 from fastmlp.errors import FileFormatError
 
 SMALL = Workload("small", (4, 3, 2), 8)
@@ -213,33 +214,24 @@ def task(name, **changes):
 
 
 def test_a_process_measures_everything():
-    found = in_process(task("numpy"), 60.0)
+    found = in_fresh_process("fastmlp.bench.child:of_contender", task("numpy"), timeout=60.0)
     assert list(found) == ["import", "first", "train", "predict", "row", "memory"]
     assert [len(samples) for samples in found.values()] == [1, 1, 2, 2, 2, 1]
     assert all(s > 0 for samples in found.values() for s in samples)
     assert found["train"][0] < found["first"][0]
 
 
-def test_a_process_that_fails_or_hangs_tells_why():
-    with pytest.raises(MeasuringError, match=r"^ValueError: backend 'nobody' is not known"):
-        in_process(task("nobody"), 60.0)
-    with pytest.raises(MeasuringError, match=r"took longer than 0\.01 s"):
-        in_process(task("numpy"), 0.01)
-
-
-def test_what_a_contender_cannot_do_is_told_in_its_own_words(capsys):
-    child.main({**task("sklearn", activation="gelu"), "threads": None})
-    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert answer["failed"].startswith("the contender scikit-learn has no counterpart to the activation gelu")
-
-
-def test_a_process_that_crashes_is_told(monkeypatch, tmp_path):
-    crash = tmp_path / "python"
-    crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    crash.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(crash))
-    with pytest.raises(MeasuringError, match="SIGSEGV"):
-        in_process(task("numpy"), 60.0)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sklearn", "^the contender scikit-learn has no counterpart to the activation gelu"),
+        ("nobody", "^ValueError: backend 'nobody' is not known"),
+    ],
+)
+def test_why_a_contender_was_not_measured_is_told_in_its_own_words(name, said):
+    ask = running._Asking(TINY, in_fresh_process)
+    with pytest.raises(MeasuringError, match=said):
+        ask("of_contender", task(name, activation="gelu"))
 
 
 # --- a run ---
@@ -251,14 +243,15 @@ class Measuring:
     def __init__(self, failing=()):
         self.asked, self.failing = [], failing
 
-    def __call__(self, task, timeout, threads=None, environment=None):
+    def __call__(self, target, task, *, timeout, environment=None):
+        assert target.startswith("fastmlp.bench.child:") and timeout > 0
         if "device" in task:
             self.asked.append("limits")
             return {"product": [1e9], "copies": [[1000, [1e9]], [2000, [1e9]]], "launch": [0.0]}
         name, workload = task["contender"], task["workload"]["name"]
         self.asked.append(f"{workload} {name}")
         if name in self.failing:
-            raise MeasuringError("it is broken")
+            raise FreshProcessError("it is broken")
         return {m: [1.0 + len(self.asked) / 1e3] * 4 for m in measures.MEASURES}
 
 

@@ -1,4 +1,4 @@
-"""``python -P -m fastmlp.bench.child TASK``: measure one contender, or the machine, and print what was found as JSON.
+"""What a fresh process does for a run: measure one contender, or the machine.
 
 A process of its own for each: what one library has loaded, allocated or pinned is no other's burden.  Nothing that
 costs time or memory is imported before the contender's own library, whose import is timed.
@@ -7,10 +7,8 @@ costs time or memory is imported before the contender's own library, whose impor
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastmlp.bench.contenders import Running, contender
@@ -64,22 +62,14 @@ def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str]) 
     return found
 
 
-def main(task: dict[str, Any]) -> None:
-    """Do what a task asks for, and print what was found, or why there is nothing, as the last line."""
-    effort = Effort(*task["effort"])
-    try:
-        pin(task.get("threads"))
-        if "device" in task:
-            answer: dict[str, Any] = {"found": measure(task["device"], task["dtype"], effort)}
-        else:
-            workload = Workload.from_dict(task["workload"])
-            answer = {"found": measure_contender(task["contender"], workload, effort, task["seed"])}
-    except Exception as e:  # reported by the parent, whatever it is
-        first = next(iter(str(e).strip().splitlines()), "")
-        kind = "" if type(e).__name__ == "NoCounterpartError" else f"{type(e).__name__}: "
-        answer = {"failed": f"{kind}{first}"}
-    print(f"\n{json.dumps(answer)}", flush=True)
+def of_contender(
+    contender: str, workload: Mapping[str, Any], effort: Sequence[Any], seed: int, threads: int | None = None
+) -> dict[str, list[float]]:
+    """Return `measure_contender` of what JSON has made plain, kept to so many threads."""
+    pin(threads)
+    return measure_contender(contender, Workload.from_dict(workload), Effort(*effort), seed)
 
 
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+def of_device(device: str, dtype: str, effort: Sequence[Any]) -> dict[str, Any]:
+    """Return `limits.measure` of what JSON has made plain."""
+    return measure(device, dtype, Effort(*effort))

@@ -189,8 +189,7 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from fastmlp.bench.contenders import entrants
-    from fastmlp.bench.processes import MeasuringError
-    from fastmlp.bench.running import processes_of, run
+    from fastmlp.bench.running import MeasuringError, processes_of, run
     from fastmlp.bench.tables import command_line
     from fastmlp.doctor.looks import gpus
 
