@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.bench import costs, limits, measures, running, verdicts, workloads
+from fastmlp.bench import child, contenders, costs, limits, measures, running, verdicts, workloads
 from fastmlp.bench.machine import commit
 from fastmlp.bench.results import Case, Results, read
 from fastmlp.bench.running import MeasuringError
@@ -234,6 +234,15 @@ def test_why_a_contender_was_not_measured_is_told_in_its_own_words(name, said):
         ask("of_contender", task(name, activation="gelu"))
 
 
+def test_memory_of_a_gpu_is_told_where_the_contender_knows_it(monkeypatch):
+    made = contenders.own("numpy").make
+    there = contenders.own("numpy")._replace(make=lambda *a: made(*a)._replace(device_memory=lambda: 7))
+    monkeypatch.setattr(child, "contender", lambda name: there)
+    found = child.of_contender("somebody", SMALL.to_dict(), TINY, 0)
+    assert found["device"] == [7.0]
+    assert list(child.of_contender("somebody", SMALL.to_dict(), TINY, 0, first_alone=True)) == ["import", "first"]
+
+
 # --- a run ---
 
 
@@ -249,10 +258,14 @@ class Measuring:
             self.asked.append("limits")
             return {"product": [1e9], "copies": [[1000, [1e9]], [2000, [1e9]]], "launch": [0.0]}
         name, workload = task["contender"], task["workload"]["name"]
-        self.asked.append(f"{workload} {name}")
-        if name in self.failing:
+        cold = task.get("first_alone", False)
+        self.asked.append(f"{'cold ' * cold}{workload} {name}")
+        if name in self.failing or self.asked[-1] in self.failing:
             raise FreshProcessError("it is broken")
-        return {m: [1.0 + len(self.asked) / 1e3] * 4 for m in measures.MEASURES}
+        if cold:
+            assert not any(Path(environment[name]).exists() for name in contenders.CACHES)
+            return {"import": [1.0], "first": [70.0]}
+        return {m: [1.0 + len(self.asked) / 1e3] * 4 for m in measures.MEASURES if m != "cold"}
 
 
 def run(ask, entrants=("numpy", "numba", "sklearn"), rounds=3, **changes):
@@ -269,8 +282,19 @@ def test_contenders_take_turns_and_nobody_is_always_the_first():
     second = ["small numba", "small sklearn", "small numpy", "other numba", "other sklearn", "other numpy"]
     assert ask.asked[:9] == ["tiny numba", "limits", *first, "limits"]
     assert ask.asked[9:15] == second
-    assert len(ask.asked) == 1 + 3 * 7
+    assert ask.asked[-1] == "cold small numba" and len(ask.asked) == 2 + 3 * 7
     assert [len(case.rounds) for case in found.cases] == [3] * 6
+
+
+def test_the_first_call_is_measured_once_with_nothing_compiled():
+    found = run(Measuring())
+    samples = {(case.workload.name, case.contender): case.samples("cold") for case in found.cases}
+    assert samples.pop(("small", "numba")) == [70.0]
+    assert set(map(tuple, samples.values())) == {()}
+    assert found.cases[1].samples("first") != [70.0] * 3
+    found = run(Measuring(failing=("cold small numba",)))
+    words = "fastmlp numba: the first call with nothing compiled was not measured: it is broken"
+    assert words in found.notes and found.failures == []
 
 
 def test_who_fails_is_kept_with_the_reason_and_not_asked_again():

@@ -17,7 +17,9 @@ from fastmlp.bench.measures import TIMED, Effort, peak_memory, take_samples
 from fastmlp.bench.workloads import Rows, Workload, rows_of
 
 
-def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) -> dict[str, list[float]]:
+def measure_contender(
+    name: str, workload: Workload, effort: Effort, seed: int, first_alone: bool = False
+) -> dict[str, list[float]]:
     """Return samples of each measure, taken in this process.
 
     Parameters
@@ -28,6 +30,8 @@ def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) 
     effort : Effort
     seed : int
         Of rows, weights and orders.
+    first_alone : bool
+        Whether nothing follows the first call.
     """
     chosen = contender(name)
     start = time.perf_counter()
@@ -41,11 +45,15 @@ def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) 
     running = chosen.make(workload, spec, rows, seed)
     running.train(1)
     found["first"] = [time.perf_counter() - start]
+    if first_alone:
+        return found
     wanted = effort.of_compilers if chosen.compiles else TIMED
     found |= _timed(running, rows, effort, wanted)
     memory = peak_memory()
     if memory is not None:
         found["memory"] = [float(memory)]
+    if running.device_memory is not None:
+        found["device"] = [float(running.device_memory())]
     assert all(np.isfinite(samples).all() for samples in found.values())
     return found
 
@@ -63,11 +71,16 @@ def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str]) 
 
 
 def of_contender(
-    contender: str, workload: Mapping[str, Any], effort: Sequence[Any], seed: int, threads: int | None = None
+    contender: str,
+    workload: Mapping[str, Any],
+    effort: Sequence[Any],
+    seed: int,
+    threads: int | None = None,
+    first_alone: bool = False,
 ) -> dict[str, list[float]]:
     """Return `measure_contender` of what JSON has made plain, kept to so many threads."""
     pin(threads)
-    return measure_contender(contender, Workload.from_dict(workload), Effort(*effort), seed)
+    return measure_contender(contender, Workload.from_dict(workload), Effort(*effort), seed, first_alone)
 
 
 def of_device(device: str, dtype: str, effort: Sequence[Any]) -> dict[str, Any]:

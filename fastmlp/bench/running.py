@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from fastmlp.bench.contenders import contender
+from fastmlp.bench.contenders import CACHES, contender
 from fastmlp.bench.limits import pinned_threads
 from fastmlp.bench.machine import commit, machine, versions
 from fastmlp.bench.measures import TIMED, Effort
@@ -32,7 +34,7 @@ def processes_of(workloads: Sequence[Workload], entrants: Mapping[str, str | Non
     able = [name for name, missing in entrants.items() if missing is None]
     limits = {(contender(name).device, workload.dtype) for name in able for workload in workloads}
     prepared = sum(contender(name).is_prepared for name in able)
-    return prepared + effort.rounds * (len(limits) + len(able) * len(workloads))
+    return 2 * prepared + effort.rounds * (len(limits) + len(able) * len(workloads))
 
 
 def run(
@@ -99,6 +101,10 @@ def run(
                 if case.failure is None:
                     said(f"round {turn + 1} of {effort.rounds}: {workload.name}, {case.label}")
                     _measure(case, seed, asking)
+    for case in found.of(workloads[0]):
+        if case.rounds and chosen[case.contender].is_prepared:
+            said(f"{case.label}: the first call, nothing compiled yet")
+            found.notes += _add_cold(case, seed, asking)
     if not any(case.rounds for case in found.cases):
         raise MeasuringError("; ".join(found.failures))
     return found
@@ -151,14 +157,32 @@ def _prepare(name: str, workload: Workload, ask: _Asking) -> str | None:
     return None
 
 
-def _measure(case: Case, seed: int, ask: _Asking) -> None:
+def _task(case: Case, seed: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a process is asked to measure, and the variables that it needs."""
     threads = case.workload.threads
     task = {"contender": case.contender, "workload": case.workload.to_dict(), "seed": seed, "threads": threads}
-    environment = {**pinned_threads(threads), **contender(case.contender).environment}
+    return task, {**pinned_threads(threads), **contender(case.contender).environment}
+
+
+def _measure(case: Case, seed: int, ask: _Asking) -> None:
+    task, environment = _task(case, seed)
     try:
         case.rounds.append(ask("of_contender", task, environment=environment))
     except MeasuringError as e:
         case.failure = str(e)
+
+
+def _add_cold(case: Case, seed: int, ask: _Asking) -> list[str]:
+    """Measure the first call where nothing is compiled yet, in empty folders; return why not, in words."""
+    task, environment = _task(case, seed)
+    with tempfile.TemporaryDirectory(prefix="fastmlp-", ignore_cleanup_errors=True) as folder:
+        empty = {name: str(Path(folder, name)) for name in CACHES}
+        try:
+            found = ask("of_contender", {**task, "first_alone": True}, 10.0, {**environment, **empty})
+        except MeasuringError as e:
+            return [f"{case.label}: the first call with nothing compiled was not measured: {e}"]
+    case.rounds[0]["cold"] = found["first"]
+    return []
 
 
 def _add_limits(found: Results, device: str, dtype: str, ask: _Asking) -> None:

@@ -10,7 +10,7 @@ from bench_runs import LIMITS, SMALL, made
 
 from fastmlp.bench import contenders, measures, pictures, report, running
 from fastmlp.bench.results import Case, read
-from fastmlp.bench.tables import figure, markdown, row, sentences
+from fastmlp.bench.tables import figure, header, markdown, row, sentences
 from fastmlp.bench.workloads import sweep
 from fastmlp.cli import bench as command
 from fastmlp.plots.pictures import MissingMatplotlibError
@@ -57,6 +57,15 @@ def test_a_figure_is_told_with_its_spread():
     found = made({"numpy": 1e-3})
     cell = row(found, found.cases[0])[1]
     assert (cell.whole, cell.said) == ("1.00 ms ±1%", "995 us to 1.01 ms, 16 samples")
+
+
+def test_what_nobody_measured_has_no_column():
+    found = made({"numpy": 1e-3})
+    titles = header(found)
+    assert len(titles) == len(row(found, found.cases[0])) and {"peak device memory", "first call, cold"} < set(titles)
+    for samples in found.cases[0].rounds:
+        del samples["device"], samples["row"]
+    assert [title for title in titles if title not in header(found)] == ["peak device memory"]
 
 
 def test_where_a_sweep_has_another_fastest_is_told():
@@ -285,8 +294,8 @@ def two(tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "slower"),
     [
-        ("", 0, "6 of 12 slower by 10%"),
-        ("--fail-slower 5%", 1, "12 of 12 slower by 5%"),
+        ("", 0, "8 of 16 slower by 10%"),
+        ("--fail-slower 5%", 1, "16 of 16 slower by 5%"),
         ("--fail-slower 0.6", 0, None),
     ],
 )

@@ -167,7 +167,7 @@ def test_a_scheduled_run_appends_and_fails_where_it_is_slower(cli, tmp_path, mon
     code, out, _ = cli(*asked, "10%")
     assert code == 0 and "before: the medians of 1 runs" in out and "nothing is slower by 10%" in out
     code, out, _ = cli(*asked, "10%")
-    assert code == 1 and "6 of 12 slower by 10%" in out
+    assert code == 1 and "8 of 16 slower by 10%" in out
     code, out, _ = cli("bench", "--history", "h.jsonl", "--markdown")  # nothing is said of failing
     assert (
         code == 0 and "| small | fastmlp numpy | training step | 1.01 ms | 1.07 ms | 1.06 | no difference seen |" in out
