@@ -19,7 +19,9 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,9 +88,9 @@ def measure(task: str, workload: str, contender: str, optimizer: str, repeats: i
     return min(seconds) / count
 
 
-def raced(target: str, **arguments: Any) -> Any:
+def raced(target: str, variables: Mapping[str, str | None] = MappingProxyType({}), /, **arguments: Any) -> Any:
     """Return what a function returns in a fresh process; None where it fails, with the reason on stderr."""
-    environment = {**dict.fromkeys(PINNED), **RESTRICTED}
+    environment = {**dict.fromkeys(PINNED), **RESTRICTED, **variables}
     try:
         return in_fresh_process(target, arguments, timeout=SECONDS, environment=environment)
     except FreshProcessError as e:

@@ -36,7 +36,7 @@ MEASURES = {
     "memory": Measure("peak memory", "of the process: interpreter, libraries, rows and network, on the host", "B"),
     "device": Measure(
         "peak device memory",
-        "on the GPU, rows and network: what CuPy's pool has taken for fastmlp, and what PyTorch and JAX count as in use "
+        "on the GPU, rows and network: what CuPy's pool has taken for fastmlp, what PyTorch and JAX count as in use "
         "at a time; the context, and what libraries take by themselves, are not in it",
         "B",
     ),
