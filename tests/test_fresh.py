@@ -1,6 +1,5 @@
 """A function called in a fresh process: its answer, its errors in words, its end, and that of all it has started."""
 
-import json
 import os
 import signal
 import subprocess
@@ -141,10 +140,23 @@ def test_who_does_not_end_when_told_is_killed(monkeypatch):
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_who_is_told_to_end_ends_what_it_has_started_first(tmp_path, number):
+ALONE = "import here; here.in_fresh_process('here:starts', {'file': FILE}, timeout=60.0)"
+IN_THREADS = "from fastmlp.doctor.checkup import examine; examine(('rich', 'matplotlib'))"
+HANGS = """
+import os, time
+with open(FILE, "a") as out:
+    print(os.getpid(), file=out, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "number"), [(ALONE, signal.SIGTERM), (ALONE, signal.SIGINT), (IN_THREADS, signal.SIGINT)]
+)
+def test_who_is_told_to_end_ends_what_it_has_started_first(tmp_path, code, number):
     file = tmp_path / "numbers"
-    code = f"import here; here.in_fresh_process('here:starts', {json.dumps({'file': str(file)})}, timeout=60.0)"
+    (tmp_path / "modules" / "rich.py").write_text(HANGS.replace("FILE", repr(str(file))))
+    code = code.replace("FILE", repr(str(file)))
     variables = {**os.environ, "PYTHONPATH": str(tmp_path / "modules")}
     parent = subprocess.Popen([sys.executable, "-P", "-c", code], env=variables, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 30

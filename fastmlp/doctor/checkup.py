@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.doctor.findings import Findings, Trouble
-from fastmlp.doctor.fresh import FreshProcessError, TooLongError, in_fresh_process
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError, end_all, in_fresh_process
 from fastmlp.doctor.looks import LOOKS, cupy_packages, products
 from fastmlp.doctor.versions import PIP, REQUIRED, look_at_versions, pinned
 
@@ -44,7 +44,12 @@ def examine(looks: Sequence[str] = tuple(LOOKS)) -> Findings:
     found = _python()
     found.merge(look_at_versions())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = dict(zip(looks, pool.map(_ask, looks), strict=True))
+        try:
+            answers = dict(zip(looks, pool.map(_ask, looks), strict=True))
+        except BaseException:  # Ctrl-C, above all: looks that hang are not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
     failed = {name for name, answer in answers.items() if isinstance(answer, FreshProcessError)}
     for name, answer in answers.items():
         if not isinstance(answer, FreshProcessError):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _CHILD = Path(__file__).with_name("fresh_child.py")
+_running: set[subprocess.Popen[bytes]] = set()
 GRACE = 2.0
 """Seconds that a process has, once it is told to end, to end those that it has started."""
 
@@ -113,6 +114,7 @@ def in_fresh_process(
 
 def _waited(child: subprocess.Popen[bytes], timeout: float) -> int | None:
     """Return the code that a process ends with; None where it takes too long.  It has ended in any case."""
+    _running.add(child)
     try:
         return child.wait(timeout)
     except subprocess.TimeoutExpired:
@@ -120,6 +122,14 @@ def _waited(child: subprocess.Popen[bytes], timeout: float) -> int | None:
     finally:
         if child.poll() is None:
             _end(child)
+        _running.discard(child)
+
+
+def end_all() -> None:
+    """Kill what other threads have started, whom neither Ctrl-C nor SIGTERM reaches."""
+    for child in list(_running):
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
