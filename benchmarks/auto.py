@@ -54,8 +54,8 @@ class Ran(NamedTuple):
 
     Attributes
     ----------
-    backend, why : str
-        On which it ended, and why.
+    backend : str
+        On which it ended.
     steps : list of float
         Samples of the seconds of a step, all after the first epoch.
     trial : float
@@ -65,7 +65,6 @@ class Ran(NamedTuple):
     """
 
     backend: str
-    why: str
     steps: list[float]
     trial: float
     expected: float
@@ -99,7 +98,7 @@ def trained(workload: dict[str, Any], backend: str, seconds: float) -> Ran:
         model.fit(rows.x, rows.y, epochs=epochs, callbacks=[ends], **options)
     steps = samples(ends.at, rows.steps)
     expected = epochs * rows.steps * statistics.median(steps)
-    return Ran(model.backend.name, str(model.backend_choice), steps, sum(spent), expected)
+    return Ran(model.backend.name, steps, sum(spent), expected)
 
 
 @contextmanager

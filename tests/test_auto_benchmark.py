@@ -44,7 +44,7 @@ def test_samples_are_whole_epochs_after_the_first_and_long_enough(auto):
 )
 def test_too_much_is_a_slower_step_or_a_long_trial(auto, own, trial_seconds, expected, word, too_much):
     def ran(step, spent=0.0):
-        return auto.Ran("numba", "", [step * (1 + i / 1e4) for i in range(8)], spent, expected)
+        return auto.Ran("numba", [step * (1 + i / 1e4) for i in range(8)], spent, expected)
 
     found = {"auto": [ran(own), ran(own, trial_seconds)], "numpy": [ran(3.0)] * 2, "numba": [ran(1.0)] * 2}
     cells, is_too_much = auto.judged("tiny", found)
@@ -58,7 +58,7 @@ def test_a_run_tells_its_steps_and_what_its_trials_took(auto, monkeypatch):
     monkeypatch.setattr(runs, "settle", lambda *_: tried.append(time.sleep(0.01 if tried else 0.4)))
     workload = replace(auto.SHAPES["tiny"], batch=512)
     ran = auto.trained(workload.to_dict(), "numpy", 0.05)
-    assert (ran.backend, ran.why) == ("numpy", "numpy (asked for)")
+    assert ran.backend == "numpy"
     assert all(0 < step < 0.1 for step in ran.steps)
     assert ran.expected > 2 * max(ran.steps) * auto.rows_of(workload, workload.spec(), auto.OPERATIONS, 0).steps
     assert len(tried) == 2 and 0.01 <= ran.trial < 0.4  # of the second run alone
@@ -77,7 +77,7 @@ def test_nothing_that_was_decided_is_known_to_a_process(auto, monkeypatch):
         asked.append((given["backend"], sorted(file.name for file in cache.rglob("*"))))
         for name in ("steps-a-float32.json", "backends-a-float32.json", "threads-a-float32.json", "kernel.nbc"):
             (cache / name).touch()
-        return ["numba", "", [1.0], 0.0, 1.0]
+        return ["numba", [1.0], 0.0, 1.0]
 
     monkeypatch.setattr(auto, "raced", raced)
     found, left_out = auto.race(["tiny"], 2, 0.1)

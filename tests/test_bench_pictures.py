@@ -104,6 +104,15 @@ def test_positions_are_apart_in_order_within_limits_and_move_as_little_as_can_be
         assert (((moved[allowed] - given) ** 2).sum(1) >= ((found - given) ** 2).sum() - 1e-6).all()
 
 
+def test_more_names_than_there_is_room_for_are_drawn_together():
+    many = [replace(SMALL, name=f"w{i}", units=(4 + i**2, 3 + i**2, 2), batch=1 + i) for i in range(60)]
+    found = made({"numpy": 1e-3}, many)
+    (step, prediction) = pictures.roofline(found, "cpu float32")
+    assert [covered(ax) for ax in (step, prediction)] == [[], []]
+    named = [text for ax in (step, prediction) for text in ax.texts if text.get_rotation()]
+    assert any("…" in text.get_text() for text in named) and 10 < len(named) < 120
+
+
 def test_a_long_name_is_cut():
     assert labels.short("a" * 24) == "a" * 24
     assert labels.short("a" * 25) == "a" * 23 + "…"

@@ -80,18 +80,18 @@ def columns(axes: Sequence[Axes], names: Sequence[Callable[[float], list[tuple[f
     points = _points(axes[0])
     shown = []
     for ax, named in zip(axes, names, strict=True):
-        width, height = ax.bbox.width, ax.bbox.height
-        found, apart = named(0.01), 0.01
-        texts = [ax.text(x, 1.0, short(name), **_UPRIGHT) for x, name in found]
-        gap = max(t.get_window_extent().width for t in texts) + _GAP * points
-        while len(found) * gap > width:
-            apart *= 2
+        apart = 0.01
+        while True:  # until they fit
             found = named(apart)
-        for text in texts:
-            text.remove()
-        texts = [ax.text(x, 1.0, short(name), **_UPRIGHT) for x, name in found]
-        band = max(t.get_window_extent().height for t in texts) + _GAP * points
-        share = (band + (_BEND + _ROW) * points) / height
+            texts = [ax.text(x, 1.0, short(name), **_UPRIGHT) for x, name in found]
+            sizes = [text.get_window_extent().size for text in texts]
+            gap, band = (float(size) + _GAP * points for size in np.max(sizes, axis=0))
+            if len(found) * gap <= ax.bbox.width or len(found) == 1:
+                break
+            for text in texts:
+                text.remove()
+            apart *= 2
+        share = (band + (_BEND + _ROW) * points) / ax.bbox.height
         low, high = ax.get_ylim()
         for minor in (False, True):  # there are no values where names stand
             ax.set_yticks([tick for tick in ax.get_yticks(minor=minor) if low <= tick <= high], minor=minor)
