@@ -1,6 +1,7 @@
 """A function called in a fresh process: its answer, its errors in words, its end, and that of all it has started."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,3 +178,29 @@ def test_a_handler_of_ones_own_stays():
         signal.signal(signal.SIGTERM, before)
     in_fresh_process("here:answer", timeout=60.0)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_every_function_that_is_asked_for_by_name_is_there():
+    root, found = Path(__file__).parent.parent, []
+    files = [file for folder in ("fastmlp", "benchmarks") for file in (root / folder).rglob("*.py")]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        if "in_fresh_process" in text or "raced(" in text:
+            found += re.findall(r'"([a-z_.]+):([a-z_]+)"', text)
+    assert len(found) >= 8
+    for module, function in found:
+        path = "/".join(module.split(".")) if module.startswith("fastmlp") else f"benchmarks/{module}"
+        if module != "package.module":  # of a docstring
+            assert f"\ndef {function}(" in (root / f"{path}.py").read_text(encoding="utf-8"), (module, function)
+
+
+def test_what_starting_costs_is_measured_where_nothing_was_imported(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import startup
+
+    how = "import startup; assert not {'numpy', 'fastmlp', 'statistics'} & set(sys.modules), sys.modules"
+    bare = HERE.replace("from fastmlp.doctor.fresh import in_fresh_process", "")
+    (tmp_path / "modules" / "here.py").write_text(bare)
+    in_fresh_process("here:fails", {"how": how}, timeout=60.0)
+    for function in startup.IMPORTS.values():
+        assert 0 < in_fresh_process(f"startup:{function}", timeout=60.0) < 60_000
