@@ -114,22 +114,50 @@ def test_an_interpreter_that_crashes_is_told(monkeypatch, tmp_path):
         in_fresh_process("here:loaded", timeout=60.0)
 
 
-def test_what_was_said_is_kept_in_a_log_even_of_one_that_takes_too_long(tmp_path):
+@pytest.fixture
+def too_long_once(monkeypatch):
+    """Let the time of a process be over as soon as a file holds so many words, however slow the machine is."""
+
+    def begin(file, words):
+        def wait(child, timeout=None):
+            if timeout is None:
+                return real(child)
+            end = time.monotonic() + 60
+            while not (file.exists() and len(file.read_text().split()) == words) and time.monotonic() < end:
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(child.args, timeout)
+
+        monkeypatch.setattr(fresh.subprocess.Popen, "wait", wait)
+
+    real = subprocess.Popen.wait
+    return begin
+
+
+def test_what_was_said_is_kept_in_a_log_even_of_one_that_takes_too_long(tmp_path, too_long_once):
+    too_long_once(tmp_path / "log", 2)
     how = "import time; print('asleep', flush=True); time.sleep(60)"
     with pytest.raises(TooLongError, match=r"^took longer than 0\.5 s"):
         in_fresh_process("here:fails", {"how": how}, timeout=0.5, log=tmp_path / "log")
     assert (tmp_path / "log").read_text() == "before\nasleep\n"
 
 
-@pytest.mark.parametrize("function", ["starts", "nests"])
-def test_who_takes_too_long_ends_with_all_that_it_started(tmp_path, function):
+@pytest.mark.parametrize(("function", "count"), [("starts", 2), ("nests", 3)])
+def test_who_takes_too_long_ends_with_all_that_it_started(tmp_path, too_long_once, function, count):
     """Those that a process of its own has started in a session of their own too."""
     file = tmp_path / "numbers"
+    too_long_once(file, count)
     with pytest.raises(TooLongError):
-        in_fresh_process(f"here:{function}", {"file": str(file)}, timeout=1.5)
+        in_fresh_process(f"here:{function}", {"file": str(file)}, timeout=0.5)
     numbers = file.read_text().split()
-    assert len(numbers) == {"starts": 2, "nests": 3}[function]
+    assert len(numbers) == count
     assert all_end(numbers)
+
+
+def test_the_time_is_what_was_asked_for():
+    began = time.monotonic()
+    with pytest.raises(TooLongError):
+        in_fresh_process("here:fails", {"how": "import time; time.sleep(60)"}, timeout=0.5)
+    assert 0.5 <= time.monotonic() - began < 20
 
 
 def test_who_does_not_end_when_told_is_killed(monkeypatch):

@@ -57,7 +57,7 @@ def test_a_stage_that_hangs_is_stopped_and_one_that_fails_says_why(gpu_day, tmp_
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     for code, seconds, said in (
-        ("import time; print('asleep', flush=True); time.sleep(60)", 1, "stopped after 1 s"),
+        ("import time; print('asleep', flush=True); time.sleep(60)", 3, "stopped after 3 s"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20, "ends the process by SIGKILL, Killed"),
         ("raise SystemExit('no GPU here')", 20, "SystemExit: no GPU here"),
     ):
