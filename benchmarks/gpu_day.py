@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError, in_fresh_process
 
 PART_SECONDS = 540
 """What a part may take, all its stages together."""
@@ -57,30 +56,27 @@ STAGES = {
 MODULES = {1: "gpu_right", 2: "gpu_speed", 3: "gpu_why"}
 
 
+def stage(name: str, dry: bool) -> dict[str, Any]:
+    """Run a stage in this process; return what it found."""
+    import gpu_measure
+
+    if dry:
+        gpu_measure.use_the_double()
+    found: dict[str, Any] = getattr(importlib.import_module(MODULES[STAGES[name].part]), name)(dry)
+    return found
+
+
 def run_stage(name: str, out: Path, seconds: float, dry: bool) -> dict[str, Any]:
     """Run a stage in a process of its own; write and return what it found."""
-    command = [sys.executable, __file__, "--child", name, *(["--dry-run"] if dry else []), "--out", str(out)]
-    result, began = out / f"{name}.json", time.monotonic()
+    result, began, given = out / f"{name}.json", time.monotonic(), {"name": name, "dry": dry}
     result.unlink(missing_ok=True)
-    with open(out / f"{name}.log", "w", encoding="utf-8") as log:
-        # a session of its own: what it has started ends with it
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code: int | None = child.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    found: dict[str, Any] = {"stage": name, "seconds": round(time.monotonic() - began, 1)}
-    if code == 0 and result.exists():
-        found |= json.loads(result.read_text())
-    elif code is None:
-        found["failed"] = f"stopped after {seconds:.0f} s"
-    else:
-        lines = (out / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        found["failed"] = f"code {code}: {lines[-1] if lines else 'it said nothing'}"
+    try:
+        answer = in_fresh_process("gpu_day:stage", given, timeout=seconds, log=out / f"{name}.log")
+    except TooLongError:
+        answer = {"failed": f"stopped after {seconds:.0f} s"}
+    except FreshProcessError as e:
+        answer = {"failed": str(e)}
+    found = {"stage": name, "seconds": round(time.monotonic() - began, 1), **answer}
     result.write_text(json.dumps(found, indent=1))
     return found
 
@@ -122,20 +118,10 @@ def main() -> int:
     parser.add_argument("--stages", help="names, with commas between them: " + ", ".join(STAGES))
     parser.add_argument("--dry-run", action="store_true", help="on the double of CuPy, with sizes that it can do")
     parser.add_argument("--write", action="store_true", help="run nothing; put what DIR holds into RESULTS.md")
-    parser.add_argument("--child", choices=list(STAGES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.write:
         write(options.out)
-        return 0
-    if options.child:
-        import gpu_measure
-
-        if options.dry_run:
-            gpu_measure.use_the_double()
-        stage = getattr(importlib.import_module(MODULES[STAGES[options.child].part]), options.child)
-        found = stage(options.dry_run)
-        (options.out / f"{options.child}.json").write_text(json.dumps(found))
         return 0
     wanted = options.stages.split(",") if options.stages else list(STAGES)
     unknown = [name for name in wanted if name not in STAGES]

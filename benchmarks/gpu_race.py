@@ -19,14 +19,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from race import data, in_process
+from race import data, raced
 
 from fastmlp.bench import peers
 from fastmlp.bench.contenders import Contender, own, peer
@@ -128,11 +127,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="differences that a process takes of a workload")
     parser.add_argument("--floor", metavar="WORKLOAD", help="a step beside its products and the optimizer's bytes")
     parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
-    parser.add_argument("--child")
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(**json.loads(options.child))))
-        return
     import fastmlp
 
     found = fastmlp.available_backends()["cupy"]
@@ -142,8 +137,8 @@ def main() -> None:
     if options.floor:
         print(f"{found.reason}\n{floor(options.floor, options.repeats)}")
         return
-    raced, silent = race(options.workloads.split(","), options.contenders.split(","), options.rounds, options.repeats)
-    text = as_table(raced)
+    figures, silent = race(options.workloads.split(","), options.contenders.split(","), options.rounds, options.repeats)
+    text = as_table(figures)
     print(f"{found.reason}\n\n{text}")
     if silent:
         sys.exit(silent)
@@ -164,7 +159,7 @@ def race(
     found: dict[str, dict[str, list[float]]] = {w: {c: [] for c in names} for w in workloads}
     for _ in range(rounds):
         for name in names:
-            measured = in_process(__file__, workloads=workloads, contender=name, repeats=repeats)
+            measured = raced("gpu_race:measure", workloads=workloads, contender=name, repeats=repeats)
             for workload, seconds in (measured or {}).items():
                 found[workload][name] += seconds
     silent = [f"{name} ({workload})" for workload, by in found.items() for name in names if not by[name]]

@@ -6,28 +6,34 @@ python benchmarks/limits.py            # --write makes it a section of RESULTS.m
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import textwrap
+import time
+import tracemalloc
 from typing import Any
 
+import numpy as np
 from results import unpinned, write_section
 
+import fastmlp
+from fastmlp.bench.measures import peak_memory
 from fastmlp.bench.tables import markdown_table as table
+from fastmlp.doctor.fresh import in_fresh_process
 
-FIRST_FIT = """
-    import time, numpy as np, fastmlp, numba, sklearn.base
+
+def first_fit() -> float:
+    """Return the seconds of the first fit of this process, all that it needs imported."""
+    import numba  # noqa: F401
+    import sklearn.base  # noqa: F401
+
     x, y = np.random.default_rng(0).random((6400, 784), np.float32), np.arange(6400) % 10
     start = time.perf_counter()
     fastmlp.MLP((784, 64, 32, 10), backend="numba", seed=0).fit(x, y, epochs=1, batch_size=32, verbose=0)
-    print(time.perf_counter() - start)
-"""
-ONE_ROW = """
-    import json, time, numpy as np, fastmlp
+    return time.perf_counter() - start
+
+
+def one_row() -> dict[str, tuple[float, float]]:
+    """Return the least and the median seconds of a prediction of one row, by two ways."""
     model = fastmlp.MLP((784, 64, 32, 10), backend="numba", seed=0)
     x = np.random.default_rng(0).random((1, 784), np.float32)
     row, predictor, found = x[0], model.predictor(), {}
@@ -37,29 +43,27 @@ ONE_ROW = """
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
-        found[name] = [min(seconds), float(np.median(seconds))]
-    print(json.dumps(found))
-"""
-MEMORY = """
-    import json, sys, tracemalloc, numpy as np, fastmlp, resource
+        found[name] = min(seconds), float(np.median(seconds))
+    return found
+
+
+def memory(backend: str) -> tuple[int, int | None]:
+    """Return the most bytes that a fit allocates at a time beyond its data, and that this process has held."""
     from fastmlp.datasets import load_mnist
+
     (x, y), _ = load_mnist()
-    x = x.reshape(len(x), -1).astype(np.float32) / np.float32(255)
-    fit = dict(epochs=1, batch_size=128, optimizer=fastmlp.Adam(1e-3), verbose=0)
-    fastmlp.MLP((784, 512, 256, 10), backend=sys.argv[1], seed=0).fit(x[:1280], y[:1280], **fit)
-    model = fastmlp.MLP((784, 512, 256, 10), backend=sys.argv[1], seed=0)
+    fit: dict[str, Any] = {"epochs": 1, "batch_size": 128, "optimizer": fastmlp.Adam(1e-3), "verbose": 0}
+    fastmlp.MLP((784, 512, 256, 10), backend=backend, seed=0).fit(x[:1280], y[:1280], **fit)
+    model = fastmlp.MLP((784, 512, 256, 10), backend=backend, seed=0)
     tracemalloc.start()
     model.fit(x, y, **fit)
-    print(json.dumps([tracemalloc.get_traced_memory()[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
-"""
+    return tracemalloc.get_traced_memory()[1], peak_memory()
 
 
-def run(code: str, *arguments: str, cache: str | None = None) -> Any:
-    """Return what a fresh process prints, read as JSON."""
-    environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def measured(function: str, cache: str | None = None, **arguments: str) -> Any:
+    """Return what a function of this file finds in a fresh process."""
+    environment = {} if cache is None else {"NUMBA_CACHE_DIR": cache}
+    return in_fresh_process(f"limits:{function}", arguments, timeout=600.0, environment=environment)
 
 
 def main() -> None:
@@ -72,10 +76,10 @@ def main() -> None:
     empty, warm = [], []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as cache:
-            empty.append(run(FIRST_FIT, cache=cache))
-            warm.append(run(FIRST_FIT, cache=cache))
-    run(ONE_ROW)
-    rows = [run(ONE_ROW) for _ in range(options.rounds)]
+            empty.append(measured("first_fit", cache))
+            warm.append(measured("first_fit", cache))
+    measured("one_row")
+    rows = [measured("one_row") for _ in range(options.rounds)]
     lines = [
         ["first fit, nothing compiled yet, s", f"{min(empty):.1f}", f"{statistics.median(empty):.1f}"],
         ["first fit of a process, compiled code on disk, s", f"{min(warm):.2f}", f"{statistics.median(warm):.2f}"],
@@ -83,7 +87,7 @@ def main() -> None:
     for name, call in {"predictor": "`model.predictor()`", "predict": "`predict`"}.items():
         best, middle = min(r[name][0] for r in rows), statistics.median(r[name][1] for r in rows)
         lines.append([f"one row of 784-64-32-10 by {call}, us", f"{best * 1e6:.1f}", f"{middle * 1e6:.1f}"])
-    (numpy_bytes, numpy_resident), (own, resident) = (run(MEMORY, backend) for backend in ("numpy", "numba"))
+    (numpy_bytes, numpy_resident), (own, resident) = (measured("memory", backend=name) for name in ("numpy", "numba"))
     text = (
         table(["what", "best", "median"], lines)
         + "\n\n784-512-256-10 with Adam, batches of 128, on 60,000 float32 rows: a fit on NumPy allocates at most "

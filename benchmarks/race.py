@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fastmlp.bench.contenders import Contender, contender
-from fastmlp.bench.limits import pinned_threads
 from fastmlp.bench.workloads import FIRST, RATES, WORKLOADS, Rows, Workload, steps_of_an_epoch
+from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
 
 CONTENDERS = ("torch", "jax", "sklearn", "fastmlp-numpy", "fastmlp-numba")
 MOST_OPERATIONS = 1.5e11
@@ -46,6 +45,10 @@ AVX2 = {
 }
 """What tells each library to use AVX2 at most, as on most laptops; JAX's products escape it in part."""
 RESTRICTED: dict[str, str] = {}
+PINNED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""What pins an old core type for OpenBLAS, which would slow it down."""
+SECONDS = 1800.0
+"""After which a process counts as hanging."""
 
 
 def data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
@@ -65,12 +68,13 @@ def named(name: str) -> Contender:
     return contender(name.removeprefix("fastmlp-"))
 
 
-def measure(task: str, workload: Workload, contender: str, optimizer: str, repeats: int) -> float:
+def measure(task: str, workload: str, contender: str, optimizer: str, repeats: int) -> float:
     """Return the seconds of a step, or of a prediction of all rows, in this process."""
-    x, y = data(workload)
-    steps = steps_of_an_epoch(workload.units, workload.batch, MOST_OPERATIONS)
-    rows = Rows(x[: steps * workload.batch], y[: steps * workload.batch], x, steps)
-    chosen = replace(workload, optimizer=optimizer)
+    given = WORKLOADS[workload]
+    x, y = data(given)
+    steps = steps_of_an_epoch(given.units, given.batch, MOST_OPERATIONS)
+    rows = Rows(x[: steps * given.batch], y[: steps * given.batch], x, steps)
+    chosen = replace(given, optimizer=optimizer)
     running = named(contender).make(chosen, chosen.spec(), rows, 0)
     if task == "predict":
         running.train(1)  # scikit-learn has no network before
@@ -84,27 +88,20 @@ def measure(task: str, workload: Workload, contender: str, optimizer: str, repea
     return min(seconds) / count
 
 
-def in_process(script: str, launcher: Sequence[str] = (), threads: int | None = None, **arguments: Any) -> Any:
-    """Return what a script prints last, as JSON, in a fresh process; None where it fails, with the reason on stderr.
-
-    Parameters
-    ----------
-    script : str
-    launcher : sequence of str
-        What starts it, such as ``("mpiexec", "-n", "2")``.
-    threads : int, optional
-        To which all libraries are kept.
-    arguments
-        Of the child.
-    """
-    pinned = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-    environment = {k: v for k, v in os.environ.items() if k not in pinned} | RESTRICTED | pinned_threads(threads)
-    command = [*launcher, sys.executable, script, "--child", json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{arguments}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
+def raced(
+    target: str,
+    variables: Mapping[str, str | None] = MappingProxyType({}),
+    launcher: Sequence[str] = (),
+    /,
+    **arguments: Any,
+) -> Any:
+    """Return what a function returns in a fresh process; None where it fails, with the reason on stderr."""
+    environment = {**dict.fromkeys(PINNED), **RESTRICTED, **variables}
+    try:
+        return in_fresh_process(target, arguments, timeout=SECONDS, environment=environment, launcher=launcher)
+    except FreshProcessError as e:
+        print(f"{arguments}: {e}", file=sys.stderr)
         return None
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> None:
@@ -118,15 +115,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="epochs, or predictions, of a process")
     parser.add_argument("--avx2", action="store_true", help="tell every contender to use AVX2 at most")
     parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
-    parser.add_argument("--child")
     options = parser.parse_args()
     if options.avx2:
         RESTRICTED.update(AVX2)
         os.environ.update(AVX2)
-    if options.child:
-        arguments = json.loads(options.child)
-        print(measure(arguments.pop("task"), WORKLOADS[arguments.pop("workload")], **arguments))
-        return
     names = [c for c in options.contenders.split(",") if importlib.util.find_spec(named(c).module.partition(".")[0])]
     workloads = options.workloads.split(",")
     found: dict[str, dict[str, list[float]]] = {w: {c: [] for c in names} for w in workloads}
@@ -134,7 +126,7 @@ def main() -> None:
         for workload in workloads:
             for name in names:
                 common = {"task": options.task, "optimizer": options.optimizer, "repeats": options.repeats}
-                seconds = in_process(__file__, workload=workload, contender=name, **common)
+                seconds = raced("race:measure", workload=workload, contender=name, **common)
                 found[workload][name] += [] if seconds is None else [seconds]
     from results import write_section
 

@@ -23,12 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from race import in_process
+from race import raced
 from results import unpinned, write_section
 from scaling_measure import fit_link
 from scaling_model import Link, Machine, Step, Wires, Work, read_machine, step
 
 from fastmlp.backends.cpu.limits import physical_cores
+from fastmlp.bench.limits import pinned_threads
 from fastmlp.bench.tables import markdown_table as table
 from fastmlp.bench.workloads import FIRST, RATES, WORKLOADS, Workload
 from fastmlp.parallel.choosing import CURE
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HERE = Path(__file__).parent
-MEASURE = str(HERE / "scaling_measure.py")
 MACHINE = HERE / "machines" / "h200.toml"
 PICTURES = HERE / "pictures"
 GPUS = tuple(2**i for i in range(11))
@@ -55,16 +55,18 @@ def measured(launcher: Sequence[str], ranks: int, workloads: Sequence[Workload],
     """Return what `scaling_measure.py` finds with so many ranks of one thread."""
     launch = [*launcher, str(ranks)] if ranks > 1 else []
     task = {"kind": "ranks", "ranks": ranks, "backend": backend, "seconds": seconds}
-    return _found(in_process(MEASURE, launch, 1, workloads=[w.to_dict() for w in workloads], **task))
+    return _measured(launch, 1, workloads, **task)
 
 
 def plain(workload: Workload, backend: str, seconds: float, threads: int) -> float:
     """Return the seconds of a step of one process of so many threads, as `fit` trains without `parallel`."""
     task = {"kind": "plain", "ranks": 1, "backend": backend, "seconds": seconds}
-    return float(_found(in_process(MEASURE, (), threads, workloads=[workload.to_dict()], **task)))
+    return float(_measured((), threads, [workload], **task))
 
 
-def _found(answer: Any) -> Any:
+def _measured(launch: Sequence[str], threads: int, workloads: Sequence[Workload], **task: Any) -> Any:
+    given = {"workloads": [w.to_dict() for w in workloads], **task}
+    answer = raced("scaling_measure:answer", pinned_threads(threads), launch, task=given)
     if answer is None:
         raise SystemExit("a process has measured nothing, and said why above")
     return answer

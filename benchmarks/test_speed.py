@@ -1,19 +1,28 @@
-"""Operations and training steps on every backend, with pytest-benchmark: `pytest benchmarks/test_speed.py`.
+"""Operations, steps, epochs and predictions on every backend, with pytest-benchmark.
 
-One group for each operation and size, one line for each backend.  Timed assertions are nowhere: compare the lines, or
-runs with `--benchmark-autosave` and `--benchmark-compare`.
+    pytest -n0 --dist=no benchmarks/test_speed.py    # it measures nothing beside other workers
+
+One group for each operation, or network, and size, one line for each backend; `--benchmark-group-by=param:backend`
+turns that round.  Steps and epochs are those of `fastmlp bench`: its workloads, by its contenders.  Timed assertions
+are nowhere: compare the lines, or runs with `--benchmark-autosave` and `--benchmark-compare`.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastmlp
+from fastmlp.bench.contenders import contender
+from fastmlp.bench.measures import QUICK
+from fastmlp.bench.workloads import WORKLOADS, rows_of
 
 pytest.importorskip("pytest_benchmark")
 
 BACKENDS = [name for name, found in fastmlp.available_backends().items() if found.available]
 SIZES = [(32, 784, 64), (600, 784, 32), (128, 784, 512)]
 """Rows, inputs, outputs."""
+NETWORKS = ("viblo", "hundred", "mid")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -69,12 +78,46 @@ def test_softmax_cross_entropy(benchmark, backend):
     run(benchmark, backend, "softmax_cross_entropy (600, 10)", lambda: backend.loss(*work))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize(("units", "batch"), [((784, 64, 32, 10), 32), ((784, 100, 10), 200)])
-def test_training_step(benchmark, backend, units, batch, optimizer):
-    rng = np.random.default_rng(0)
-    x, y = rng.random((batch * 50, units[0]), np.float32), rng.integers(0, 10, batch * 50)
-    rule = fastmlp.SGD(0.01) if optimizer == "sgd" else fastmlp.Adam(1e-3)
-    model = fastmlp.MLP(units, backend=backend, seed=0)
-    group = f"50 training steps {units} batch {batch} {optimizer}"
-    run(benchmark, backend, group, lambda: model.fit(x, y, epochs=1, batch_size=batch, optimizer=rule, verbose=0))
+@pytest.fixture(params=[f"{name} {optimizer}" for name in NETWORKS for optimizer in ("sgd", "adam")])
+def workload(request):
+    name, optimizer = request.param.split()
+    return replace(WORKLOADS[name], optimizer=optimizer)
+
+
+@pytest.fixture
+def running(backend, workload):
+    """Return what trains and predicts rows of so many steps, ready to be timed, and the rows."""
+
+    def make(steps=None):
+        spec = workload.spec()
+        rows = rows_of(workload, spec, QUICK.operations, 0)
+        if steps is not None:
+            few = steps * workload.batch
+            rows = rows._replace(x=rows.x[:few], y=rows.y[:few], steps=steps)
+        return contender(backend.name).make(workload, spec, rows, 0), rows
+
+    return make
+
+
+def test_step(benchmark, backend, workload, running):
+    """A call of `fit` that takes one step: what it costs beside the step is in it."""
+    made, _ = running(steps=1)
+    run(benchmark, backend, f"fit of one step, {workload.describe()}", lambda: made.train(1))
+
+
+def test_epoch(benchmark, backend, workload, running):
+    made, rows = running()
+    benchmark.extra_info["steps"] = rows.steps
+    run(benchmark, backend, f"epoch of {rows.steps} steps, {workload.describe()}", lambda: made.train(1))
+
+
+@pytest.mark.parametrize("workload", [f"{name} adam" for name in NETWORKS], indirect=True)
+def test_predict(benchmark, backend, workload, running):
+    made, rows = running(steps=1)
+    run(benchmark, backend, f"predict {len(rows.many)} rows, {'-'.join(map(str, workload.units))}", made.predict)
+
+
+@pytest.mark.parametrize("workload", [f"{name} adam" for name in NETWORKS], indirect=True)
+def test_predict_one_row(benchmark, backend, workload, running):
+    made, _ = running(steps=1)
+    run(benchmark, backend, f"predict one row, {'-'.join(map(str, workload.units))}", made.row)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import statistics
 import tempfile
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from race import CONTENDERS, in_process, named
+from race import CONTENDERS, named, raced
 
 from fastmlp.bench.workloads import RATES, WORKLOADS, Rows
 
@@ -121,21 +120,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...: a run of each contender with each")
     parser.add_argument("--most", type=int, default=30, help="epochs of a run")
     parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
-    parser.add_argument("--child")
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(run(**json.loads(options.child))))
-        return
     names = [c for c in options.contenders.split(",") if importlib.util.find_spec(named(c).module.partition(".")[0])]
     found: dict[str, list[Run]] = {name: [] for name in names}
     asked = {name: getattr(options, name) for name in ("workload", "optimizer", "target", "most")}
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         for name in names:
-            in_process(__file__, folder=folder, contender=name, seed=0, **{**asked, "most": 1})
+            raced("time_to_accuracy:run", folder=folder, contender=name, seed=0, **{**asked, "most": 1})
         for seed in range(options.seeds):
             for name in names:
-                given = in_process(__file__, folder=folder, contender=name, seed=seed, **asked)
+                given = raced("time_to_accuracy:run", folder=folder, contender=name, seed=seed, **asked)
                 found[name] += [] if given is None else [Run(*given)]
     text = report(found)
     print(text)

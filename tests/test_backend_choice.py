@@ -12,6 +12,7 @@ from fastmlp.backends import contest, decisions, registry
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
+from fastmlp.convert import from_sklearn, to_sklearn
 from fastmlp.engine import backend_trial
 from fastmlp.errors import KernelError
 
@@ -64,6 +65,7 @@ def rivals(monkeypatch, tmp_path):
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 1e-3)
     monkeypatch.setattr(contest, "MOST_SECONDS", 60.0)
     monkeypatch.setattr(decisions, "_known", {})
+    monkeypatch.setattr(backend_trial, "_took", {})
     monkeypatch.setattr(NumpyBackend, "decisions", lambda self, what, dtype: Decisions(tmp_path / "kept.json", {}))
     monkeypatch.setattr(Other, "fails_at", 0)
     for name in ("other", "slow"):
@@ -79,6 +81,82 @@ def trained(backend="auto", **options):
     model = fastmlp.MLP(UNITS, backend=backend, seed=0)
     model.fit(x, y, epochs=2, batch_size=16, verbose=0, **options)
     return model
+
+
+def estimator(backend="auto", kind=fastmlp.MLPClassifier, fits="fit", **options):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
+    options = {"epochs": 2, "batch_size": 16, "random_state": 0, **options}
+    classes = {} if fits == "fit" else {"classes": [0, 1, 2]}
+    return getattr(kind(hidden_layer_sizes=UNITS[1:-1], backend=backend, **options), fits)(x, y, **classes)
+
+
+def same_bits(one, other):
+    return all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(fastmlp.MLPClassifier, {"early_stopping": True}), (fastmlp.MLPRegressor, {"solver": "sgd", "momentum": 0.5})],
+)
+def test_a_long_fit_of_an_estimator_moves_and_says_why(rivals, kind, options):
+    found = estimator(kind=kind, **options)
+    assert found.model_.backend.name == "other" and "ms on slow" in str(found.model_.backend_choice)
+    by_name = estimator("other", kind, **options)
+    assert same_bits(found.coefs_, by_name.coefs_) and found.loss_curve_ == by_name.loss_curve_
+    assert getattr(found, "validation_scores_", None) == getattr(by_name, "validation_scores_", None)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.model_.backend_choice == found.model_.backend_choice
+    x = np.zeros((3, 6), "f4")
+    assert np.array_equal(again.predict(x), found.predict(x))
+
+
+def test_an_estimator_stays_where_its_parameters_keep_it(rivals, monkeypatch):
+    monkeypatch.setattr(backend_trial, "_tried", None)
+    for options in ({"exact": True}, {"n_jobs": -1}, {"solver": "lbfgs", "epochs": None, "max_iter": 200}):
+        kept = estimator(**options).model_
+        assert kept.backend.name == ("numpy" if "exact" in options else "slow")
+    assert estimator("slow").model_.backend_choice.why == "asked for"
+    monkeypatch.setenv("FASTMLP_BACKEND", "numpy")
+    assert str(estimator().model_.backend_choice) == "numpy (FASTMLP_BACKEND=numpy)"
+
+
+def test_an_estimator_that_goes_on_asks_again_where_its_parameters_do(rivals):
+    found = estimator("numpy", warm_start=True)
+    assert not found.model_.backend_choice.left_open
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
+    found.set_params(backend="auto").fit(x, y)
+    assert found.model_.backend.name == "other"
+    found.fit(x, y)  # where the trial has brought it
+    assert found.model_.backend.name == "other"
+
+
+def test_short_fits_one_after_the_other_take_trial_steps_once(rivals, monkeypatch):
+    monkeypatch.setattr(backend_trial, "SHORT_RUN", 60.0)
+    tried, real = [], backend_trial._tried
+    monkeypatch.setattr(backend_trial, "_tried", lambda *given: tried.append(1) or real(*given))
+    found, rng = estimator(fits="partial_fit"), np.random.default_rng(1)
+    for _ in range(3):
+        found.partial_fit(rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64))
+    assert len(tried) == 1 and found.model_.backend.name == "slow"
+    monkeypatch.setattr(backend_trial, "SHORT_RUN", 1e-9)
+    found.partial_fit(rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64))
+    assert len(tried) == 2 and found.model_.backend.name == "other"
+
+
+def test_a_model_from_a_file_takes_part_where_nobody_says_otherwise(rivals):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
+    file = rivals / "model.safetensors"
+    fastmlp.MLP(UNITS, backend="numpy", seed=0).save(file)
+    for backend, name in (("auto", "other"), ("slow", "slow")):
+        model = fastmlp.load(file, backend)
+        assert model.backend_choice.left_open == (backend == "auto")
+        model.fit(x, y, epochs=2, batch_size=16, verbose=0)
+        assert model.backend.name == name
+    converted = from_sklearn(to_sklearn(fastmlp.load(file, "numpy")))
+    assert converted.backend_choice.left_open and converted.backend.name == "slow"
 
 
 def test_the_environment_says_what_auto_is(monkeypatch):

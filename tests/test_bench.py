@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.bench import child, costs, limits, measures, running, verdicts, workloads
+from fastmlp.bench import child, contenders, costs, limits, measures, running, verdicts, workloads
 from fastmlp.bench.machine import commit
-from fastmlp.bench.processes import MeasuringError, in_process
 from fastmlp.bench.results import Case, Results, read
+from fastmlp.bench.running import MeasuringError
 from fastmlp.bench.workloads import Workload
+from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
 from fastmlp.errors import FileFormatError
 
 SMALL = Workload("small", (4, 3, 2), 8)
@@ -213,33 +214,33 @@ def task(name, **changes):
 
 
 def test_a_process_measures_everything():
-    found = in_process(task("numpy"), 60.0)
+    found = in_fresh_process("fastmlp.bench.child:of_contender", task("numpy"), timeout=60.0)
     assert list(found) == ["import", "first", "train", "predict", "row", "memory"]
     assert [len(samples) for samples in found.values()] == [1, 1, 2, 2, 2, 1]
     assert all(s > 0 for samples in found.values() for s in samples)
     assert found["train"][0] < found["first"][0]
 
 
-def test_a_process_that_fails_or_hangs_tells_why():
-    with pytest.raises(MeasuringError, match=r"^ValueError: backend 'nobody' is not known"):
-        in_process(task("nobody"), 60.0)
-    with pytest.raises(MeasuringError, match=r"took longer than 0\.01 s"):
-        in_process(task("numpy"), 0.01)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sklearn", "^the contender scikit-learn has no counterpart to the activation gelu"),
+        ("nobody", "^ValueError: backend 'nobody' is not known"),
+    ],
+)
+def test_why_a_contender_was_not_measured_is_told_in_its_own_words(name, said):
+    ask = running._Asking(TINY, in_fresh_process)
+    with pytest.raises(MeasuringError, match=said):
+        ask("of_contender", task(name, activation="gelu"))
 
 
-def test_what_a_contender_cannot_do_is_told_in_its_own_words(capsys):
-    child.main({**task("sklearn", activation="gelu"), "threads": None})
-    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert answer["failed"].startswith("the contender scikit-learn has no counterpart to the activation gelu")
-
-
-def test_a_process_that_crashes_is_told(monkeypatch, tmp_path):
-    crash = tmp_path / "python"
-    crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    crash.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(crash))
-    with pytest.raises(MeasuringError, match="SIGSEGV"):
-        in_process(task("numpy"), 60.0)
+def test_memory_of_a_gpu_is_told_where_the_contender_knows_it(monkeypatch):
+    made = contenders.own("numpy").make
+    there = contenders.own("numpy")._replace(make=lambda *a: made(*a)._replace(device_memory=lambda: 7))
+    monkeypatch.setattr(child, "contender", lambda name: there)
+    found = child.of_contender("somebody", SMALL.to_dict(), TINY, 0)
+    assert found["device"] == [7.0]
+    assert list(child.of_contender("somebody", SMALL.to_dict(), TINY, 0, first_alone=True)) == ["import", "first"]
 
 
 # --- a run ---
@@ -251,15 +252,20 @@ class Measuring:
     def __init__(self, failing=()):
         self.asked, self.failing = [], failing
 
-    def __call__(self, task, timeout, threads=None, environment=None):
+    def __call__(self, target, task, *, timeout, environment=None):
+        assert target.startswith("fastmlp.bench.child:") and timeout > 0
         if "device" in task:
             self.asked.append("limits")
             return {"product": [1e9], "copies": [[1000, [1e9]], [2000, [1e9]]], "launch": [0.0]}
         name, workload = task["contender"], task["workload"]["name"]
-        self.asked.append(f"{workload} {name}")
-        if name in self.failing:
-            raise MeasuringError("it is broken")
-        return {m: [1.0 + len(self.asked) / 1e3] * 4 for m in measures.MEASURES}
+        cold = task.get("first_alone", False)
+        self.asked.append(f"{'cold ' * cold}{workload} {name}")
+        if name in self.failing or self.asked[-1] in self.failing:
+            raise FreshProcessError("it is broken")
+        if cold:
+            assert not any(Path(environment[name]).exists() for name in contenders.CACHES)
+            return {"import": [1.0], "first": [70.0]}
+        return {m: [1.0 + len(self.asked) / 1e3] * 4 for m in measures.MEASURES if m != "cold"}
 
 
 def run(ask, entrants=("numpy", "numba", "sklearn"), rounds=3, **changes):
@@ -276,8 +282,19 @@ def test_contenders_take_turns_and_nobody_is_always_the_first():
     second = ["small numba", "small sklearn", "small numpy", "other numba", "other sklearn", "other numpy"]
     assert ask.asked[:9] == ["tiny numba", "limits", *first, "limits"]
     assert ask.asked[9:15] == second
-    assert len(ask.asked) == 1 + 3 * 7
+    assert ask.asked[-1] == "cold small numba" and len(ask.asked) == 2 + 3 * 7
     assert [len(case.rounds) for case in found.cases] == [3] * 6
+
+
+def test_the_first_call_is_measured_once_with_nothing_compiled():
+    found = run(Measuring())
+    samples = {(case.workload.name, case.contender): case.samples("cold") for case in found.cases}
+    assert samples.pop(("small", "numba")) == [70.0]
+    assert set(map(tuple, samples.values())) == {()}
+    assert found.cases[1].samples("first") != [70.0] * 3
+    found = run(Measuring(failing=("cold small numba",)))
+    words = "fastmlp numba: the first call with nothing compiled was not measured: it is broken"
+    assert words in found.notes and found.failures == []
 
 
 def test_who_fails_is_kept_with_the_reason_and_not_asked_again():

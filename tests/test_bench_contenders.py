@@ -1,5 +1,7 @@
 """Who `fastmlp bench` measures: each contender trains and predicts what it says, or refuses with the reason."""
 
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +45,18 @@ def test_the_contender_on_cupy_learns_from_rows_on_the_device(cupy_or_its_double
     assert not isinstance(predicted, np.ndarray)
     assert np.mean(predicted.get() == rows.y) > 0.8
     assert runner.row() == predicted.get()[0]
+    assert runner.device_memory() >= rows.x.nbytes + rows.many.nbytes
+
+
+def test_memory_of_a_gpu_is_what_the_library_says(monkeypatch):
+    cuda = types.SimpleNamespace(max_memory_allocated=lambda: 5)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    device = types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 6, "bytes_in_use": 1})
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(devices=lambda: [device]))
+    nothing = None, None, None
+    found = [contenders.peer("", name, "cuda", lambda *_: nothing).make() for name in ("torch", "jax")]
+    assert [running.device_memory() for running in found] == [5, 6]
+    assert contenders.peer("", "torch", "cpu", lambda *_: nothing).make().device_memory is None
 
 
 @pytest.mark.parametrize(

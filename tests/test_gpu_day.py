@@ -53,18 +53,20 @@ def test_every_stage_is_a_function_and_stands_in_the_page_that_explains_it(gpu_d
 
 
 def test_a_stage_that_hangs_is_stopped_and_one_that_fails_says_why(gpu_day, tmp_path, monkeypatch):
+    folder = tmp_path / "modules"  # which its processes find before the script itself
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
     for code, seconds, said in (
-        ("import time; print('asleep', flush=True); time.sleep(60)", 2, "stopped after 2 s"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20, "code -9: it said nothing"),
-        ("raise SystemExit('no GPU here')", 20, "code 1: no GPU here"),
+        ("import time; print('asleep', flush=True); time.sleep(60)", 3, "stopped after 3 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 20, "ends the process by SIGKILL, Killed"),
+        ("raise SystemExit('no GPU here')", 20, "SystemExit: no GPU here"),
     ):
-        script = tmp_path / "stage.py"
-        script.write_text(code)
-        monkeypatch.setattr(gpu_day, "__file__", str(script))
+        (folder / "gpu_day.py").write_text(f"def stage(name, dry):\n    {code}\n")
         found = gpu_day.run_stage("proof", tmp_path, seconds, dry=True)
         assert found["failed"] == said
         assert json.loads((tmp_path / "proof.json").read_text()) == found
         assert f"**failed**: {said}" in gpu_day.summary(tmp_path)
+        assert ("asleep" in (tmp_path / "proof.log").read_text()) == ("asleep" in code)
 
 
 def test_an_unknown_stage_is_refused_before_anything_runs(tmp_path):

@@ -1,6 +1,5 @@
 """``fastmlp selftest``: every stage passes where a backend is right, and says what is wrong where it is not."""
 
-import subprocess
 import sys
 import types
 
@@ -13,6 +12,7 @@ from fastmlp.backends.cuda import tested
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.cli import app as cli
 from fastmlp.doctor import captured, selftest, trials
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError
 
 STAGES = [s for s in selftest.STAGES if s != "race"]
 
@@ -156,27 +156,28 @@ def test_memory_that_grows_is_told(monkeypatch):
 
 
 def test_the_command_prints_a_line_a_stage_and_what_to_report(monkeypatch):
+    said = "Traceback\nSelfTestError: memory grew"
     outcomes = {
-        "against NumPy": (0, "all agree\n", ""),
-        "memory": (1, "", "Traceback\nSelfTestError: memory grew"),
-        "race": (-11, "", ""),
+        "memory": FreshProcessError("SelfTestError: memory grew", "SelfTestError", said=said),
+        "race": FreshProcessError("ends the process by SIGSEGV, Segmentation fault", said="a line before"),
+        "another": TooLongError("took longer than 120 s"),
     }
 
-    def run(command, **_):
-        stage = command[-2]
-        if stage == "another":
-            raise subprocess.TimeoutExpired(command, selftest.SECONDS)
-        return subprocess.CompletedProcess(command, *outcomes[stage])
+    def run(target, arguments, **_):
+        stage = arguments["stage"]
+        if stage in outcomes:
+            raise outcomes[stage]
+        return "all agree"
 
-    monkeypatch.setattr(selftest.subprocess, "run", run)
+    monkeypatch.setattr(selftest, "in_fresh_process", run)
     monkeypatch.setitem(selftest.STAGES, "another", selftest.race)
     result = CliRunner().invoke(cli.app, ["selftest", "--backend", "numpy"])
     assert result.exit_code == 1
     lines = result.output.splitlines()
     assert lines[0].startswith("passed  against NumPy") and lines[0].endswith("all agree")
     assert lines[1].startswith("FAILED  memory") and lines[1].endswith("memory grew")
-    assert "the process ended with code -11" in lines[2]
-    assert "it hangs" in lines[3]
+    assert "ends the process by SIGSEGV" in result.output and "a line before" in result.output
+    assert "took longer than 120 s: it hangs" in result.output
     assert "Please report all of this" in result.output
     assert "Traceback" in result.output
 

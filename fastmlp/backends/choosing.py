@@ -58,13 +58,8 @@ class BackendChoice:
         return f"{self.name} ({self.why})"
 
 
-def resolve_backend(backend: str | Backend) -> Backend:
-    """Return a backend given as such or by name; what "auto" stands for is logged, and why."""
-    return chosen_backend(backend)[0]
-
-
 def chosen_backend(backend: str | Backend) -> tuple[Backend, BackendChoice]:
-    """Return a backend as `resolve_backend` does, and why it is that one."""
+    """Return a backend given as such or by name, and why it is that one; what "auto" stands for is logged."""
     if isinstance(backend, Backend):
         return backend, BackendChoice(backend.name, "asked for")
     found = get_backend(backend)

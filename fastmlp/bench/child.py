@@ -1,4 +1,4 @@
-"""``python -P -m fastmlp.bench.child TASK``: measure one contender, or the machine, and print what was found as JSON.
+"""What a fresh process does for a run: measure one contender, or the machine.
 
 A process of its own for each: what one library has loaded, allocated or pinned is no other's burden.  Nothing that
 costs time or memory is imported before the contender's own library, whose import is timed.
@@ -7,10 +7,8 @@ costs time or memory is imported before the contender's own library, whose impor
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastmlp.bench.contenders import Running, contender
@@ -19,7 +17,9 @@ from fastmlp.bench.measures import TIMED, Effort, peak_memory, take_samples
 from fastmlp.bench.workloads import Rows, Workload, rows_of
 
 
-def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) -> dict[str, list[float]]:
+def measure_contender(
+    name: str, workload: Workload, effort: Effort, seed: int, first_alone: bool = False
+) -> dict[str, list[float]]:
     """Return samples of each measure, taken in this process.
 
     Parameters
@@ -30,6 +30,8 @@ def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) 
     effort : Effort
     seed : int
         Of rows, weights and orders.
+    first_alone : bool
+        Whether nothing follows the first call.
     """
     chosen = contender(name)
     start = time.perf_counter()
@@ -43,11 +45,15 @@ def measure_contender(name: str, workload: Workload, effort: Effort, seed: int) 
     running = chosen.make(workload, spec, rows, seed)
     running.train(1)
     found["first"] = [time.perf_counter() - start]
+    if first_alone:
+        return found
     wanted = effort.of_compilers if chosen.compiles else TIMED
     found |= _timed(running, rows, effort, wanted)
     memory = peak_memory()
     if memory is not None:
         found["memory"] = [float(memory)]
+    if running.device_memory is not None:
+        found["device"] = [float(running.device_memory())]
     assert all(np.isfinite(samples).all() for samples in found.values())
     return found
 
@@ -64,22 +70,19 @@ def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str]) 
     return found
 
 
-def main(task: dict[str, Any]) -> None:
-    """Do what a task asks for, and print what was found, or why there is nothing, as the last line."""
-    effort = Effort(*task["effort"])
-    try:
-        pin(task.get("threads"))
-        if "device" in task:
-            answer: dict[str, Any] = {"found": measure(task["device"], task["dtype"], effort)}
-        else:
-            workload = Workload.from_dict(task["workload"])
-            answer = {"found": measure_contender(task["contender"], workload, effort, task["seed"])}
-    except Exception as e:  # reported by the parent, whatever it is
-        first = next(iter(str(e).strip().splitlines()), "")
-        kind = "" if type(e).__name__ == "NoCounterpartError" else f"{type(e).__name__}: "
-        answer = {"failed": f"{kind}{first}"}
-    print(f"\n{json.dumps(answer)}", flush=True)
+def of_contender(
+    contender: str,
+    workload: Mapping[str, Any],
+    effort: Sequence[Any],
+    seed: int,
+    threads: int | None = None,
+    first_alone: bool = False,
+) -> dict[str, list[float]]:
+    """Return `measure_contender` of what JSON has made plain, kept to so many threads."""
+    pin(threads)
+    return measure_contender(contender, Workload.from_dict(workload), Effort(*effort), seed, first_alone)
 
 
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+def of_device(device: str, dtype: str, effort: Sequence[Any]) -> dict[str, Any]:
+    """Return `limits.measure` of what JSON has made plain."""
+    return measure(device, dtype, Effort(*effort))

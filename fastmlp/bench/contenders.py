@@ -22,11 +22,14 @@ class Running(NamedTuple):
         Gives the classes, or values, of many rows.
     row : callable
         Gives that of one row, in the host's memory and back.
+    device_memory : callable, optional
+        Gives the most bytes of a GPU's memory that were held at a time so far.
     """
 
     train: Callable[[int], Any]
     predict: Callable[[], Any]
     row: Callable[[], Any]
+    device_memory: Callable[[], int] | None = None
 
 
 class Contender(NamedTuple):
@@ -84,7 +87,11 @@ def own(backend: str, **options: Any) -> Contender:
             where.synchronize()
             return answers
 
-        return Running(train, predict, lambda: one(row))
+        def device_memory() -> int:
+            pool = where.memory_info()  # which gives nothing back by itself
+            return int(pool["used"] + pool["kept"])
+
+        return Running(train, predict, lambda: one(row), device_memory if device == "cuda" else None)
 
     device = "cuda" if backend == "cupy" else "cpu"
     return Contender(f"fastmlp {backend}", "fastmlp.model", device, make, is_prepared=backend != "numpy")
@@ -94,11 +101,14 @@ def peer(label: str, module: str, device: str, make: Callable[..., Any], **envir
     """Return the contender that is another library on a device, in one of the ways of `peers`."""
 
     def made(*given: Any) -> Running:
-        return Running(*make(*given, device))
+        train, predict, row = make(*given, device)
+        return Running(train, predict, row, peers.DEVICE_MEMORY[module] if device == "cuda" else None)
 
     return Contender(label, module, device, made, make is peers.torch_compiled, environment=environment)
 
 
+CACHES = ("NUMBA_CACHE_DIR", "CUPY_CACHE_DIR", "CUDA_CACHE_PATH")
+"""Variables that name the folders in which the code is kept that fastmlp compiles."""
 GRAPH_STEPS = 16
 """Steps that a CUDA graph of PyTorch holds."""
 PEERS = {

@@ -31,8 +31,15 @@ MEASURES = {
     "first": Measure(
         "first call", "the network is made and trained for its first epoch; compiled code that is kept on disk is there"
     ),
+    "cold": Measure("first call, cold", "the first call where no compiled code is kept yet; of one workload"),
     "import": Measure("import", "importing the library in a new process, NumPy included"),
     "memory": Measure("peak memory", "of the process: interpreter, libraries, rows and network, on the host", "B"),
+    "device": Measure(
+        "peak device memory",
+        "on the GPU, rows and network: what CuPy's pool has taken for fastmlp, what PyTorch and JAX count as in use "
+        "at a time; the context, and what libraries take by themselves, are not in it",
+        "B",
+    ),
 }
 TIMED = ("train", "predict", "row")
 """Measures that a process takes many samples of; of the others it is one."""

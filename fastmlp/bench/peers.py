@@ -16,6 +16,23 @@ Made = tuple[Callable[[int], Any], Callable[[], Any], Callable[[], Any]]
 """What trains so many epochs, predicts many rows, and one."""
 
 
+def torch_device_memory() -> int:
+    """Return the most bytes of a GPU that tensors of PyTorch have held at a time."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
+def jax_device_memory() -> int:
+    """Return the most bytes of a GPU that arrays of JAX have held at a time."""
+    import jax
+
+    return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+
+
+DEVICE_MEMORY: dict[str, Callable[[], int]] = {"torch": torch_device_memory, "jax": jax_device_memory}
+
+
 class NoCounterpartError(ValueError):
     """A contender has no counterpart to what a workload asks for; the message says to what."""
 

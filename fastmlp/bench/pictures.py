@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastmlp.bench.costs import Cost
+from fastmlp.bench.labels import Place, columns, place, short
 from fastmlp.bench.limits import Limits, best_of
 from fastmlp.bench.measures import MEASURES, TIMED
 from fastmlp.bench.results import Case, Results
@@ -60,36 +62,45 @@ def roofline(results: Results, key: str) -> list[Axes]:
     intensities = [p.cost.intensity for p in whole]
     left, right = min(*intensities, *ridges) / 4, max(*intensities, *ridges) * 3
     for ax, (measure, points) in zip(axes, found.items(), strict=True):
-        low = min(p.cost.operations / p.seconds for p in points) / 1e9 / 8
-        ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, limits.product / 1e9 * 3))
+        rates = [p.cost.operations / p.seconds / 1e9 for p in points]
+        low, high = min(rates) / 2, max(limits.product / 1e9, *rates)
+        ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
         ax.set(xlabel="operations a byte", ylabel="GFLOP/s", title=MEASURES[measure].title)
         plain_frame(ax)
         _roof(ax, limits, left, right)
-        for intensity, name in _named(points, right / left):
-            ax.axvline(intensity, color="0.85", linewidth=1, zorder=0)
-            ax.text(intensity, low * 1.1, name, rotation=90, fontsize="x-small", ha="right", va="bottom", color="0.35")
         for label in labels:
-            own = [p for p in points if p.case.label == label]
+            own = [(p.cost.intensity, rate) for p, rate in zip(points, rates, strict=True) if p.case.label == label]
             look = {**line_style(labels.index(label)), "linestyle": "none"}
-            rates = [p.cost.operations / p.seconds / 1e9 for p in own]
-            ax.plot([p.cost.intensity for p in own], rates, label=label, **look)
+            ax.plot([at for at, _ in own], [rate for _, rate in own], label=label, **look)
         _plain_ticks(ax)
     _legend(axes)
+    columns(axes, [partial(_named, points, right / left) for points in found.values()])
+    for ax in axes:
+        place(ax, _names_of_roofs(ax, limits, left, right))
     return axes
 
 
 def _roof(ax: Axes, limits: Limits, left: float, right: float) -> None:
-    """Draw what products and copies allow, each line with its name beside it."""
+    """Draw what products and copies allow."""
     x, top = np.geomspace(left, right, 200), limits.product
     for bandwidth, dashes in ((limits.copies[0][1], "--"), (limits.memory, "-")):
         ax.plot(x, np.minimum(top, bandwidth * x) / 1e9, color="black", linestyle=dashes, linewidth=1)
-    near, far = limits.copies[0][1], limits.memory
-    look: dict[str, Any] = {"fontsize": "x-small"}
-    # above the one slope and under the other, so that neither name crosses a line
-    ax.text(left * 1.1, top / 1e9 * 1.12, f"near cache, {near / 1e9:.0f} GB/s", ha="left", **look)
-    at = np.sqrt(left * top / far)
-    ax.text(at * 1.08, far * at / 1e9 * 0.95, f"memory, {far / 1e9:.0f} GB/s", ha="left", va="top", **look)
-    ax.text(right * 0.95, top / 1e9 * 1.12, f"products, {top / 1e9:.0f} GFLOP/s", ha="right", **look)
+
+
+def _names_of_roofs(ax: Axes, limits: Limits, left: float, right: float) -> list[tuple[str, list[Place]]]:
+    """Return the names of the lines of `_roof`, each with places along its line."""
+    low, top = ax.get_ylim()[0] * 1e9, limits.product
+    flat = np.geomspace(right, max(left, top / limits.memory), 30)
+    found = [(f"products, {top / 1e9:.0f} GFLOP/s", [Place(x, top / 1e9, "right", "bottom") for x in flat])]
+    for name, rate in (("memory", limits.memory), ("near cache", limits.copies[0][1])):
+        at = np.geomspace(max(left, low / rate), max(left, top / rate), 32)[1:-1]
+        slope = [float(x) for x in at[np.argsort(np.abs(np.arange(len(at)) - len(at) // 2), kind="stable")]]
+        above = [Place(x, rate * x / 1e9, "right", "bottom") for x in slope]
+        below = [Place(x, rate * x / 1e9, "left", "top", rows) for rows in (0, 1, 2) for x in slope]
+        found.append((f"{name}, {rate / 1e9:.0f} GB/s", above + below))
+    near = top / limits.copies[0][1]
+    found[-1][1].extend(Place(float(x), top / 1e9, "left", "bottom") for x in np.geomspace(left, max(left, near), 10))
+    return found
 
 
 class _Point(NamedTuple):
@@ -98,16 +109,26 @@ class _Point(NamedTuple):
     seconds: float
 
 
-def _named(points: Sequence[_Point], span: float) -> list[tuple[float, str]]:
-    """Return where workloads lie, with their names; of those too close to each other the first and the last."""
-    apart, found = span**0.03, list[tuple[float, list[str]]]()
+def _named(points: Sequence[_Point], span: float, share: float) -> list[tuple[float, str]]:
+    """Return where workloads lie, with their names; of those too close to each other the first and the last.
+
+    Parameters
+    ----------
+    points : sequence of _Point
+    span : float
+        How many times the left end of the axis its right end is.
+    share : float
+        Of the length of the axis, within which places are one.
+    """
+    apart, found = span**share, list[tuple[float, list[str]]]()
     for point in sorted(points, key=lambda p: p.cost.intensity):
         workload = point.case.workload
         name = workload.name if workload.swept is None else workload.name.rpartition(", ")[2]
         if not found or point.cost.intensity > found[-1][0] * apart:
             found.append((point.cost.intensity, []))
         found[-1][1].extend([] if name in found[-1][1] else [name])
-    return [(at, f"{names[0]} … {names[-1]}" if len(names) > 2 else ", ".join(names)) for at, names in found]
+    several = "{} … {}".format
+    return [(at, several(short(names[0]), short(names[-1])) if len(names) > 1 else names[0]) for at, names in found]
 
 
 def _points(results: Results, key: str, measure: str) -> list[_Point]:

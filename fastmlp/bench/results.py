@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,11 +217,16 @@ def matched(old: Results, new: Results) -> tuple[list[tuple[Case, Case]], list[C
     return pairs, [*alone, *before.values()]
 
 
-def same_machine(old: Results, new: Results) -> Sequence[str]:
-    """Return what differs of machine and versions between two results, in words."""
-    differences = []
-    for one, other in ((old.machine, new.machine), (old.versions, new.versions)):
+def differences(
+    machine: Mapping[str, str],
+    machine_now: Mapping[str, str],
+    versions: Mapping[str, str],
+    versions_now: Mapping[str, str],
+) -> Sequence[str]:
+    """Return what differs of machine and versions between two runs, in words."""
+    found = []
+    for one, other in ((machine, machine_now), (versions, versions_now)):
         for name in dict.fromkeys([*one, *other]):
             if one.get(name) != other.get(name):
-                differences.append(f"{name}: {one.get(name, 'none')} before, {other.get(name, 'none')} now")
-    return differences
+                found.append(f"{name}: {one.get(name, 'none')} before, {other.get(name, 'none')} now")
+    return found

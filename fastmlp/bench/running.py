@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from fastmlp.bench.contenders import contender
+from fastmlp.bench.contenders import CACHES, contender
+from fastmlp.bench.limits import pinned_threads
 from fastmlp.bench.machine import commit, machine, versions
 from fastmlp.bench.measures import TIMED, Effort
-from fastmlp.bench.processes import MeasuringError, in_process
+from fastmlp.bench.peers import NoCounterpartError
 from fastmlp.bench.results import Case, Results
 from fastmlp.bench.workloads import Workload
+from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
 
 Said = Callable[[str], object]
 """Is told what is measured next."""
-Asking = Callable[..., dict[str, Any]]
-"""Measures in a process of its own, as `processes.in_process` does."""
+Asking = Callable[..., Any]
+"""Calls a function in a process of its own, as `fresh.in_fresh_process` does."""
+
+
+class MeasuringError(RuntimeError):
+    """Nothing was measured; the message says why."""
 
 
 def processes_of(workloads: Sequence[Workload], entrants: Mapping[str, str | None], effort: Effort) -> int:
@@ -26,7 +34,7 @@ def processes_of(workloads: Sequence[Workload], entrants: Mapping[str, str | Non
     able = [name for name, missing in entrants.items() if missing is None]
     limits = {(contender(name).device, workload.dtype) for name in able for workload in workloads}
     prepared = sum(contender(name).is_prepared for name in able)
-    return prepared + effort.rounds * (len(limits) + len(able) * len(workloads))
+    return 2 * prepared + effort.rounds * (len(limits) + len(able) * len(workloads))
 
 
 def run(
@@ -38,7 +46,7 @@ def run(
     command: str,
     sweep: str | None = None,
     said: Said = lambda _: None,
-    ask: Asking = in_process,
+    ask: Asking = in_fresh_process,
 ) -> Results:
     """Measure every contender on every workload.
 
@@ -57,7 +65,7 @@ def run(
     said : callable
         Is told what is measured next.
     ask : callable
-        Measures in a process of its own.
+        Calls a function in a process of its own.
 
     Raises
     ------
@@ -93,6 +101,10 @@ def run(
                 if case.failure is None:
                     said(f"round {turn + 1} of {effort.rounds}: {workload.name}, {case.label}")
                     _measure(case, seed, asking)
+    for case in found.of(workloads[0]):
+        if case.rounds and chosen[case.contender].is_prepared:
+            said(f"{case.label}: the first call, nothing compiled yet")
+            found.notes += _add_cold(case, seed, asking)
     if not any(case.rounds for case in found.cases):
         raise MeasuringError("; ".join(found.failures))
     return found
@@ -104,17 +116,25 @@ class _Asking:
     def __init__(self, effort: Effort, ask: Asking) -> None:
         self.effort, self.ask, self.end = effort, ask, time.monotonic() + effort.total
 
-    def __call__(self, task: dict[str, Any], longer: float = 1.0, **options: Any) -> dict[str, Any]:
+    def __call__(
+        self,
+        function: str,
+        arguments: dict[str, Any],
+        longer: float = 1.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> Any:
         over = f"no time was left of the {self.effort.total:g} s of the whole run"
         left, timeout = self.end - time.monotonic(), longer * self.effort.timeout
         if left < 1.0:
             raise MeasuringError(over)
+        target, given = f"fastmlp.bench.child:{function}", {**arguments, "effort": self.effort}
         try:
-            return self.ask({**task, "effort": self.effort}, min(timeout, left), **options)
-        except MeasuringError:
+            return self.ask(target, given, timeout=min(timeout, left), environment=environment)
+        except FreshProcessError as e:
             if left < timeout and time.monotonic() >= self.end:  # it was ended because of the others, not by itself
                 raise MeasuringError(over) from None
-            raise
+            # what a contender cannot do it says in its own words
+            raise MeasuringError(e.text if e.kind == NoCounterpartError.__name__ else str(e)) from None
 
 
 def _busy() -> list[str]:
@@ -131,25 +151,44 @@ def _prepare(name: str, workload: Workload, ask: _Asking) -> str | None:
     """Have what a first fit on a machine compiles and measures done once, so that no round has it; return a failure."""
     tiny = Workload("tiny", (2, 2, 2), 2, dtype=workload.dtype)
     try:
-        ask({"contender": name, "workload": tiny.to_dict(), "seed": 0}, 10.0)
+        ask("of_contender", {"contender": name, "workload": tiny.to_dict(), "seed": 0}, 10.0)
     except MeasuringError as e:
         return str(e)
     return None
 
 
+def _task(case: Case, seed: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a process is asked to measure, and the variables that it needs."""
+    threads = case.workload.threads
+    task = {"contender": case.contender, "workload": case.workload.to_dict(), "seed": seed, "threads": threads}
+    return task, {**pinned_threads(threads), **contender(case.contender).environment}
+
+
 def _measure(case: Case, seed: int, ask: _Asking) -> None:
-    task = {"contender": case.contender, "workload": case.workload.to_dict(), "seed": seed}
-    environment = dict(contender(case.contender).environment)
+    task, environment = _task(case, seed)
     try:
-        case.rounds.append(ask(task, threads=case.workload.threads, environment=environment))
+        case.rounds.append(ask("of_contender", task, environment=environment))
     except MeasuringError as e:
         case.failure = str(e)
+
+
+def _add_cold(case: Case, seed: int, ask: _Asking) -> list[str]:
+    """Measure the first call where nothing is compiled yet, in empty folders; return why not, in words."""
+    task, environment = _task(case, seed)
+    with tempfile.TemporaryDirectory(prefix="fastmlp-", ignore_cleanup_errors=True) as folder:
+        empty = {name: str(Path(folder, name)) for name in CACHES}
+        try:
+            found = ask("of_contender", {**task, "first_alone": True}, 10.0, {**environment, **empty})
+        except MeasuringError as e:
+            return [f"{case.label}: the first call with nothing compiled was not measured: {e}"]
+    case.rounds[0]["cold"] = found["first"]
+    return []
 
 
 def _add_limits(found: Results, device: str, dtype: str, ask: _Asking) -> None:
     """Measure the limits of a device; where that fails no fraction is told, but why."""
     try:
-        limits = ask({"device": device, "dtype": dtype})
+        limits = ask("of_device", {"device": device, "dtype": dtype})
     except MeasuringError as e:
         note = f"limits of the {device} in {dtype} were not measured: {e}"
         found.notes += [] if note in found.notes else [note]

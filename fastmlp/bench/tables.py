@@ -80,18 +80,24 @@ class Cell(NamedTuple):
         return f"{self.text} ±{self.about}" if self.about else self.text
 
 
-def header() -> list[str]:
+def measured(results: Results) -> list[str]:
+    """Return the measures that anybody has samples of, and those that take many."""
+    return [name for name in MEASURES if name in TIMED or any(case.samples(name) for case in results.cases)]
+
+
+def header(results: Results) -> list[str]:
     """Return the titles of the columns of `row`."""
     titles = ["contender"]
-    for name, measure in MEASURES.items():
-        titles += [measure.title, "of the limit"] if name in LIMITED else [measure.title]
+    for name in measured(results):
+        title = MEASURES[name].title
+        titles += [title, "of the limit"] if name in LIMITED else [title]
     return titles
 
 
 def row(results: Results, case: Case) -> list[Cell]:
     """Return the figures of a case, under the titles of `header`."""
     cells = [Cell(case.label)]
-    for name in MEASURES:
+    for name in measured(results):
         cells.append(_cell(results, case, name))
         if name in LIMITED:
             part = results.share(case, name)
@@ -162,7 +168,7 @@ def blocks(results: Results) -> list[Block]:
     found = []
     for workload in results.workloads:
         rows = [row(results, case) for case in results.of(workload) if case.rounds]
-        found.append(Block(workload.name, workload.describe(), header(), rows, sentences(results, workload)))
+        found.append(Block(workload.name, workload.describe(), header(results), rows, sentences(results, workload)))
     return found
 
 

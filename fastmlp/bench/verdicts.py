@@ -71,3 +71,26 @@ def compare(one: Sequence[float], other: Sequence[float], factor: float = FACTOR
     if chance >= CHANCE or max(ratio, 1 / ratio) < factor:
         return Verdict(NONE, ratio, chance)
     return Verdict(SLOWER if ratio > 1 else FASTER, ratio, chance)
+
+
+def beside_usual(now: Summary, runs: Summary, within: Summary, factor: float = FACTOR) -> str:
+    """Say whether a run is faster or slower than is usual, where the samples of former ones are not there any more.
+
+    It is where its median differs by the factor from that of the former medians and lies beyond their middle half, and
+    its own middle half does not overlap the usual one.
+
+    Parameters
+    ----------
+    now : Summary
+    runs : Summary
+        Of the medians of former runs, one sample a run.
+    within : Summary
+        The usual median and quartiles of a run.
+    factor : float
+        At least 1.
+    """
+    if now.median >= factor * runs.median and now.median > runs.high and now.low > within.high:
+        return SLOWER
+    if now.median * factor <= runs.median and now.median < runs.low and now.high < within.low:
+        return FASTER
+    return NONE

@@ -16,6 +16,7 @@ from fastmlp.bench.measures import FULL, QUICK, Effort
 from fastmlp.bench.workloads import FIRST, RATES, SWEEPS, WORKLOADS, Workload, sweep
 
 if TYPE_CHECKING:
+    from fastmlp.bench.comparing import Comparison
     from fastmlp.bench.results import Results
 
 WIDE = 160
@@ -66,12 +67,25 @@ def add_to(app: typer.Typer, options: Options) -> None:
         out: Annotated[
             str | None, typer.Option(help="Folder for results.json, report.html and pictures (PNG, SVG).")
         ] = None,
+        history: Annotated[
+            str | None,
+            typer.Option(
+                metavar="FILE.jsonl", help="Append this run to a history, and compare it with the former ones there."
+            ),
+        ] = None,
         compare: Annotated[
             tuple[str, str] | None,
-            typer.Option(metavar="OLD NEW", help="Compare two results.json, or their folders; measure nothing."),
+            typer.Option(
+                metavar="OLD NEW",
+                help="Compare two results.json, their folders, or histories (of a new one the last run, of an old one "
+                "the others on the same machine); measure nothing.",
+            ),
         ] = None,
         fail_slower: Annotated[
-            str | None, typer.Option(help="Of --compare: end with 1 where something is slower by so much, such as 5%.")
+            str | None,
+            typer.Option(
+                help="Of --compare and --history: end with 1 where something is slower by so much, such as 5%."
+            ),
         ] = None,
         markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     ) -> None:
@@ -81,13 +95,20 @@ def add_to(app: typer.Typer, options: Options) -> None:
         spread, beside what this machine can do at best.
         """
         if compare is not None:
+            from fastmlp.bench.comparing import compare_files
+
             _refuse_beside_compare(ctx)
-            if _compare(*compare, fail_slower, markdown, options):
-                raise typer.Exit(1)
-            return
-        if fail_slower is not None:
-            raise typer.BadParameter("--fail-slower is an option of --compare OLD NEW")
+            factor = _factor(fail_slower, options)
+            slower = _tell(compare_files(Path(compare[0]), Path(compare[1]), factor), factor, markdown)
+            raise typer.Exit(int(slower and fail_slower is not None))
+        if fail_slower is not None and history is None:
+            raise typer.BadParameter("--fail-slower is an option of --compare OLD NEW and --history FILE.jsonl")
+        factor = _factor(fail_slower, options)
         with options():
+            if history is not None:
+                from fastmlp.bench.history import refuse_other_files
+
+                refuse_other_files(Path(history))
             chosen = _workloads(workload, units, model, batch, optimizer, dtype, quick)
             chosen = chosen if over is None else _swept(chosen, over, batch)
         _refuse_old_results(out)
@@ -101,6 +122,9 @@ def add_to(app: typer.Typer, options: Options) -> None:
 
             for file in write(results, Path(out)):
                 print(file)
+        if history is not None:
+            slower = _add_to_history(results, Path(history), factor, markdown)
+            raise typer.Exit(int(slower and fail_slower is not None))
 
 
 def _refuse_beside_compare(ctx: typer.Context) -> None:
@@ -189,8 +213,7 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from fastmlp.bench.contenders import entrants
-    from fastmlp.bench.processes import MeasuringError
-    from fastmlp.bench.running import processes_of, run
+    from fastmlp.bench.running import MeasuringError, processes_of, run
     from fastmlp.bench.tables import command_line
     from fastmlp.doctor.looks import gpus
 
@@ -228,20 +251,37 @@ def _show(results: Results, as_markdown: bool) -> None:
         console.print(part)
 
 
-def _compare(old: str, new: str, fail_slower: str | None, as_markdown: bool, options: Options) -> bool:
-    """Print what has changed; return whether it is to be a failure."""
+def _factor(fail_slower: str | None, options: Options) -> float:
+    """Return how many times as long something takes at least, to be called slower."""
+    from fastmlp.bench.verdicts import FACTOR
+
+    with options():
+        return FACTOR if fail_slower is None else 1 + _part(fail_slower)
+
+
+def _add_to_history(results: Results, path: Path, factor: float, as_markdown: bool) -> bool:
+    """Append a run to a history, and tell it beside the former ones; return whether something is slower."""
+    from fastmlp.bench.comparing import compare_with_former
+    from fastmlp.bench.history import append, read, record_of
+
+    record = record_of(results)
+    append(path, record)
+    former = [other for other in read(path) if other.is_like(record) and other != record]
+    if not former:
+        print(f"{path}: the first run on this machine")
+        return False
+    return _tell(compare_with_former(former, record, factor), factor, as_markdown)
+
+
+def _tell(found: Comparison, factor: float, as_markdown: bool) -> bool:
+    """Print what has changed; return whether something is slower."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from fastmlp.bench.comparing import HEAD, compare_results
-    from fastmlp.bench.results import read
+    from fastmlp.bench.comparing import HEAD
     from fastmlp.bench.tables import markdown_table
-    from fastmlp.bench.verdicts import FACTOR
 
-    with options():
-        factor = FACTOR if fail_slower is None else 1 + _part(fail_slower)
-    found = compare_results(read(Path(old)), read(Path(new)), factor)
     rows = [change.cells() for change in found.changes]
     if as_markdown:
         print(markdown_table(HEAD, rows))
@@ -260,7 +300,7 @@ def _compare(old: str, new: str, fail_slower: str | None, as_markdown: bool, opt
         if count
         else f"nothing is slower by {factor - 1:.0%}"
     )
-    return fail_slower is not None and bool(found.slower)
+    return bool(found.slower)
 
 
 def _part(text: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmlp.arguments import check_flag, check_seed
-from fastmlp.backends.choosing import resolve_backend
+from fastmlp.backends.choosing import chosen_backend
 from fastmlp.engine.checks import check_class_names, check_feature_names, check_weights
 from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.learner import Learner
@@ -223,12 +223,13 @@ class Stack:
         dtype = self._dtype()
         units = (self._weights[0].shape[0], *(b.shape[0] for b in self._weights[1::2]))
         spec = replace(self._spec(units, loss), frozen=tuple(self._frozen))
-        where = resolve_backend(backend)
+        where, choice = chosen_backend(backend)
         layout, key = layout_of(spec.units, dtype.itemsize), check_seed(seed)
         params = check_weights(layout, dtype, self._weights, backend=where)
         with where.working():
             state = TrainState(layout, where.copy(params), key)
         learner = Learner(spec, dtype, where, state)
+        learner.choice = choice
         # the other library takes inputs as they are, bytes too
         names = check_feature_names(spec.units[0], feature_names)
         learner.rules = InputRules(dtype, names, InputScale(self.divisor, False))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.doctor.findings import Findings, Trouble
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError, end_all, in_fresh_process
 from fastmlp.doctor.looks import LOOKS, cupy_packages, products
 from fastmlp.doctor.versions import PIP, REQUIRED, look_at_versions, pinned
 
@@ -46,10 +44,15 @@ def examine(looks: Sequence[str] = tuple(LOOKS)) -> Findings:
     found = _python()
     found.merge(look_at_versions())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = dict(zip(looks, pool.map(_ask, looks), strict=True))
-    failed = {name for name, answer in answers.items() if "failed" in answer}
+        try:
+            answers = dict(zip(looks, pool.map(_ask, looks), strict=True))
+        except BaseException:  # Ctrl-C, above all: looks that hang are not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
+    failed = {name for name, answer in answers.items() if isinstance(answer, FreshProcessError)}
     for name, answer in answers.items():
-        if name not in failed:
+        if not isinstance(answer, FreshProcessError):
             found.merge(Findings.from_dict(answer))
         elif waits_for := failed & set(NEEDS.get(name, ())):
             found.add("not looked at", (name, f"cannot be told before {', '.join(sorted(waits_for))} can be used"))
@@ -105,48 +108,33 @@ def _python() -> Findings:
     return found
 
 
-def _ask(look: str) -> dict[str, Any]:
-    """Take one look in another process, which finds what this one would; return its answer, or how it failed."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from fastmlp.doctor.looks import main; main({look!r})"
+def _ask(look: str) -> dict[str, Any] | FreshProcessError:
+    """Take one look in another process, which finds what this one would; return what it found, or how it failed."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took longer than {SECONDS} s: it hangs"}
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"failed": end_of(done), "crashed": True}
-    return answer
+        found: dict[str, Any] = in_fresh_process("fastmlp.doctor.looks:taken", {"look": look}, timeout=SECONDS)
+    except FreshProcessError as e:
+        return e
+    return found
 
 
-def end_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Return how a process ended that should have answered."""
-    if done.returncode < 0:
-        number = -done.returncode
-        return f"ends the process by {signal.Signals(number).name}, {signal.strsignal(number)}"
-    last = [line for line in done.stderr.splitlines() if line.strip()]
-    return f"ends the process with code {done.returncode}" + (f" ({last[-1].strip()})" if last else "")
-
-
-def _failure(look: str, answer: dict[str, Any], found: Findings) -> Trouble:
+def _failure(look: str, error: FreshProcessError, found: Findings) -> Trouble:
     """Return what a failed look means, and what mends it."""
-    what = answer["failed"]
+    hangs = isinstance(error, TooLongError)
+    what, crashed = f"{error}: it hangs" if hangs else str(error), not (error.kind or hangs)
     package = REQUIRED.get(look, "matplotlib" if look == "matplotlib" else None)
     if package is None:
         return Trouble(f"the look at {look} failed: {what}", "fastmlp doctor --markdown, to report this with", True)
     stops, wanted = package in REQUIRED.values(), pinned(package)
-    if answer.get("missing") == look:
+    if error.missing == look:
         return Trouble(f"{package} is not installed", f"{PIP} {wanted}", stops)
     core = os.environ.get("OPENBLAS_CORETYPE")
-    if answer.get("crashed") and core and look in ("numpy", "scipy", "scipy_openblas32"):
+    if crashed and core and look in ("numpy", "scipy", "scipy_openblas32"):
         cause = f"OPENBLAS_CORETYPE={core} forces kernels that this processor cannot run: {package} {what}"
         return Trouble(cause, "unset OPENBLAS_CORETYPE", stops)
     for known in found.troubles:  # versions that do not go together are why, most likely
-        if known.stops and known.cause.startswith((f"{package} ", f"{answer.get('missing')} ")):
+        if known.stops and known.cause.startswith((f"{package} ", f"{error.missing} ")):
             return Trouble(f"{package} cannot be used: {what}", known.cure, stops)
-    if missing := answer.get("missing"):
+    if missing := error.missing:
         return Trouble(f"{package} cannot be used: {what}", f"{PIP} {missing.partition('.')[0]}", stops)
     cure = f"{PIP} --force-reinstall --no-cache-dir {wanted}"
     return Trouble(f"{package} cannot be used: {what}", cure, stops)

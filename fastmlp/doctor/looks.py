@@ -7,7 +7,6 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -335,15 +334,6 @@ LOOKS: dict[str, Callable[[], Findings]] = {
 """The looks by name: a module that is to be imported, or a topic."""
 
 
-def main(look: str) -> None:
-    """Take a look; print what it found, or why it failed, as a line of JSON."""
-    try:
-        answer: dict[str, Any] = asdict(LOOKS[look]())
-    except BaseException as e:  # what a broken package raises on import may be anything
-        first = (str(e).strip().splitlines() or [""])[0]
-        answer = {"failed": f"{type(e).__name__}: {first}".rstrip(": ")}
-        if isinstance(e, ModuleNotFoundError):
-            answer["missing"] = e.name
-    print(f"\n{json.dumps(answer)}", flush=True)
-    sys.stdout.flush()
-    os._exit(0)  # some libraries crash on their way out, when all is said
+def taken(look: str) -> dict[str, Any]:
+    """Take a look; return what it found, as plain values."""
+    return asdict(LOOKS[look]())

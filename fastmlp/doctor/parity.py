@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp._version import __version__
 from fastmlp.arguments import check_count, check_sequence
 from fastmlp.backends.base import Backend
-from fastmlp.backends.choosing import resolve_backend
+from fastmlp.backends.choosing import chosen_backend
 from fastmlp.backends.cuda.blas import rounds_to_tf32
 from fastmlp.backends.data import HostData
 from fastmlp.backends.registry import available_backends
@@ -431,7 +431,7 @@ def _runners(model: MLP, backends: Sequence[str | Backend] | None) -> tuple[list
         raise ValueError(f"backends must name one at least, got {backends!r}")
     runners: dict[str, _Runner] = {}
     for given in chosen:
-        backend = model.backend if given == model.backend.name else resolve_backend(given)
+        backend = model.backend if given == model.backend.name else chosen_backend(given)[0]
         if coarser := _coarser(backend, model.dtype):
             if backends is not None:
                 raise ValueError(f"backends: {backend.name} {coarser}")

@@ -7,10 +7,7 @@ another way; of CuPy the graphs that it captures are looked at as well (`capture
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.cuda.tested import note_selftest
 from fastmlp.doctor.captured import compare_bits, compare_ways, count_nodes
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError, in_fresh_process
 from fastmlp.doctor.trials import ROWS, SelfTestError, compare, data, precisions, trained
 from fastmlp.formulas.activations import activation_names, get_activation
 from fastmlp.formulas.losses import LOSSES
@@ -131,19 +129,21 @@ def stages_of(backend: str) -> tuple[str, ...]:
     return tuple(name for name, stage in STAGES.items() if backend == "cupy" or stage not in _OF_CUPY_ALONE)
 
 
+def in_this_process(stage: str, backend: str) -> str:
+    """Run a stage; return what it found."""
+    return STAGES[stage](backend)
+
+
 def run_stage(stage: str, backend: str) -> Outcome:
     """Run a stage in a process of its own."""
-    began = time.perf_counter()
-    command = [sys.executable, "-P", "-m", "fastmlp.doctor.selftest", stage, backend]
+    began, given = time.perf_counter(), {"stage": stage, "backend": backend}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return Outcome(stage, False, float(SECONDS), f"took longer than {SECONDS} s: it hangs")
-    seconds = time.perf_counter() - began
-    if done.returncode == 0:
-        return Outcome(stage, True, seconds, done.stdout.strip())
-    text = done.stderr.strip() or f"the process ended with code {done.returncode}"
-    return Outcome(stage, False, seconds, text)
+        text = in_fresh_process("fastmlp.doctor.selftest:in_this_process", given, timeout=SECONDS)
+    except TooLongError as e:
+        return Outcome(stage, False, float(SECONDS), f"{e}: it hangs")
+    except FreshProcessError as e:
+        return Outcome(stage, False, time.perf_counter() - began, e.said if e.kind else f"{e}\n{e.said}".strip())
+    return Outcome(stage, True, time.perf_counter() - began, text)
 
 
 def run_all(backend: str) -> Iterator[Outcome]:
@@ -162,17 +162,3 @@ def run_all(backend: str) -> Iterator[Outcome]:
         yield outcome
     if backend == "cupy":
         note_selftest(passed)
-
-
-def main(stage: str, backend: str) -> int:
-    """Run a stage in this process; print what it found, or why it failed."""
-    try:
-        print(STAGES[stage](backend))
-    except Exception:  # reported by the parent, whatever it is
-        traceback.print_exc(limit=-4)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

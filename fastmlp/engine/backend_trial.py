@@ -31,6 +31,8 @@ _log = logging.getLogger("fastmlp")
 
 SHORT_RUN = 2.0
 """Seconds that a run has to be expected to take at least, that a GPU is started at all."""
+_took: dict[str, float] = {}
+"""Seconds of a step where the run was short, so that many short ones, such as of `partial_fit`, take steps once."""
 BACKENDS = "backends"
 """The first part of the name of the file that keeps what was decided."""
 
@@ -61,7 +63,9 @@ def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, s
     made, candidates = learner.backend.decisions(BACKENDS, dtype), {learner.choice.name, *names}
     chosen = _of_kept(made.all().get(key, {}), candidates)
     if chosen is None:
-        chosen = _tried(learner, names, data, optimizer, plan, steps)
+        if steps * _took.get(key, math.inf) < SHORT_RUN:
+            return
+        chosen = _tried(learner, names, data, optimizer, plan, steps, key)
         if chosen is None:
             return
         stands = made.keep(key, {"backend": chosen.name, "seconds": dict(chosen.seconds)})
@@ -95,7 +99,7 @@ def _noted(choice: BackendChoice, why_not: str) -> BackendChoice:
 
 
 def _tried(
-    learner: Learner, names: list[str], data: HostData, optimizer: Optimizer, plan: Plan, steps: int
+    learner: Learner, names: list[str], data: HostData, optimizer: Optimizer, plan: Plan, steps: int, key: str
 ) -> BackendChoice | None:
     """Time steps of a run on each backend; None where nothing can be said."""
     rows, inverse = data.window(slice(0, MOST_ROWS)), np.array([1.0 / plan.batch])
@@ -110,7 +114,8 @@ def _tried(
     try:
         here = _contender(learner, learner.backend, rows, optimizer, plan, table)
         here.sample(1, counts=False)
-        if here.sample(1, counts=False) * steps < SHORT_RUN:
+        _took[key] = here.sample(1, counts=False)
+        if _took[key] * steps < SHORT_RUN:
             return None
         found = fastest(here, others(), steps)
     except NoStepsError:

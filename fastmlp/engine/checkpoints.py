@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_count, check_dtype, check_integer, check_seed
-from fastmlp.backends.choosing import resolve_backend
+from fastmlp.backends.choosing import chosen_backend
 from fastmlp.engine.checks import check_class_names, check_feature_names
 from fastmlp.engine.inputs import InputRules, InputScale
 from fastmlp.engine.learner import Learner
@@ -134,7 +134,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         There is none.
     """
     header, tensors = safetensors.read(path)
-    where = resolve_backend(backend)
+    where, choice = chosen_backend(backend)
     with refused_by_name(path, ": its description makes no sense: {reason}"):
         spec = NetworkSpec.from_json(header["spec"])
         dtype = check_dtype(header["dtype"])
@@ -157,7 +157,7 @@ def load_learner(path: str | PathLike[str], backend: str | Backend) -> Learner:
         buffers = {prefix: where.copy(layout.flat(tensors, prefix, dtype)) for prefix in predicting + moments}
     state = TrainState(layout, buffers[""], key, step=step)
     learner = Learner(spec, dtype, where, state)
-    learner.class_names, learner.rules = class_names, rules
+    learner.choice, learner.class_names, learner.rules = choice, class_names, rules
     if optimizer is not None:
         state.optimizer, state.optimizer_step = optimizer, optimizer_step
         state.moments = [buffers[prefix] for prefix in moments]

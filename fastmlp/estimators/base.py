@@ -200,10 +200,11 @@ class BaseMLP(GoesOn, Preprocessed):
         key = self._key()
         if self.initializer is not None:
             params = initial_parameters(spec, layout, dtype, key)
-        backend = self._backend_asked()
+        backend, choice = self._backend_asked()
         with backend.working():
             state = TrainState(layout, backend.copy(params), key)
         self._learner = Learner(spec, dtype, backend, state)
+        self._learner.choice = choice
         self._learner.class_names = self._class_names()
         self.n_layers_, self.out_activation_ = len(spec.units), self._objective().out_activation
         self._curves = Curves(rate=float(self.learning_rate_init), losses=[])

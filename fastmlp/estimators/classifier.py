@@ -82,7 +82,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     exact : bool, default=False
         Train step by step as scikit-learn does, to rounding: NumPy backend, float64, the same orders of rows.
     backend : str or Backend, default='auto'
-        Where to run: ``"numba"``, ``"numpy"``, ``"cupy"``, see `fastmlp.get_backend`.
+        Where to run: ``"numba"``, ``"numpy"``, ``"cupy"``, see `fastmlp.get_backend`.  A long run of 'adam' or 'sgd' on
+        "auto" tries a GPU whose self-test has passed, where n_jobs is not given; ``model_.backend_choice`` tells why.
     dtype : {'float32', 'float64'}, optional
         None: float32, and float64 for 'lbfgs' and exact=True.
     n_jobs : int, optional

@@ -17,6 +17,7 @@ from fastmlp.estimators.parameters import Parameters
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
+    from fastmlp.backends.choosing import BackendChoice
     from fastmlp.engine.learner import Learner
     from fastmlp.estimators.objective import Objective
     from fastmlp.estimators.training import Curves
@@ -55,17 +56,17 @@ class GoesOn(Parameters):
     def _asks(self) -> Asked:
         return Asked(self.backend, self.n_jobs, self.exact, self.random_state)
 
-    def _backend_asked(self) -> Backend:
-        """Return where a network to come runs, and note what asked for it."""
+    def _backend_asked(self) -> tuple[Backend, BackendChoice]:
+        """Return where a network to come runs, and why, and note what asked for it."""
         self._asked = self._asks()
-        return self._backend()
+        return self._chosen_backend()
 
     def _go_on(self, spec: NetworkSpec) -> None:
         """Train the weights that are there as the parameters now ask, which may have changed."""
         learner, asked, asks = self._learner, self._asked, self._asks()
         self._check_weights_are_theirs(spec)
         if asked[:3] != asks[:3]:
-            learner.move(self._backend())
+            learner.move(*self._chosen_backend())
         if asked.random_state is not asks.random_state and asked.random_state != asks.random_state:
             learner.state.key = self._key()
         self._asked = asks

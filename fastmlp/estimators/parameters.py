@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from fastmlp.arguments import check_dtype, check_integer, check_sequence
 from fastmlp.backends.base import Backend
-from fastmlp.backends.choosing import get_backend, resolve_backend
+from fastmlp.backends.choosing import BackendChoice, chosen_backend, get_backend
 from fastmlp.estimators.exact import ExactAdam, ExactSGD
 from fastmlp.estimators.training import Curves, Follows, Rules
 from fastmlp.formulas.optimizers import SGD, Adam, Optimizer
@@ -164,18 +164,24 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
             return check_dtype(self.dtype)
         return np.dtype("float64" if self.exact or self.solver == "lbfgs" else "float32")
 
-    def _backend(self) -> Backend:
+    def _chosen_backend(self) -> tuple[Backend, BackendChoice]:
+        """Return where a network to come runs, and why; a long run may choose another where nothing asks for that."""
         if self.exact:
-            backend = resolve_backend("numpy" if self.backend == "auto" else self.backend)
+            backend, choice = chosen_backend("numpy" if self.backend == "auto" else self.backend)
             if backend.name != "numpy":
                 raise ValueError(f"exact=True needs the backend 'numpy', got {backend.name!r}; leave backend out")
-            return backend
-        backend = resolve_backend(self.backend)
-        if self.n_jobs is None or self.n_jobs < 0:
-            return backend
+            return backend, choice
+        backend, choice = chosen_backend(self.backend)
+        if self.n_jobs is None:
+            return backend, choice
+        if self.n_jobs < 0:
+            return backend, replace(choice, left_open=False)
         if not isinstance(self.backend, str) or backend.name != "numba":
             raise ValueError(f"n_jobs is for the backend 'numba', by its name; got backend={self.backend!r}")
-        return get_backend("numba", threads=int(self.n_jobs))
+        return chosen_backend(get_backend("numba", threads=int(self.n_jobs)))
+
+    def _backend(self) -> Backend:
+        return self._chosen_backend()[0]
 
     def _optimizer_of(self, curves: Curves, gradient: float) -> Optimizer:
         """Return the record of the solver; what fastmlp's smaller gradients ask for is in its numbers."""

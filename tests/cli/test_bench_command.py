@@ -3,36 +3,17 @@
 import html.parser
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from bench_runs import LIMITS, SMALL, made
 
 from fastmlp.bench import contenders, measures, pictures, report, running
-from fastmlp.bench.results import Case, Results, read
-from fastmlp.bench.tables import figure, markdown, row, sentences
-from fastmlp.bench.workloads import Workload, sweep
+from fastmlp.bench.results import Case, read
+from fastmlp.bench.tables import figure, header, markdown, row, sentences
+from fastmlp.bench.workloads import sweep
 from fastmlp.cli import bench as command
 from fastmlp.plots.pictures import MissingMatplotlibError
-
-SMALL = Workload("small", (4, 3, 2), 8)
-LIMITS = {"product": [1e9], "copies": [[1000, [1e9]], [2000, [1e8]]], "launch": [0.0]}
-
-
-def made(times, workloads=(SMALL,), sweep=None, **changes):
-    """Return results in which a contender takes so many seconds for everything, give or take a hundredth."""
-    found = Results("now", "fastmlp bench", 0, 2, sweep, {"processor": "A & B <fast>"}, {"numpy": "2"}, "abc")
-    found.limits["cpu float32"] = [LIMITS]
-    for workload in workloads:
-        for name, seconds in times.items():
-            case = Case(workload, name, contenders.contender(name).label, "cpu", [])
-            factor = (workload.swept or 1) ** (0.5 if name == "numpy" else 1.0)
-            for _ in range(2):
-                spread = [seconds * factor * (0.99 + 0.02 * i / 7) for i in range(8)]
-                case.rounds.append({m: spread for m in measures.MEASURES})
-            found.cases.append(case)
-    return replace(found, **changes)
-
 
 # --- figures ---
 
@@ -76,6 +57,15 @@ def test_a_figure_is_told_with_its_spread():
     found = made({"numpy": 1e-3})
     cell = row(found, found.cases[0])[1]
     assert (cell.whole, cell.said) == ("1.00 ms ±1%", "995 us to 1.01 ms, 16 samples")
+
+
+def test_what_nobody_measured_has_no_column():
+    found = made({"numpy": 1e-3})
+    titles = header(found)
+    assert len(titles) == len(row(found, found.cases[0])) and {"peak device memory", "first call, cold"} < set(titles)
+    for samples in found.cases[0].rounds:
+        del samples["device"], samples["row"]
+    assert [title for title in titles if title not in header(found)] == ["peak device memory"]
 
 
 def test_where_a_sweep_has_another_fastest_is_told():
@@ -268,7 +258,10 @@ def test_a_model_of_ones_own(cli, runs, tmp_path):
         ("--sweep batch", "--sweep takes one network"),
         ("--units 3,2 --sweep batch --batch 3", "--sweep batch takes batches of its own; leave --batch out"),
         ("--units 3,2 --sweep width", "has no hidden layers"),
-        ("--fail-slower 5%", "--fail-slower is an option of --compare OLD NEW"),
+        ("--fail-slower 5%", "--fail-slower is an option of --compare OLD NEW and --history FILE.jsonl"),
+        ("--history a.json", "--history must be a file that ends in .jsonl, got 'a.json'"),
+        ("--history a.jsonl --fail-slower much", "--fail-slower must be a share such as 5% or 0.05, got 'much'"),
+        ("--compare a b --history c.jsonl", "--history has no meaning beside --compare"),
         ("--compare a b --quick", "--quick has no meaning beside --compare, which measures nothing"),
         ("--compare a b --units 3,2", "--units has no meaning beside --compare"),
         ("--compare a b --fail-slower much", "--fail-slower must be a share such as 5% or 0.05, got 'much'"),
@@ -301,8 +294,8 @@ def two(tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "slower"),
     [
-        ("", 0, "6 of 12 slower by 10%"),
-        ("--fail-slower 5%", 1, "12 of 12 slower by 5%"),
+        ("", 0, "8 of 16 slower by 10%"),
+        ("--fail-slower 5%", 1, "16 of 16 slower by 5%"),
         ("--fail-slower 0.6", 0, None),
     ],
 )
