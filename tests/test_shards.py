@@ -131,7 +131,7 @@ def test_the_work_is_cut_into_slices_that_fit_the_cache(monkeypatch):
         made.append(self._structure.block)
 
     monkeypatch.setattr(shards.NumbaShards, "__init__", noted)
-    for size in (1, 8 * 8 * 4 * 3 * 70):  # the least there can be, and some inputs of the first layer
+    for size in (1, 8 * 2 * 4 * 3 * 70):  # the least there can be, and some inputs of the first layer
         monkeypatch.setattr(shards, "level2_bytes", lambda size=size: size)
         found, _ = summed(backend, PLAIN, "f4", 8)
         assert_same_bits(found, expected)

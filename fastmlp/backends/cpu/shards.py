@@ -81,8 +81,8 @@ class NumbaShards:
         self._tree, self._session, self._threads, self._dtype = tree, session, threads, dtype
         self._batch = max(1, bounds[tree.stop] - bounds[tree.first])
         layers = list(zip(units, units[1:], self._forms.tolist(), strict=False))
-        # a slice of two sums and of a product, in half of the cache
-        block = max(level2_bytes() // 8 // dtype.itemsize, *(8 * o for _, o, _ in layers))
+        # as many inputs as fit with it share the copies of a gradient of the outputs
+        block = max(level2_bytes() // 2 // dtype.itemsize, *(8 * o for _, o, _ in layers))
         block = max([block, *(i * o for i, o, form in layers if form[codes.GRADIENT] == codes.BLAS)])
         steps = [(codes.TREE.index(what), source, buffer) for what, source, buffer in tree.program]
         program = np.array(steps, np.int64).reshape(-1, 3)
