@@ -164,7 +164,6 @@ def test_flat_arrays_are_added_scaled_and_measured(backend, dtype, size):
     assert_close(backend.to_numpy(s), [0.3 * b for _, b in pairs], scale=np.abs(source), c=2)
 
 
-@covers("add")
 @dtypes
 @pytest.mark.parametrize("size", [1, 41, CHUNK + 3])
 def test_flat_arrays_are_added_with_one_rounding(backend, dtype, size):
