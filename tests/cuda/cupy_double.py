@@ -376,6 +376,12 @@ cuda = types.SimpleNamespace(
     device=types.SimpleNamespace(get_cublas_handle=_cublas_handle),
     nvtx=types.SimpleNamespace(RangePush=_range_push, RangePop=_range_pop),
     runtime=types.SimpleNamespace(
-        CUDA_R_32F=0, CUDA_R_64F=1, CUDARuntimeError=CudaError, deviceSynchronize=_device_synchronize
+        CUDA_R_32F=0,
+        CUDA_R_64F=1,
+        CUDARuntimeError=CudaError,
+        deviceSynchronize=_device_synchronize,
+        getDeviceProperties=lambda device: {"name": b"the double of a GPU"},
+        driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 13000,
     ),
 )

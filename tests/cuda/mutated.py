@@ -65,6 +65,8 @@ TESTS = {
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
     "fastmlp/backends/cuda/tested.py": ("tests/test_selftest.py",),
+    "fastmlp/backends/cuda/kept.py": (WAYS, "tests/test_selftest.py"),
+    "fastmlp/backends/cuda/trial.py": (WAYS,),
     "fastmlp/backends/cuda/backend.py": (*ARRAYS, FIRST_FIT, WAYS, WAITS, MEMORY, OWNS, STEP, SHARED, *FITS, BRANCHES),
     "fastmlp/backends/cuda/operations.py": (
         *OPERATIONS,
