@@ -48,7 +48,7 @@ TESTS = {
         BRANCHES,
     ),
     "fastmlp/floating.py": (FIRST_FIT, "tests/test_parity.py"),
-    "fastmlp/backends/foreign.py": ARRAYS,
+    "fastmlp/backends/foreign.py": (*ARRAYS, "tests/test_shared_parts.py"),
     "fastmlp/backends/cuda/products.py": (
         MEASURED,
         IN_GRAPHS,

@@ -59,7 +59,8 @@ class CupyBackend(CupyOperations):
     ----------
     tf32 : bool
         Let float32 products of cuBLAS round their factors to 11 bits, on tensor cores: faster, and about three decimal
-        digits are left.  It is asked for with each product; no switch of the process is touched.
+        digits are left.  It is asked for with each product; no switch of the process is touched.  Steps run eagerly
+        then: captured ones are in full precision, cuBLAS within them too.
     way : str
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
         ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two: tried on the steps
@@ -79,7 +80,10 @@ class CupyBackend(CupyOperations):
         if way not in WAYS:
             raise ValueError(f"way must be one of {', '.join(WAYS)}; got {way!r}")
         if tf32 and way == "captured":
-            raise ValueError("tf32=True is for cuBLAS, which captured steps do not use; choose way='eager' or 'auto'")
+            raise ValueError(
+                "tf32=True is for steps that run eagerly: in captured ones all products are in full precision; choose "
+                "way='eager' or 'auto', or leave tf32 out"
+            )
         super().__init__(import_cupy(), tf32=tf32)
         cuda = self._cupy.cuda
         capability = int(cuda.Device().compute_capability)

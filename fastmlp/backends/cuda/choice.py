@@ -254,7 +254,7 @@ def _difference(found: Result, expected: Result, plan: Plan, unit: float) -> flo
     finite = np.abs(expected.array[np.isfinite(expected.array)])
     scale = max(float(finite.max(initial=0.0)), 0.0 if math.isnan(found.scale) else found.scale)
     allowed = rounding(unit, max(plan.batch, *plan.spec.units), scale)
-    return float(in_units_of(allowed, found.array, expected.array).max(initial=0.0))
+    return float(in_units_of(allowed, found.array, expected.array).max())
 
 
 # --- choice ---------------------------------------------------------------------------------------------------------
