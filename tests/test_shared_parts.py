@@ -20,7 +20,7 @@ from fastmlp.formulas.optimizers import SGD, StepScalars
 SMALL = Scenario("small", (4, 3, 2), {"activation": "tanh"}, SGD(0.1), rows=8, batch=4)
 
 
-# --- frames, as pandas and polars have them ----------------------------------------------------------------------------
+# --- frames, as pandas and polars have them ---------------------------------------------------------------------------
 
 
 class Column:
@@ -66,7 +66,7 @@ def test_a_frames_columns_become_numbers_each_by_itself():
     np.testing.assert_array_equal(host_array(frame, "x"), [[1.5, 7], [2.5, np.nan]])
     with pytest.raises(DataError, match=r"column 'c' holds .*pandas.get_dummies.*x.astype\({'c': float}\)"):
         host_array(Frame(a=Column([1.0], "f"), c=Column(["red"], "O")), "x")
-    with pytest.raises(DataError, match="column 'd' holds .*make numbers of it, of days for example"):
+    with pytest.raises(DataError, match=r"column 'd' holds .*make numbers of it, of days for example"):
         host_array(Frame(a=Column([1.0], "f"), d=Column(["2020-01-01"], "M")), "x")
 
 
@@ -100,7 +100,7 @@ def test_an_array_on_a_gpu_is_refused_where_only_host_memory_will_do():
     assert refuse_gpu("x", np.zeros(2), "where preprocess works") is None
 
 
-# --- sparse rows -------------------------------------------------------------------------------------------------------
+# --- sparse rows ------------------------------------------------------------------------------------------------------
 
 
 def test_elements_that_are_there_twice_are_added_and_the_matrix_stays_as_it_was():
@@ -111,7 +111,7 @@ def test_elements_that_are_there_twice_are_added_and_the_matrix_stays_as_it_was(
     assert rows.matrix.nnz == 2 and twice.nnz == 3
 
 
-# --- composed operations -----------------------------------------------------------------------------------------------
+# --- composed operations ----------------------------------------------------------------------------------------------
 
 
 def test_workspaces_of_many_numbers_of_rows_are_views_of_the_same_memory():
@@ -216,7 +216,7 @@ def test_a_gradient_that_is_shorter_than_the_bound_is_not_clipped():
     assert any(np.abs(a - b).max() > 1e-5 for a, b in zip(trained(1e-3), trained(None), strict=True))
 
 
-# --- names -------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def test_why_a_backend_cannot_be_is_told(monkeypatch, tmp_path):
