@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import cupy_double
 import numpy as np
@@ -194,6 +195,14 @@ def test_what_is_kept_holds_for_one_gpu_its_driver_and_one_text_of_the_kernels(w
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")  # cuBLAS is faster
     found.append(path())
     assert len(set(found)) == len(found)
+
+
+def test_it_lies_where_cupy_keeps_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    assert kept.kernel_folder() == tmp_path
+    for unset in (lambda: monkeypatch.setenv("CUPY_CACHE_DIR", ""), lambda: monkeypatch.delenv("CUPY_CACHE_DIR")):
+        unset()
+        assert kept.kernel_folder() == Path.home() / ".cupy" / "kernel_cache"
 
 
 def test_on_a_busy_machine_nothing_is_decided_nor_asked_for_ever(ways_are_tried, time, samples, monkeypatch):
