@@ -29,7 +29,7 @@ def note_selftest(passed: bool) -> None:
     path = _path()
     with contextlib.suppress(OSError):
         if not passed:
-            path.unlink(missing_ok=True)
+            path.unlink()
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
