@@ -42,10 +42,10 @@ def use_the_double() -> None:
     import cupy_double
     import cupy_nccl
 
-    from fastmlp.backends.cuda import choice, nccl, operations
+    from fastmlp.backends.cuda import nccl, operations
     from fastmlp.backends.registry import Availability
 
-    choice.SAMPLES, choice.SAMPLE_MILLISECONDS = 1, 1e-6  # its time does not pass by itself
+    cupy_backend.kept_path = lambda what, here: None  # its time means nothing
     operations.load_cublas = lambda: cupy_double.cublas_library
     cupy_backend.import_cupy = lambda: cupy_double
     nccl.import_nccl = lambda: cupy_nccl

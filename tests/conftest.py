@@ -19,7 +19,6 @@ from fastmlp.backends.choosing import get_backend
 from fastmlp.backends.cpu import choices
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cuda import backend as cupy_backend
-from fastmlp.backends.cuda import choice
 from fastmlp.backends.cuda import operations as cupy_operations
 from fastmlp.formulas.activations import ACTIVATIONS
 from fastmlp.formulas.losses import LOSSES
@@ -92,15 +91,6 @@ def pytest_generate_tests(metafunc):
     marks = {"cupy": [] if always else [pytest.mark.cuda_host]}
     names = [pytest.param(name, marks=marks.get(name, ())) for name in registry.backend_names()]
     metafunc.parametrize("backend", [*names, *eager], indirect=True)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def measured_once():
-    """Let a first fit on CuPy's double time each way once: the time of the emulator tells nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "SAMPLES", 1)
-        patch.setattr(choice, "SAMPLE_MILLISECONDS", 0.0)
-        yield
 
 
 @pytest.fixture
@@ -198,8 +188,9 @@ def threads_however_small_the_step(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_trials(monkeypatch):
-    """Take the rule's forms: a trial between two runs that are compared would change bits."""
+    """Take the rule's forms, and its way of steps: a trial between two runs that are compared would change bits."""
     monkeypatch.setattr(choices, "kept_path", lambda what, dtype: None)
+    monkeypatch.setattr(cupy_backend, "kept_path", lambda what, here: None)
 
 
 @pytest.fixture(autouse=True)

@@ -102,7 +102,7 @@ def test_a_trial_takes_no_longer_than_the_run_is_worth(clock, step, expected_ste
 def kept(monkeypatch, tmp_path):
     """A machine on which nothing was decided, and the folder where that is kept."""
     monkeypatch.setattr(decisions, "_known", {})
-    monkeypatch.setattr(trial, "_tried", {})
+    monkeypatch.setattr(contest, "_tried", {})
     monkeypatch.setattr(cpu_choices, "kept_path", lambda what, dtype: tmp_path / f"{what}-{dtype}.json")
     return tmp_path
 
@@ -140,7 +140,7 @@ def decides(monkeypatch):
                 found[named(c.way.forms)] = c
             return found.get(winner)
 
-        monkeypatch.setattr(trial, "fastest", fastest)
+        monkeypatch.setattr(contest, "fastest", fastest)
         monkeypatch.setattr(trial, "is_worth_it", lambda expected, least: True)
         return tried
 
@@ -325,12 +325,12 @@ def test_a_machine_that_stays_busy_is_not_asked_for_ever(kept, monkeypatch):
         ruled.sample(1)
         asked.append(1)
 
-    monkeypatch.setattr(trial, "fastest", fastest)
+    monkeypatch.setattr(contest, "fastest", fastest)
     monkeypatch.setattr(trial, "is_worth_it", lambda expected, least: True)
-    for _ in range(trial.MOST_TRIALS + 2):
+    for _ in range(contest.MOST_TRIALS + 2):
         model, x, y = model_and_data()
         train(model, x, y)
-    assert len(asked) == trial.MOST_TRIALS and not list(kept.iterdir())
+    assert len(asked) == contest.MOST_TRIALS and not list(kept.iterdir())
 
 
 def test_real_steps_are_timed_and_said(kept, monkeypatch, caplog):

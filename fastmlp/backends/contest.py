@@ -7,10 +7,12 @@ and on the data that is about to be trained on.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from fastmlp.formulas.optimizers import StepScalars
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import DeviceData
+    from fastmlp.backends.decisions import Decisions
     from fastmlp.backends.session import Session
     from fastmlp.network.state import TrainState
 
@@ -42,6 +45,11 @@ MOST_ROWS = 1 << 16
 """Of the data that a trial reads."""
 TINY = 1e-9
 """The learning rate of a trial, which hardly moves the weights: at 0 a BLAS has nothing to compute."""
+MOST_TRIALS = 3
+"""Of one shape in a process, where they were all unsteady."""
+
+_tried: dict[tuple[Path, str], int] = {}
+"""How often nothing could be said of steps, since the machine was busy."""
 
 
 def is_worth_it(expected: float, least: float) -> bool:
@@ -139,6 +147,44 @@ def fastest(
     return best if best.steady and ruled.steady else None
 
 
+def decided(
+    made: Decisions,
+    key: str,
+    rule: Callable[[], Contender[Way]],
+    others: Callable[[Contender[Way]], Iterator[Contender[Way]]],
+    expected_steps: int,
+    written: Callable[[Way], dict[str, Any]],
+) -> tuple[dict[str, Any], Contender[Way], Contender[Way]] | None:
+    """Find the fastest way and keep it; return the decision that stands, the contender of the rule, and the fastest.
+
+    None where nothing is decided: the run is too short, the machine is busy, its memory holds no second way, or steps
+    cannot be timed; nor without a file, since each process would decide anew, and compute other bits.
+
+    Parameters
+    ----------
+    made : Decisions
+    key : str
+        For what this one holds.
+    rule : callable
+        Makes the contender that is taken where nothing else is faster.
+    others : callable
+        Takes that contender; see `fastest`.
+    expected_steps : int
+        Of the run.
+    written : callable
+        Takes a way, and returns what a file says of it.
+    """
+    if made.path is None or _tried.get((made.path, key), 0) == MOST_TRIALS:
+        return None
+    with contextlib.suppress(NoStepsError, MemoryError):  # of a contender's memory, which a run has once
+        ruled = rule()
+        found = fastest(ruled, others(ruled), expected_steps)
+        if found is not None:
+            return made.keep(key, written(found.way)), ruled, found
+        _tried[made.path, key] = _tried.get((made.path, key), 0) + (len(ruled.seconds) > 0)
+    return None
+
+
 class NoStepsError(Exception):
     """Steps cannot be timed: they do not go on."""
 
@@ -165,10 +211,13 @@ def steps_on(
         By that function: the loss is not finite, or no row counts.
     """
     scalars = StepScalars(*table[np.argmax(table[:, _COLUMNS.index("inverse_total")])].tolist())._replace(rate=TINY)
-    batch = session.plan.batch
+    batch = min(session.plan.batch, len(data.x))
     # rows from all over the data, always others: in a run they are far from the caches too
     rows = np.random.default_rng(0).integers(0, len(data.x), max(batch, MOST_ROWS // batch * batch))
     batches = len(rows) // batch
+    # a call of a run ends with the epoch, but where one call takes several
+    several = session.takes_epochs and batch == session.plan.batch
+    most = batches if several else len(data.x) // batch
     place = 0
 
     def take(steps: int) -> float:
@@ -177,9 +226,10 @@ def steps_on(
             raise NoStepsError
         taken = 0.0
         while steps:
-            count = min(steps, batches - place)
+            count = min(steps, batches - place, most)
             order = backend.asarray(rows[place * batch : (place + count) * batch])
             many = np.tile(np.array(scalars), (count, 1))
+            backend.synchronize()
             began = time.perf_counter()
             report = backend.train_steps(session, state, data, order, many, 0, np.zeros(3))
             backend.synchronize()

@@ -1,13 +1,15 @@
 """Fixtures of the CUDA tests."""
 
+import types
+
 import cupy_double as cp
 import cupy_nccl
 import cupy_streams
 import pytest
 
-from fastmlp.backends import registry
+from fastmlp.backends import contest, decisions, registry
 from fastmlp.backends.cuda import backend as cupy_backend
-from fastmlp.backends.cuda import nccl
+from fastmlp.backends.cuda import kept, nccl
 from fastmlp.backends.cuda import operations as cupy_operations
 from fastmlp.parallel.threads import Threads
 
@@ -46,3 +48,18 @@ def gpu_each(monkeypatch):
     cupy_nccl.faults.clear()
     cupy_nccl.patience[0] = 20.0
     cp.visible[0] = cp.DEVICES
+
+
+@pytest.fixture
+def ways_are_tried(monkeypatch, tmp_path):
+    """Let ways of steps be tried in however short a run, by the double's clock; return the folder that keeps them."""
+    monkeypatch.setattr(decisions, "_known", {})
+    monkeypatch.setattr(contest, "_tried", {})
+    monkeypatch.setattr(cupy_backend, "kept_path", kept.kept_path)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
+    # whoever waits for steps has their time on its own stream
+    clock = types.SimpleNamespace(perf_counter=lambda: 1e-3 * cp.cuda.get_current_stream()._time)
+    monkeypatch.setattr(contest, "time", clock)
+    for name, value in {"SAMPLE_SECONDS": 0.0, "MOST_SECONDS": 60.0, "SHARE": 1e9}.items():
+        monkeypatch.setattr(contest, name, value)
+    return tmp_path / "kernels"

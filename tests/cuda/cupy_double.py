@@ -385,5 +385,7 @@ cuda = types.SimpleNamespace(
         deviceSynchronize=_device_synchronize,
         getDeviceCount=lambda: visible[0],
         getDeviceProperties=_device_properties,
+        driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 13000,
     ),
 )

@@ -75,7 +75,7 @@ class Laboratory:
             environment["PYTHONDONTWRITEBYTECODE"] = "1"
         command = [sys.executable, "-P", "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", "--cuda-host"]
         command += ["--thorough"]
-        chosen = "(cupy or cuda) and not on_other_backends"
+        chosen = "(cupy or cuda or shared_parts) and not on_other_backends"
         command += ["-o", "timeout=40", "-o", "timeout_method=thread", *tests, "-k", chosen]
         with self._changed(mutant):
             options = {"cwd": self.tree, "env": environment, "capture_output": True, "text": True}

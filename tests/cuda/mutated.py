@@ -49,7 +49,7 @@ TESTS = {
         BRANCHES,
     ),
     "fastmlp/floating.py": (FIRST_FIT, "tests/test_parity.py"),
-    "fastmlp/backends/foreign.py": ARRAYS,
+    "fastmlp/backends/foreign.py": (*ARRAYS, "tests/test_shared_parts.py"),
     "fastmlp/backends/cuda/products.py": (
         MEASURED,
         IN_GRAPHS,
@@ -81,6 +81,8 @@ TESTS = {
         *FITS,
         BRANCHES,
     ),
+    "fastmlp/backends/cuda/kept.py": (WAYS, "tests/test_selftest.py"),
+    "fastmlp/backends/cuda/trial.py": (WAYS,),
     "fastmlp/backends/cuda/operations.py": (
         *OPERATIONS,
         STEP,

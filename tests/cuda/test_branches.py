@@ -432,6 +432,11 @@ def test_kernels_are_compiled_with_these_options_and_no_others(monkeypatch):
     assert options["options"] == ("-std=c++17",)
 
 
+def test_an_enum_that_is_not_there_is_no_number():
+    with pytest.raises(LookupError, match=r"losses.cu has no enum Activation"):
+        sources.codes("losses.cu", "Activation")
+
+
 def test_what_is_included_twice_is_written_once(monkeypatch):
     files = {
         "a.cu": '#include "b.cuh"\n#include "c.cuh"\nlast',

@@ -65,6 +65,31 @@ def test_steps_with_cublas_in_their_graphs_are_those_without(dtype, above, monke
         assert_close(a, b, dtype=dtype, k=500)
 
 
+@pytest.mark.parametrize(("dtype", "compute"), [("float32", 68), ("float64", 70)])
+def test_cublas_rounds_alike_in_captured_and_in_eager_steps(dtype, compute, monkeypatch):
+    from_cublas_on(monkeypatch, 0)
+    asked = {}
+    for way in ("captured", "eager"):
+        cp.products.clear()
+        results(LONG, dtype, way)
+        asked[way] = set(cp.products)
+    assert asked == {"captured": {compute}, "eager": {compute}}  # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F
+
+
+@pytest.mark.parametrize("way", ["auto", "eager"])
+def test_steps_that_round_to_tf32_are_never_captured(way, monkeypatch):
+    from_cublas_on(monkeypatch, 0)
+    backend = cupy_backend.CupyBackend(tf32=True, way=way)
+    session = backend.open(LONG.plan("float32"))
+    session.adopt({"backend": "cupy", "tf32": False, "way": "captured"})  # a checkpoint of a run in full precision
+    cp.products.clear()
+    state, data = LONG.state(backend, "float32"), LONG.device_data(backend, "float32")
+    order, table = backend.asarray(LONG.order(0)), LONG.table(0, 0, "float32")
+    backend.train_steps(session, state, data, order, table, 0, np.zeros(3))
+    assert set(cp.products) == {77}  # CUBLAS_COMPUTE_32F_FAST_TF32
+    assert session.way == "eager" and not cp.cublas_library.calls
+
+
 @pytest.mark.whole_ladder
 @dtypes
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)

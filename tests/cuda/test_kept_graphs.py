@@ -86,6 +86,7 @@ def test_steps_that_take_more_than_a_bound_end_with_their_run(less, again, captu
     taken = cupy_memory.steps_bytes(plan, products, fastmlp.backends.data.HostData(x, y, None))
     monkeypatch.setattr(cupy_memory, "KEPT", taken - less)
     model = made()
+    gc.collect()  # of what other tests have left
     before = model.backend.memory_info()["used"]
     used = []
     for _ in range(3):

@@ -113,16 +113,17 @@ def test_rows_are_read_wide_where_they_are_aligned_and_singly_where_not(cupy, dt
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
 def test_norms_of_more_chunks_than_blocks_and_of_slabs(cupy, dtype, clip_norm):
     size, l2, share, behind, stride = 4800, 2.0, 0.25, 100, 4900
+    parts = 300  # more than a block has threads, which no step has: a loop that goes round once would leave some out
     chunks = np.array([(i * 8, i * 8 + 7, i % 2, 1 + i % 3, behind, stride) for i in range(600)], np.int64)
     grads, params = normal((3, stride), dtype, 1), normal((size,), dtype, 2)
     rule = on(cupy, np.array([0.0, 0, 1, 0, 0, clip_norm, l2]))
-    partials, table = unset(cupy, (256,), "f8"), on(cupy, np.array([[0.5, 1, 1, 0, 1.0, share]]))
+    partials, table = unset(cupy, (parts,), "f8"), on(cupy, np.array([[0.5, 1, 1, 0, 1.0, share]]))
     own, cursor = on(cupy, params), on(cupy, np.zeros(3, np.int64))
     g, c = on(cupy, grads.reshape(-1)), on(cupy, chunks)
     args = (c, np.int64(600), g, own, rule, partials, table, cursor, np.int32(0))
-    cupy._launch("optimizers.cu", "gradient_norm<{real}>", dtype, ((256,), (256,)), args)
+    cupy._launch("optimizers.cu", "gradient_norm<{real}>", dtype, ((parts,), (256,)), args)
     where = (table, cursor, np.int32(0), on(cupy, np.zeros(2, np.int32)))
-    args = (np.int32(0), c, own, g, None, None, None, rule, partials, np.int32(256), *where)
+    args = (np.int32(0), c, own, g, None, None, None, rule, partials, np.int32(parts), *where)
     cupy._launch("optimizers.cu", "update_parameters<{real}>", dtype, ((600,), (256,)), args)
     expected, gradient = params.astype("f8"), np.zeros(size)
     for start, stop, is_weight, slabs, *_ in chunks.tolist():

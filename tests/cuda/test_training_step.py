@@ -248,7 +248,11 @@ def test_an_epoch_waits_for_the_device_once_a_call(monkeypatch):
     [
         ({"way": "fast"}, ValueError, "way must be one of auto, captured, eager; got 'fast'"),
         ({"tf32": 2}, TypeError, "tf32 must be True or False, got 2"),
-        ({"tf32": True, "way": "captured"}, ValueError, "captured steps do not use; choose way='eager'"),
+        (
+            {"tf32": True, "way": "captured"},
+            ValueError,
+            "in captured ones all products are in full precision; choose way='eager'",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, error, message):

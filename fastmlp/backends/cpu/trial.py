@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.backends.contest import Contender, NoStepsError, fastest, is_worth_it, steps_on
+from fastmlp.backends.contest import Contender, decided, is_worth_it, steps_on
 from fastmlp.backends.cpu.calibration import known
 from fastmlp.backends.cpu.choices import STEPS, decisions, named
 
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
     from fastmlp.network.state import TrainState
 
 _log = logging.getLogger("fastmlp")
-
-MOST_TRIALS = 3
-"""Of one shape in a process, where they were all unsteady."""
-
-_tried: dict[str, int] = {}
-"""How often nothing could be said of steps, since the machine was busy."""
 
 
 def decide(
@@ -59,24 +52,27 @@ def decide(
     step = session.seconds_per_step or _expected_step(plan, session.chosen.most)
     if not is_worth_it(expected_steps * step, step):  # said in no time: most runs are short
         return False
-    made, key = decisions(STEPS, plan.precision.products), session.chosen.key
-    # without a file each process would decide anew, and compute other bits
-    if made.path is None or _tried.get(key, 0) == MOST_TRIALS:
+    copied = functools.cache(lambda: state.copied(backend.copy))
+
+    def make(way: FormsAndParts) -> Contender[FormsAndParts]:
+        return _contender(backend, plan, copied(), data, table, way)
+
+    found = decided(
+        decisions(STEPS, plan.precision.products),
+        session.chosen.key,
+        lambda: make(FormsAndParts(session.chosen.forms, session.chosen.parts)),
+        lambda ruled: _others(ruled, make, session),
+        expected_steps,
+        lambda way: {"products": named(way.forms), "parts": way.parts},
+    )
+    if found is None:
         return False
-    with contextlib.suppress(NoStepsError, MemoryError):  # of a contender's memory, which a run has once
-        make = functools.partial(_contender, backend, plan, state.copied(backend.copy), data, table)
-        ruled = make(FormsAndParts(session.chosen.forms, session.chosen.parts))
-        found = fastest(ruled, _others(ruled, make, session), expected_steps)
-        if found is None:
-            _tried[key] = _tried.get(key, 0) + (len(ruled.seconds) > 0)
-            return False
-        decision = made.keep(key, {"products": named(found.way.forms), "parts": found.way.parts})
-        _log.info(
-            "numba: a step takes %.4g ms by the rule and %.4g ms as steps are taken now: %s, in %d parts",
-            *(1e3 * ruled.best, 1e3 * found.best, decision["products"], decision["parts"]),
-        )
-        return True
-    return False
+    decision, ruled, best = found
+    _log.info(
+        "numba: a step takes %.4g ms by the rule and %.4g ms as steps are taken now: %s, in %d parts",
+        *(1e3 * ruled.best, 1e3 * best.best, decision["products"], decision["parts"]),
+    )
+    return True
 
 
 def _expected_step(plan: Plan, threads: int) -> float:

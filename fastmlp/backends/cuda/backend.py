@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastmlp.arguments import check_flag
 from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
+from fastmlp.backends.cuda.kept import kept_path, machine
 from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.nccl import carried, own_gpu
 from fastmlp.backends.cuda.operations import CupyOperations
@@ -20,6 +22,7 @@ from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.cuda.tested import selftest_passed as selftest_passed
 from fastmlp.backends.cuda.update import Update
+from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session, StepReport
@@ -60,12 +63,13 @@ class CupyBackend(CupyOperations):
     ----------
     tf32 : bool
         Let float32 products of cuBLAS round their factors to 11 bits, on tensor cores: faster, and about three decimal
-        digits are left.  It is asked for with each product; no switch of the process is touched.
+        digits are left.  It is asked for with each product; no switch of the process is touched.  Steps run eagerly
+        then: captured ones are in full precision, cuBLAS within them too.
     way : str
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
-        ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two, measured at the
-        first fit of a network and batch size (logged, and kept in checkpoints) unless it is so large that eager steps
-        are.
+        ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two: tried on the steps
+        of the first run of a network and batch size that is long enough for it, logged, and kept for this GPU and in
+        checkpoints; until then by the number of operations.
 
     Raises
     ------
@@ -80,7 +84,10 @@ class CupyBackend(CupyOperations):
         if way not in WAYS:
             raise ValueError(f"way must be one of {', '.join(WAYS)}; got {way!r}")
         if tf32 and way == "captured":
-            raise ValueError("tf32=True is for cuBLAS, which captured steps do not use; choose way='eager' or 'auto'")
+            raise ValueError(
+                "tf32=True is for steps that run eagerly: in captured ones all products are in full precision; choose "
+                "way='eager' or 'auto', or leave tf32 out"
+            )
         super().__init__(import_cupy(), tf32=tf32)
         cuda = self._cupy.cuda
         capability = int(cuda.Device().compute_capability)
@@ -222,8 +229,17 @@ class CupyBackend(CupyOperations):
     def open(self, plan: Plan) -> Session:
         return CupySession(self, plan)
 
-    def way_of(self, plan: Plan, state: TrainState, data: DeviceData, resumed: str | None) -> str:
-        """Return the way that the steps of a plan run; where it is left open, it is measured once.
+    def decisions(self, what: str, dtype: np.dtype[Any]) -> Decisions:
+        return Decisions(kept_path(f"{what}-{dtype}", self._here), self._here)
+
+    @functools.cached_property
+    def _here(self) -> dict[str, Any]:
+        """For what decisions hold."""
+        with self.placed():
+            return machine(self._cupy)
+
+    def way_of(self, plan: Plan, state: TrainState, data: DeviceData, resumed: str | None) -> tuple[str, bool]:
+        """Return the way that the steps of a plan run, and whether it is settled; see `choose_way`.
 
         Parameters
         ----------
@@ -235,11 +251,24 @@ class CupyBackend(CupyOperations):
             The way of the run that goes on, which is taken where the choice is left to the backend.
         """
         if self._way == "eager" or self._tf32:
-            return "eager"
+            return "eager", True
         wanted = resumed or "auto" if self._way == "auto" else self._way
-        found = self._ways.get(plan)
+        found, settled = self._ways.get(plan), True
         if found is None or (resumed is not None and found != wanted):
-            found = self._ways[plan] = choose_way(self, plan, state, data, wanted)
+            found, settled = choose_way(self, plan, state, data, wanted)
+            if settled:
+                self._ways[plan] = found
+        return found, settled
+
+    def try_ways(
+        self, session: CupySession, state: TrainState, data: DeviceData, table: NDArray[np.float64], expected: int
+    ) -> str | None:
+        """Return the faster way where a trial of steps, or one that was kept, tells it; see `trial`."""
+        from fastmlp.backends.cuda.trial import decide
+
+        found = decide(self, session, state, data, table, expected)
+        if found is not None:
+            self._ways[session.plan] = found
         return found
 
     def train_steps(
@@ -256,6 +285,7 @@ class CupyBackend(CupyOperations):
         if plan.optimizer is None or not _compiled(plan):
             return super().train_steps(session, state, data, order, table, first, totals)
         assert isinstance(session, CupySession)
+        session.settle(state, data, table)
         step = session.training(state, data)
         done, finite, report = step.run(order, table, first, state.step, session.meanwhile)
         for sums in report:
@@ -287,6 +317,8 @@ class CupySession(Session):
         self._cupy_backend = backend
         self._training: TrainingStep | None = None
         self._way: str | None = None
+        self._settled = False
+        """Whether its way stays as it is."""
         self._resumed: str | None = None
 
     def choices(self) -> dict[str, Any]:
@@ -298,6 +330,32 @@ class CupySession(Session):
         alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
         if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
             self._resumed, self._way, self._training = choices["way"], None, None
+            self._settled = False
+
+    @property
+    def way(self) -> str:
+        """The way that its steps run."""
+        assert self._way is not None, "it is chosen by the first steps"
+        return self._way
+
+    def fix(self, way: str) -> None:
+        """Let its steps run in this way from now on, and no other any more."""
+        if way != self._way:
+            self._training = None  # whose graphs, or lists of launches, are of no use any more
+        self._way, self._settled = way, True
+
+    def settle(self, state: TrainState, data: DeviceData, table: NDArray[np.float64]) -> None:
+        """Try the ways of steps at the first ones of a run, if that is left open; the table tells of them."""
+        expected, self.expected_steps = self.expected_steps, 0
+        if self._way is None:
+            self._choose(state, data)
+        if expected and not self._settled:
+            found = self._cupy_backend.try_ways(self, state, data, table, expected)
+            if found is not None:
+                self.fix(found)
+
+    def _choose(self, state: TrainState, data: DeviceData) -> None:
+        self._way, self._settled = self._cupy_backend.way_of(self.plan, state, data, self._resumed)
 
     @cached_property
     def update(self) -> Update:
@@ -311,10 +369,10 @@ class CupySession(Session):
             step.read(data)
         if step is None or not step.fits(state, data):
             step = self._training = None  # its memory is free before more is taken
-            backend = self._cupy_backend
             if self._way is None:
-                self._way = backend.way_of(self.plan, state, data, self._resumed)
-            step = self._training = make_step(backend, self.plan, state, data, captured=self._way == "captured")
+                self._choose(state, data)
+            captured = self._way == "captured"
+            step = self._training = make_step(self._cupy_backend, self.plan, state, data, captured=captured)
         return step
 
     def release(self) -> None:

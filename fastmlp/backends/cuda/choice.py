@@ -1,4 +1,4 @@
-"""Which way training steps run on a device: own kernels proven there, both ways measured; done at the first fit.
+"""Which way training steps may run on a device: own kernels proven there, at the first fit, and a rule; see `trial`.
 
 Everything here runs on copies of the state, on the data that is about to be trained on, and changes neither.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from fastmlp.backends.cuda.blas import CUBLAS, TF32_EPS, rounds_to_tf32
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.cuda.step import GRAPH_STEPS, TrainingStep
+from fastmlp.backends.decisions import Decisions, steps_key
 from fastmlp.errors import KernelError
 from fastmlp.floating import in_units_of, rounding
 from fastmlp.formulas.optimizers import StepScalars
@@ -33,16 +33,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("fastmlp")
 
 CROSSING = 4e10
-"""Floating point operations of a step, from which the host launches as fast as the device works: measured on an H200.
+"""Floating point operations of a step, from which steps run eagerly where neither way was timed on this GPU.
 
-Captured steps took 0.15 of the time of eager ones at 1e7 operations, 0.85 at 1.1e10 and 1.03 at 4.6e10 (float32).
+The host launches as fast as the device works then: on an H200 captured steps took 0.15 of the time of eager ones at 1e7
+operations, 0.85 at 1.1e10 and 1.03 at 4.6e10 (float32).
 """
 EAGER_FROM = 1e11
 """From so many operations on, steps run eagerly without proof or measurement, which take seconds there for nothing."""
-SAMPLES, SAMPLE_MILLISECONDS = 5, 10.0
-"""How often each way is timed, in turns, and for how long at least; the medians are compared."""
-CLOSE = 1.05
-"""Where one way takes less than so many times what the other takes, they count as equal."""
+STEPS = "steps"
+"""The first part of the name of the file that keeps which way is the faster."""
 _TOLERANCE = 64.0
 _TF32_TOLERANCE = 8.0
 """Smaller, since more of so coarse a rounding would let wrong kernels pass."""
@@ -255,61 +254,27 @@ def _difference(found: Result, expected: Result, plan: Plan, unit: float) -> flo
     finite = np.abs(expected.array[np.isfinite(expected.array)])
     scale = max(float(finite.max(initial=0.0)), 0.0 if math.isnan(found.scale) else found.scale)
     allowed = rounding(unit, max(plan.batch, *plan.spec.units), scale)
-    return float(in_units_of(allowed, found.array, expected.array).max(initial=0.0))
-
-
-# --- measurement ----------------------------------------------------------------------------------------------------
-
-
-def measure(
-    operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, ways: Sequence[str]
-) -> dict[str, float]:
-    """Return the milliseconds that a step takes in some ways, by events on the device; inf without memory for them."""
-    count = min(len(data.x) // plan.batch, GRAPH_STEPS) or 1
-    order, table = _one_step(operations, plan, data, count)
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    try:
-        steps = {
-            way: make_step(operations, plan, state.copied(operations.copy), data, captured=way == "captured")
-            for way in ways
-        }
-        rounds = {}
-        for way, step in steps.items():
-            step.timed(order, table, 1)  # captures, uploads and loads all that is timed
-            once = step.timed(order, table, 1) * count
-            rounds[way] = math.ceil(SAMPLE_MILLISECONDS / max(once, 1e-3)) or 1
-        for _ in range(SAMPLES):
-            for way, step in steps.items():  # in turns, so that a clock that slows down slows all
-                found[way].append(step.timed(order, table, rounds[way]))
-    except MemoryError:
-        return dict.fromkeys(ways, math.inf)
-    return {way: statistics.median(times) for way, times in found.items()}
-
-
-def faster_way(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:
-    """Measure both ways on copies of the state and return the faster; what is expected, where they are alike."""
-    flops = step_operations(plan)
-    expected, other = ("captured", "eager") if flops < CROSSING else ("eager", "captured")
-    times = measure(operations, plan, state, data, ("captured", "eager"))
-    if not any(map(math.isfinite, times.values())):  # beside each other; one may fit by itself
-        for way in times:
-            times |= measure(operations, plan, state, data, (way,))
-    if not any(map(math.isfinite, times.values())):
-        _log.info("cupy: no memory to measure on; steps of %.3g operations run %s", flops, expected)
-        return expected
-    chosen = other if times[other] * CLOSE < times[expected] else expected
-    _log.info(
-        "cupy: a step of %.3g operations takes %.4g ms captured and %.4g ms eagerly; steps run %s",
-        *(flops, times["captured"], times["eager"], chosen),
-    )
-    return chosen
+    return float(in_units_of(allowed, found.array, expected.array).max())
 
 
 # --- choice ---------------------------------------------------------------------------------------------------------
 
 
-def choose_way(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, wanted: str) -> str:
-    """Return ``"captured"`` or ``"eager"``.
+def other_way(way: str) -> str:
+    """Return the way that a trial of steps has beside this one."""
+    return "eager" if way == "captured" else "captured"
+
+
+def kept_way(made: Decisions, plan: Plan) -> str | None:
+    """Return the way that was the faster for such steps on this GPU, if that was found out and makes sense."""
+    way = made.all().get(steps_key(plan), {}).get("way")
+    return way if way in ("captured", "eager") else None
+
+
+def choose_way(
+    operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData, wanted: str
+) -> tuple[str, bool]:
+    """Return ``"captured"`` or ``"eager"``, and whether it is settled: else a trial of steps may find the other faster.
 
     Parameters
     ----------
@@ -319,33 +284,36 @@ def choose_way(operations: CupyOperations, plan: Plan, state: TrainState, data: 
         Copied, not changed.
     data : DeviceData
     wanted : str
-        ``"captured"``, ``"eager"``, or ``"auto"``: the faster.
+        ``"captured"``, ``"eager"``, or ``"auto"``: the faster one where it is kept which that is, else the rule's.
 
     Warns
     -----
     RuntimeWarning
         Captured steps were a choice, and do not compute rightly on this device.
     """
-    if wanted == "eager":
-        return "eager"
+    kept = kept_way(operations.decisions(STEPS, plan.precision.products), plan) if wanted == "auto" else wanted
+    if kept == "eager":
+        return "eager", True
     if wanted == "auto" and surely_eager(plan):
         _log.info("cupy: steps of %.3g operations run eagerly: captured ones would gain nothing", step_operations(plan))
-        return "eager"
+        return "eager", True
     try:
         doubt = _doubt(operations, plan, state, data)
     except MemoryError as e:
         if wanted == "captured":
             raise
         _log.info("cupy: steps run eagerly, since %s", str(e))  # a record with the error would keep its frames alive
-        return "eager"
+        return "eager", True
     if doubt:
         text = (
             f"captured steps cannot be used on this GPU: {doubt}. Training goes on eagerly; please report this with "
             "the output of fastmlp selftest --backend cupy. way='eager' avoids the attempt"
         )
         warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return "eager"
-    return faster_way(operations, plan, state, data) if wanted == "auto" else "captured"
+        return "eager", True
+    if kept is None:
+        return ("captured" if step_operations(plan) < CROSSING else "eager"), False
+    return kept, True
 
 
 def _doubt(operations: CupyOperations, plan: Plan, state: TrainState, data: DeviceData) -> str:

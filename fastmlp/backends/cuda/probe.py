@@ -6,9 +6,9 @@ import functools
 import importlib.util
 import os
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from fastmlp.backends.cuda.kept import kernel_folder
 from fastmlp.backends.registry import Availability
 
 INSTALL = "pip install 'fastmlp[cuda13]' (driver 580 or newer) or 'fastmlp[cuda12]'"
@@ -88,7 +88,7 @@ def _compiler(cupy: Any) -> str:
 
 
 def _cache_folder(cupy: Any) -> str:
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    folder = kernel_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".fastmlp-{os.getpid()}"

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 SLABS = 8
 """Parts, at most, that the rows of a weight gradient are cut into; the optimizer adds them in order."""
 _ROWS_A_SLAB = 256
+# As `BLOCKS` of products.cu: the 65,536 registers of any multiprocessor from 7.5 on hold two blocks of 256 threads.
 _BLOCKS_A_MULTIPROCESSOR = 2
 TILES = (16, 32, 64)
 # How much of its multiprocessor's arithmetic each tile uses, relative to the largest, and a block that has it to itself
 # beside one of several, by times of products on an NVIDIA H100 (`benchmarks/gpu_day.py`, stage "products").
+# No attribute of a device tells them: they are what is left of the ratio of shared memory to multipliers (there 128
+# bytes a cycle for 128 of them; for 64 on compute capability 7.5 and 8.0) where loads, barriers and the ends of loops
+# are hidden or not.  `benchmarks/GPU.md` has the experiment that gives them for another GPU; wrong ones cost time.
 _EFFICIENCY = {16: 0.41, 32: 0.76, 64: 1.0}
 _ALONE = 1.2
 _LARGEST_GRID = 65535
@@ -275,6 +279,10 @@ WORTH = {"float32": 2e6, "float64": 5e4}
 Measured on an NVIDIA H100 (`benchmarks/gpu_day.py`, stage "products"): all three products of a layer together take 62
 microseconds by own kernels and 67 by cuBLAS at 1.6e6 (512 x 784 x 512, float32), 113 and 95 at 3.1e6.  In float64,
 where cuBLAS has tensor cores there, the two are alike from 1e4 to 2e4, and cuBLAS takes 0.75 of the time at 1.3e5.
+
+It is for each multiprocessor, so that a device with fewer of them turns to cuBLAS sooner; the rest is of that one GPU:
+how much faster cuBLAS multiplies there, and what a launch within a graph costs.  Where float64 has no tensor cores (all
+but A100, H100 and the like) the second is surely another.  `benchmarks/GPU.md` has the experiment.
 """
 
 

@@ -216,27 +216,6 @@ class TrainingStep(StepLaunches):
             self._backward(views, layers)
             self._apply_gradients(0, layers)
 
-    def timed(self, order: Array, table: NDArray[np.float64], rounds: int) -> float:
-        """Return the milliseconds that a step takes, by events around so many rounds of all steps of a table.
-
-        What is done once (a graph is captured, and brought to the device; a kernel is loaded) counts as well.
-        """
-        cuda, count = self._cupy.cuda, len(table)
-        begin, end = cuda.Event(), cuda.Event()
-        try:
-            with self._own_stream():
-                self._take_order(order)
-                self._upload(table, 0, 0)
-                begin.record(self._stream)
-                for _ in range(rounds):
-                    self.memory["cursor"][...] = 0
-                    self._queue(0, count)
-                end.record(self._stream)
-                end.synchronize()
-        except self._operations.failures as e:
-            raise self._failure(e) from e
-        return float(cuda.get_elapsed_time(begin, end)) / (rounds * count)
-
     def _take_order(self, order: Array) -> None:
         if order is not self._order_given:
             self.memory["order"][: len(order)] = order  # of fewer rows than the data where some are held out

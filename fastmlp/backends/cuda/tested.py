@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 from pathlib import Path
 
-from fastmlp._version import __version__
+from fastmlp.backends.cuda.kept import kept_path, machine
 from fastmlp.files.atomic import atomic_writer
 
 
 def _path() -> Path:
-    """Return the file that says so, beside CuPy's compiled kernels: its name tells the GPU and the versions."""
+    """Return the file that says so: its name tells the GPU and the versions."""
     import cupy
 
-    runtime = cupy.cuda.runtime
-    here = {
-        "gpu": runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(),
-        "driver": runtime.driverGetVersion(),
-        "runtime": runtime.runtimeGetVersion(),
-        "cupy": cupy.__version__,
-        "fastmlp": __version__,
-    }
-    name = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    return folder / f"fastmlp-selftest-{name}.json"
+    return kept_path("selftest", machine(cupy))
 
 
 def selftest_passed() -> bool:
@@ -42,7 +29,7 @@ def note_selftest(passed: bool) -> None:
     path = _path()
     with contextlib.suppress(OSError):
         if not passed:
-            path.unlink(missing_ok=True)
+            path.unlink()
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
