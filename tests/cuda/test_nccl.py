@@ -35,6 +35,7 @@ def test_any_number_of_gpus_gives_the_same_bits(made, options):
     assert same_runs(fitted(Alone(8), made, **options), expected)
     for ranks in (2, 3):
         assert all(same_runs(found, expected) for found in by_ranks(ranks, made, options))
+    assert not cupy_nccl.alive
 
 
 def test_threads_that_share_a_gpu_give_the_same_bits():
