@@ -163,6 +163,7 @@ def test_the_host_waits_once_a_step():
         by_ranks(1, made, {**options, "x": np.resize(X, (rows, 6)), "y": np.resize(Y, rows), "epochs": 1})
         found.append((cp.counts["asked"], cp.counts["synchronisations"]))
     assert np.subtract(found[1], found[0]).tolist() == [4, 4]
+    assert found[0][0] == 2 + 2  # and once for the weights of rank 0, and once before the call ends
 
 
 # --- order ----------------------------------------------------------------------------------------------------------
