@@ -188,6 +188,8 @@ class MLP(Described):
         ------
         DataError, ValueError, TypeError
             An argument does not make sense; nothing has changed then.
+        BackendUnavailable
+            Processes need mpi4py, and on GPUs NCCL, which is not there.
         ParallelError
             A process has other settings, data or weights than others, has failed, or does not answer.
         NonFiniteLossError

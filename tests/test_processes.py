@@ -174,7 +174,7 @@ print(sorted({{kind for _, kind, *_ in cupy_nccl.calls}}))
 """
     code, out = ended(job(1, program(tmp_path, code)))
     assert code == 0, out
-    assert out.strip() == "['allGather', 'broadcast', 'recv', 'send']"
+    assert out.strip() == "['allGather', 'broadcast', 'get_unique_id', 'recv', 'send']"
 
 
 FAULTY = """

@@ -103,8 +103,6 @@ class Settings:
                 raise ValueError(f"--quantiles: they are of --loss quantile, got {asked}")
         if self.shards is not None:
             checked["shards"] = check_count("--shards", self.shards)
-            if self.backend == "cupy":
-                raise ValueError("--shards: several processes train on the CPU so far; use --backend numba")
         if self.standardize is not None:
             checked["standardize"] = check_flag("--standardize", self.standardize)
         if self.preprocess is not None:

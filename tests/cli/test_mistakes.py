@@ -67,7 +67,6 @@ MISTAKES = [
     ("train mnist --target y", 2, "--target has no meaning for mnist"),
     ("train mnist --standardize", 2, "--standardize has no meaning for mnist"),
     ("train mnist --shards 0", 2, "'--shards'"),
-    ("train mnist --shards 4 --backend cupy", 2, "--shards: several processes train on the CPU so far; use --backend"),
     ("train mnist --resume", 2, "--resume needs --out DIR"),
     ("train bytes.npz --preprocess robust", 2, "--preprocess: features of type uint8 are divided by 255 already"),
     ("train mnist --preprocess robust", 2, "--preprocess has no meaning for mnist"),

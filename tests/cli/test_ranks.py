@@ -43,6 +43,14 @@ def test_one_process_of_mpiexec_gives_the_bits_of_its_shards(cli, flowers, tmp_p
     assert "shards" not in (tmp_path / "plain" / "config.toml").read_text("utf-8")
 
 
+def test_a_process_on_a_gpu_gives_the_bits_of_its_shards_too(cli, flowers, tmp_path, started, cupy_or_its_double):
+    train = (*TRAIN, "--backend", "cupy", "--epochs", "2")
+    assert cli("train", flowers, *train, "--shards", 8, "--out", "shards")[0] == 0
+    started(1, Alone(None))
+    assert cli("train", flowers, *train, "--out", "mpiexec")[0] == 0
+    assert model_of(tmp_path / "mpiexec") == model_of(tmp_path / "shards")
+
+
 def test_a_run_of_one_process_goes_on_without_mpiexec(cli, flowers, tmp_path, started):
     assert cli("train", flowers, *TRAIN, "--out", "run")[0] == 0
     (tmp_path / "run" / "model.safetensors").unlink()

@@ -43,6 +43,7 @@ def gpu_each(monkeypatch):
     monkeypatch.setattr(nccl, "import_nccl", lambda: cupy_nccl)
     cupy_nccl.calls.clear()
     cupy_nccl.groups.clear()
+    cupy_nccl.alive.clear()
     yield
     cupy_nccl.calls.clear()
     cupy_nccl.faults.clear()

@@ -29,6 +29,9 @@ calls = []
 groups = []
 """How many calls each group had; tests clear and read it."""
 
+alive = set()
+"""The communicators that nobody has closed; tests clear and read it."""
+
 patience = [20.0]
 """Seconds that a call waits for those of other ranks; tests change it."""
 
@@ -122,6 +125,7 @@ class NcclCommunicator:
                 raise NcclError(2)
         if len(set(world.devices.values())) < ndev:
             raise NcclError(5)  # two ranks on one GPU
+        alive.add(self)
 
     def rank_id(self):
         return self._rank
@@ -149,6 +153,7 @@ class NcclCommunicator:
 
     def abort(self):
         self._stuck.now, self._closed = False, True
+        alive.discard(self)
         with self._world.changed:
             self._world.given_up = True
             self._world.changed.notify_all()
@@ -157,6 +162,7 @@ class NcclCommunicator:
         if self._stuck.now:
             raise CudaError("double: to destroy a communicator is to wait for what is queued on it, for ever")
         self._closed = True
+        alive.discard(self)
 
     def _call(self, kind, send, receive, count, datatype, other, stream):
         on = _stream_at(stream)

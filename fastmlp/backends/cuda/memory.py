@@ -117,6 +117,26 @@ def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np
     return np.array(rows, np.int64).reshape(-1, 6)
 
 
+def update_parts(chunks: NDArray[np.int64], steps: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return what the end of a step works in, beside gradients and parameters, as parts of an arena.
+
+    Parameters
+    ----------
+    chunks : (count, 6) int64
+        See `chunk_table`.
+    steps : int
+        How many rows the table of steps has.
+    """
+    return {
+        "chunks": (chunks.shape, np.int64),
+        "partials": ((NORM_BLOCKS,), np.float64),
+        "rule": ((7,), np.float64),
+        "cursor": ((3,), np.int64),
+        "table": ((steps, len(StepScalars._fields)), np.float64),
+        "frozen": ((steps + 1,), np.int32),
+    }
+
+
 def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) -> Arena:
     """Return all that a training step works in, as sizes; nothing is allocated.
 
@@ -138,14 +158,9 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
         "row_losses": ((batch,), real),
         "row_hits": ((batch,), real),
         "grads": ((max((place.stop for place in gradients if place is not None), default=0),), real),
-        "chunks": (chunk_table(plan, gradients).shape, np.int64),
-        "partials": ((NORM_BLOCKS,), np.float64),
-        "rule": ((7,), np.float64),
+        **update_parts(chunk_table(plan, gradients), steps),
         "order": ((rows,), np.int64),
-        "cursor": ((3,), np.int64),
-        "table": ((steps, len(StepScalars._fields)), np.float64),
         "report": ((steps, 3), np.float64),
-        "frozen": ((steps + 1,), np.int32),
     }
     if spec.loss.parameters:
         parts["loss_parameters"] = ((len(spec.loss.parameters),), real)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastmlp.backends.cuda.launches import StepLaunches
-from fastmlp.backends.cuda.memory import NORM_BLOCKS, Arena, Gradients, chunk_table
+from fastmlp.backends.cuda.memory import Arena, Gradients, chunk_table, update_parts
 from fastmlp.backends.cuda.operations import rule_numbers
 from fastmlp.formulas.optimizers import StepScalars
 
@@ -39,15 +39,8 @@ class Update(StepLaunches):
             for places, still in zip(offsets, frozen, strict=True)
         ]
         self._chunks_on_host = chunk_table(plan, self.gradients)
-        sizes = {
-            "chunks": (self._chunks_on_host.shape, np.int64),
-            "partials": ((NORM_BLOCKS,), np.float64),
-            "rule": ((7,), np.float64),
-            "cursor": ((3,), np.int64),
-            "table": ((1, len(StepScalars._fields)), np.float64),
-            "frozen": ((2,), np.int32),
-        }
-        self.memory = Arena(sizes).allocate(operations._cupy) | {"grads": grads}
+        arena = Arena(update_parts(self._chunks_on_host, 1))
+        self.memory = arena.allocate(operations._cupy) | {"grads": grads}
         for name in ("cursor", "frozen"):
             self.memory[name][...] = 0
         operations.fill(self.memory["chunks"], self._chunks_on_host)
