@@ -68,10 +68,20 @@ RATES = ("learning_rate", "final_rate", "min_rate")
 """Fields of schedules that hold rates."""
 
 
+_names: dict[type, list[str]] = {}
+"""Of the parameters of each class: scikit-learn looks at the signature anew, at each of three calls in a fit."""
+
+
 class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
     """The parameters that `MLPClassifier` and `MLPRegressor` share; their constructors store them as they are."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        if cls not in _names:
+            _names[cls] = super()._get_param_names()
+        return list(_names[cls])
 
     activation: Any
     alpha: float

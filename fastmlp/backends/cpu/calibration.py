@@ -107,13 +107,24 @@ def table_path(dtype: np.dtype[Any]) -> Path | None:
 
 def kept_path(what: str, dtype: np.dtype[Any]) -> Path | None:
     """Return where what holds for a type on this `machine` is kept, or None where no folder can be written."""
+    import numba
+
+    folder = _folder(getattr(numba.config, "CACHE_DIR", ""))
+    return None if folder is None else folder / f"{what}-{_machine_name()}-{dtype}.json"
+
+
+@functools.lru_cache(maxsize=2)
+def _folder(asked: str) -> Path | None:
+    """Return the folder of compiled kernels, where so much was asked for; whether it can be written is tried once."""
     from fastmlp.kernels.cpu.compiling import cache_folder
 
     folder = cache_folder()
-    if folder is None:
-        return None
-    name = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:16]
-    return Path(folder) / f"{what}-{name}-{dtype}.json"
+    return None if folder is None else Path(folder)
+
+
+@functools.cache
+def _machine_name() -> str:
+    return hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Threads | None:
