@@ -130,16 +130,17 @@ class StopAt(fastmlp.Callback):
             run.stop("enough")
 
 
+@pytest.mark.parametrize("where", ["numpy", "numba"])  # of which the second says threads, fewer for each of several
 @pytest.mark.parametrize("ranks", [1, 3, None])
-def test_a_checkpoint_goes_on_to_the_same_bits_on_another_number_of_ranks(tmp_path, ranks):
+def test_a_checkpoint_goes_on_to_the_same_bits_on_another_number_of_ranks(tmp_path, ranks, where):
     path = tmp_path / "run.safetensors"
     made, options = RUNS["adam, clipping, dropout, average"]
-    expected = in_threads(lambda group: fitted(group, made=made, **options), 2, shards=5)[0]
+    expected = in_threads(lambda group: fitted(group, where, made, **options), 2, shards=5)[0]
     saving = [fastmlp.Checkpoint(path, every_steps=3), StopAt(3)]
-    in_threads(lambda group: fitted(group, made=made, **options, callbacks=saving), 2, shards=5)
+    in_threads(lambda group: fitted(group, where, made, **options, callbacks=saving), 2, shards=5)
 
     def go_on(group):
-        model = fastmlp.load(path, "numpy")
+        model = fastmlp.load(path, where)
         history = model.resume(X, Y, verbose=0, parallel=group).history
         return model.get_weights(), {name: values for name, values in history.items() if name != "epoch_seconds"}
 

@@ -138,6 +138,24 @@ def test_the_work_is_cut_into_slices_that_fit_the_cache(monkeypatch):
     assert made[0] == 8 * 70 < made[-1] < 37 * 70
 
 
+def test_a_shorter_batch_may_have_a_row_more_in_a_shard():
+    from fastmlp.backends.cpu.shards import NumbaShards
+
+    backend = fastmlp.get_backend("numba", threads=1)
+    scenario = replace(NARROW, batch=22)
+    session = backend.open(scenario.plan("f4"))
+    whole, shorter = cut(22, 8), cut(21, 8)
+    assert shorter[5] - shorter[4] > whole[5] - whole[4]
+    for ranks in range(1, 9):
+        for rank in range(ranks):
+            tree = TreeSum(8, ranks, rank, session.grads.size, partial(np.empty, dtype="f4"), np_add)
+            memory = NumbaShards(session, backend.forms, tree, whole, 1)._memory
+            most = max(cut(count, 8)[tree.stop] - cut(count, 8)[tree.first] for count in range(23))
+            assert len(memory.counting) >= most and memory.x.size >= most * 5 and memory.z.size >= most * 7
+        found, _ = summed(backend, scenario, "f4", 8, ranks=ranks, count=21)
+        assert_same_bits(found, summed(backend, scenario, "f4", 8, count=21)[0])
+
+
 def test_what_does_not_train_has_no_gradient():
     scenario = replace(WIDE, name="frozen", units=(37, 20, 30, 11), frozen=(True, False, True))
     backend, reference = fastmlp.get_backend("numba", threads=1), fastmlp.get_backend("numpy")

@@ -204,7 +204,10 @@ class Training(RunView):
         """Make the choices of the run that goes on, as far as they are left open; return those of this run."""
         with self.learner.sessions.use(self._plan()) as session:
             session.adopt(choices)
-            return session.choices()
+            return self._choices(session)
+
+    def _choices(self, session: Session | None) -> dict[str, Any]:
+        return self.learner.backend.choices() if session is None else session.choices()
 
     def _epoch(self, session: Session, feed: Feed, ctrl_c: CtrlC) -> None:
         progress, state = self._progress, self.learner.state
@@ -420,11 +423,9 @@ class Training(RunView):
 
     def save_checkpoint(self, path: str | PathLike[str]) -> None:
         """Write everything that the run needs to go on to the same bits; never weights that are not finite."""
-        backend = self.learner.backend
         self._check_weights()
         if not self._fingerprint:
-            self._fingerprint = self._data.fingerprint(backend.to_numpy)
-        choices = backend.choices() if self._used is None else self._used.choices()
+            self._fingerprint = self._data.fingerprint(self.learner.backend.to_numpy)
         contents = RunContents(
             optimizer=self.optimizer,
             progress=self._progress,
@@ -432,7 +433,7 @@ class Training(RunView):
             figures=self.figure_names(),
             callbacks=self.callbacks,
             data=self._fingerprint,
-            choices=choices,
+            choices=self._choices(self._used),
         )
         save_run(self.learner, path, contents)
 

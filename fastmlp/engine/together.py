@@ -106,7 +106,7 @@ class SharedTraining(Training):
         asked = {k: v for k, v in self._progress.to_json().items() if k != "seconds"}
         validation = None if self._validation is None else self._validation.fingerprint(to_numpy)
         # which libraries are loaded, a list, depends on what else a rank has imported
-        choices = {k: v for k, v in learner.backend.choices().items() if not isinstance(v, list)}
+        choices = {k: v for k, v in self._choices(None).items() if not isinstance(v, list)}
         self._group.refuse_others(
             {
                 "version of fastmlp": __version__,
@@ -126,6 +126,10 @@ class SharedTraining(Training):
                 "callbacks": self._seeing,
             }
         )
+
+    def _choices(self, session: Session | None) -> dict[str, Any]:
+        """Return what decides the numbers: neither threads, nor what trials of whole steps found."""
+        return {name: value for name, value in super()._choices(None).items() if name != "threads"}
 
     def _prepare(self, session: Session, ctrl_c: CtrlC) -> None:
         """Let rank 0 compile and measure first: the others of its machine then read what it kept."""

@@ -77,12 +77,6 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        if cls not in _names:
-            _names[cls] = super()._get_param_names()
-        return list(_names[cls])
-
     activation: Any
     alpha: float
     backend: str | Backend
@@ -123,6 +117,12 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
     verbose: Any
     warm_start: bool
     weight_decay: float
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        if cls not in _names:
+            _names[cls] = super()._get_param_names()
+        return list(_names[cls])
 
     def _check_numbers(self) -> None:
         """Raise TypeError or ValueError for numbers that scikit-learn's own check fails on."""

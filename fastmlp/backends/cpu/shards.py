@@ -79,7 +79,8 @@ class NumbaShards:
         # tiles sum each row alike, whatever is beside it
         self._joins = not (self._forms[:, [codes.FORWARD, codes.BACKWARD]] == codes.BLAS).any()
         self._tree, self._session, self._threads, self._dtype = tree, session, threads, dtype
-        self._batch = max(1, bounds[tree.stop] - bounds[tree.first])
+        # of a shorter batch the same shards may have a row more: its cuts fall elsewhere
+        self._batch = max(1, -(-bounds[-1] * (tree.stop - tree.first) // (len(bounds) - 1)))
         layers = list(zip(units, units[1:], self._forms.tolist(), strict=False))
         # as many inputs as fit with it share the copies of a gradient of the outputs
         block = max(level2_bytes() // 2 // dtype.itemsize, *(8 * o for _, o, _ in layers))
