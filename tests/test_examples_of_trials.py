@@ -36,6 +36,7 @@ def started(name, *arguments, **variables):
         stderr=subprocess.PIPE,
         text=True,
         env={**clean, **variables},
+        cwd=tempfile.gettempdir(),  # workers look for modules where they are started: fastmlp's source holds no kernels
     )
 
 
@@ -102,7 +103,9 @@ def dask_cluster(tmp_path):
     for kind, own in kinds.items():
         command = [sys.executable, "-m", "dask", kind, *options, *own]
         with open(tmp_path / f"{kind}.log", "w") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            processes.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tempfile.gettempdir())
+            )
         while not told.exists():
             assert processes[0].poll() is None, (tmp_path / "scheduler.log").read_text()
             time.sleep(0.05)
