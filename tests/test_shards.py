@@ -118,10 +118,14 @@ def test_ranks_and_threads_change_no_bit(scenario, dtype, products):
                 assert_same_bits(totals, expected_totals, what)
 
 
-@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the JIT is off, so the BLAS computes all products")
 def test_the_work_is_cut_into_slices_that_fit_the_cache(monkeypatch):
     from fastmlp.backends.cpu import shards
+    from fastmlp.kernels.cpu.products import available_forms
 
+    if len(available_forms()) == 1:
+        pytest.skip(
+            "there are no tiles here (the JIT is off, or no fused multiply-adds): the BLAS computes all products"
+        )
     backend = fastmlp.get_backend("numba", threads=1)
     expected, _ = summed(backend, PLAIN, "f4", 8)
     made = []
@@ -137,6 +141,30 @@ def test_the_work_is_cut_into_slices_that_fit_the_cache(monkeypatch):
         found, _ = summed(backend, PLAIN, "f4", 8)
         assert_same_bits(found, expected)
     assert made[0] == 8 * 70 < made[-1] < 37 * 70
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_labels_are_converted_once_unless_the_data_changes(changes, monkeypatch):
+    backend, scenario = fastmlp.get_backend("numba", threads=1), replace(NARROW, network={"activation": "tanh"})
+    session, state = backend.open(scenario.plan("f4")), scenario.state(backend, "f4")
+    there = scenario.device_data(backend, "f4")
+    data = replace(there, y=there.y.astype(np.int32), changes=changes)
+    tree = TreeSum(2, 1, 0, session.grads.size, partial(np.empty, dtype="f4"), np_add)
+    bounds, totals = cut(24, 2), np.zeros((2, 3))
+    add_up = backend.open_shards(session, tree, bounds)
+    made, original = [], type(session).data
+    monkeypatch.setattr(type(session), "data", lambda self, data: made.append(data) or original(self, data))
+    scalars = StepScalars(*scenario.table(0, 0, "f4")[0].tolist())
+    found = []
+    for labels in (there.y, (there.y + 1) % 3):
+        data.y[...] = labels
+        add_up(state, data, scenario.order(0), bounds, scalars, totals)
+        found.append(tree.sums.copy())
+    assert len(made) == (2 if changes else 1)
+    assert (found[0] != found[1]).any() == changes
+    add_up(state, replace(data), scenario.order(0), bounds, scalars, totals)  # of other data
+    assert len(made) == (3 if changes else 2)
+    assert (tree.sums != found[0]).any()
 
 
 def test_a_shorter_batch_may_have_a_row_more_in_a_shard():

@@ -161,7 +161,9 @@ def _away(where: Place, row: float) -> tuple[float, float]:
 
 def _points(ax: Axes) -> float:
     """Return the pixels of a point."""
-    return ax.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "it is drawn on one"
+    return figure.dpi / 72
 
 
 def boxes(ax: Axes) -> list[Bbox]:

@@ -71,7 +71,7 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
     i_, o = net.units[layer], net.units[layer + 1]
     form, below, at, index, index_at = net.forms[layer, GRADIENT], batch.x, first, batch.index, batch.first
     if layer:
-        at += (net.z_at[layer - 1] * batch.size) + batch.row * i_
+        at += net.z_at[layer - 1] * batch.size + batch.row * i_
         below, index, index_at = memory.z, memory.counting, 0
     elif form == BLAS:
         at += batch.row * i_  # it looks at no index

@@ -93,6 +93,8 @@ class NumbaShards:
         panels = max(scratch_size(f, self._batch, i, o, dtype) for i, o, form in layers for f in form)
         self._memory = session.memory_for(self._batch, threads, panels, training=True, gradients=block)
         tree.sums[...] = 0  # what does not train stays so
+        self._data: DeviceData | None = None
+        self._record: Any = None
 
     def add_up(
         self,
@@ -128,7 +130,9 @@ class NumbaShards:
             self._joins,
             *(first, scale, np.uint64(state.key), np.uint64(state.step), sums[own]),
         )
-        self._call(self._session.data(data), state.params, asked, self._structure, self._threads)
+        if data.changes or self._data is not data:  # else once in a run: to convert labels takes longer than a step
+            self._data, self._record = data, self._session.data(data)
+        self._call(self._record, state.params, asked, self._structure, self._threads)
 
     def call_without_rows(self) -> Callable[[], object]:
         """Return the call as it is made for no rows, which compiles it."""
