@@ -119,8 +119,9 @@ def test_ranks_and_threads_change_no_bit(scenario, dtype, products):
 
 
 def test_the_work_is_cut_into_slices_that_fit_the_cache(monkeypatch):
-    from fastmlp.backends.cpu import shards
     from fastmlp.kernels.cpu.products import available_forms
+
+    from fastmlp.backends.cpu import shards
 
     if len(available_forms()) == 1:
         pytest.skip(
