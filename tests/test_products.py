@@ -138,7 +138,16 @@ def test_a_single_row_of_zeros_leaves_out_the_rows_it_does_not_ask_for(columns, 
 
 @forms
 @pytest.mark.parametrize(
-    "shape", [(5, 1300, 1000), (700, 300, 150), (400, 1100, 200), (1200, 130, 40), (300, 900, 100), (400, 130, 400)]
+    "shape",
+    [
+        (5, 1300, 1000),
+        (700, 300, 150),
+        (400, 1100, 200),
+        (1200, 130, 40),
+        (300, 900, 100),
+        (400, 130, 400),
+        (200, 200, 2400),
+    ],
 )
 def test_products_of_more_than_one_block(form, shape):
     """Of rows, of depth, of panels: a block after the first adds to what is there."""
@@ -150,6 +159,27 @@ def test_products_of_more_than_one_block(form, shape):
     backend.dense_backward(x, d, w, dw, db, dx)
     for found, wanted in ((z, x @ w), (dw, x.T @ d), (dx, d @ w.T)):
         np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(200, 900, 130), (9, 390, 7), (25, 1200, 53)])
+def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
+    """Whatever the blocks: a sum goes on where the block before ended, and so predictions do not depend on a form."""
+    if len(products.available_forms()) == 1:
+        pytest.skip("this processor has no tiles")
+    rng = np.random.default_rng(0)
+    n, i, o = shape
+    assert i > products.DEEPEST
+    x, w, d = (rng.normal(size=s).astype(dtype) for s in ((n, i), (i, o), (n, o)))
+    found = []
+    for form in ("direct", "packed"):
+        backend = get_backend("numba", products=form)
+        z, dx, dw, db = (np.full(s, np.nan, dtype) for s in ((n, o), (n, i), (i, o), o))
+        backend.dense_forward(x, w, np.zeros(o, dtype), z)
+        backend.dense_backward(x, d, w, dw, db, dx)
+        found.append((z, dx))
+    for direct, packed in zip(*found, strict=True):
+        assert (direct == packed).all()
 
 
 OPTIMIZERS = {"SGD": fastmlp.SGD(0.1, weight_decay=0.1), "momentum": fastmlp.SGD(0.1, momentum=0.5)}

@@ -82,7 +82,7 @@ def weight_gradient(form, size, x, dz, dw):
     one, zero = dz.dtype.type(1), dz.dtype.type(0)
     counting, scratch = np.arange(n), np.empty(size, dz.dtype)
     multiply_transposed(
-        *(form, x.reshape(-1), 0, counting, 0, counting, i, i, n, dz.reshape(-1), 0, o, one, zero),
+        *(form, x.reshape(-1), 0, counting, 0, i, i, n, dz.reshape(-1), 0, o, one, zero),
         *(dw.reshape(-1), 0, scratch),
     )
 
@@ -112,7 +112,7 @@ def product(form, which, repeats, x, w, d, rows, inputs, outputs, index, out, sc
             multiply_by_transposed(form, d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
         else:
             multiply_transposed(
-                *(form, x, 0, index, 0, index, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)
+                *(form, x, 0, index, 0, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)
             )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from . import vectors
@@ -21,47 +22,73 @@ from .tiles import ROWS, VECTORS, share_of
 BLOCK = 8
 
 
-@intrinsic
-def _transpose_block(typing, source, at, lds, out, out_at, ldo):
-    """Write the transpose of 8 x 8 numbers, in three rounds of interleaving rows."""
-    real, whole = out.dtype, types.intp
-
-    def codegen(context, builder, signature, args):
-        source, at, lds, out, out_at, ldo = args
-        vector = ir.VectorType(context.get_value_type(real), BLOCK)
-
-        def places(position, value, offset, stride):
-            start = vectors.first_element(context, builder, signature.args[position], value, offset, real)
-            rows = [builder.gep(start, [builder.mul(vectors.integer(r), stride)]) for r in range(BLOCK)]
-            return [builder.bitcast(row, vector.as_pointer()) for row in rows]
-
-        rows = [builder.load(place, align=real.bitwidth // 8) for place in places(0, source, at, lds)]
-        low = [x for q in range(BLOCK // 2) for x in (q, q + BLOCK)]
-        high = [x + BLOCK // 2 for x in low]
-        for _ in range(3):
-            pairs = [(rows[r], rows[r + BLOCK // 2]) for r in range(BLOCK // 2)]
-            rows = [vectors.shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
-        for place, row in zip(places(3, out, out_at, ldo), rows, strict=True):
-            builder.store(row, place, align=real.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(source, whole, whole, out, whole, whole), codegen
+def _transposed(builder, rows):
+    """Return the numbers of some vectors (2, 4, 8 ...) in the order of their transpose, by interleaving vectors."""
+    long, half = rows[0].type.count, len(rows) // 2
+    low = [x for q in range(long // 2) for x in (q, q + long)]
+    high = [x + long // 2 for x in low]
+    for _ in range(len(rows).bit_length() - 1):
+        pairs = [(rows[r], rows[r + half]) for r in range(half)]
+        rows = [vectors.shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
+    return rows
 
 
-@part
+def _transposed_block(size: int):
+    """Return the intrinsic that writes the transpose of so many rows of as many numbers."""
+
+    @intrinsic
+    def block(typing, source, at, lds, out, out_at, ldo):
+        real, whole = out.dtype, types.intp
+
+        def codegen(context, builder, signature, args):
+            source, at, lds, out, out_at, ldo = args
+            vector = ir.VectorType(context.get_value_type(real), size)
+
+            def places(position, value, offset, stride):
+                start = vectors.first_element(context, builder, signature.args[position], value, offset, real)
+                rows = [builder.gep(start, [builder.mul(vectors.integer(r), stride)]) for r in range(size)]
+                return [builder.bitcast(row, vector.as_pointer()) for row in rows]
+
+            rows = [builder.load(place, align=real.bitwidth // 8) for place in places(0, source, at, lds)]
+            for place, row in zip(places(3, out, out_at, ldo), _transposed(builder, rows), strict=True):
+                builder.store(row, place, align=real.bitwidth // 8)
+            return context.get_dummy_value()
+
+        return types.void(source, whole, whole, out, whole, whole), codegen
+
+    return block
+
+
 def transpose(source, at, lds, rows, columns, out, out_at, ldo):
     """``out[c, r] = source[r, c]``, from `at` and from `out_at` on."""
-    full = rows // BLOCK * BLOCK
-    for c in range(0, columns, BLOCK):
-        done = 0
-        if columns - c >= BLOCK:
-            done = full
-            for r in range(0, full, BLOCK):
-                _transpose_block(source, at + r * lds + c, lds, out, out_at + c * ldo + r, ldo)
-        for r in range(done, rows):
-            start = at + r * lds
-            for q in range(c, min(c + BLOCK, columns)):
-                out[out_at + q * ldo + r] = source[start + q]
+
+
+@overload(transpose, jit_options=OPTIONS)
+def _compiled_transpose(source, at, lds, rows, columns, out, out_at, ldo):
+    long = max(BLOCK, vectors.lanes(out.dtype))
+    block, small = _transposed_block(long), _transposed_block(BLOCK)
+
+    def transpose(source, at, lds, rows, columns, out, out_at, ldo):
+        c = 0
+        while c < columns:
+            size = long if columns - c >= long else min(BLOCK, columns - c)
+            r = 0
+            if size == long:
+                while r + long <= rows:
+                    block(source, at + r * lds + c, lds, out, out_at + c * ldo + r, ldo)
+                    r += long
+            if size >= BLOCK:
+                while r + BLOCK <= rows:
+                    for q in range(c, c + size, BLOCK):
+                        small(source, at + r * lds + q, lds, out, out_at + q * ldo + r, ldo)
+                    r += BLOCK
+            while r < rows:
+                for q in range(c, c + size):
+                    out[out_at + q * ldo + r] = source[at + r * lds + q]
+                r += 1
+            c += size
+
+    return transpose
 
 
 def _run_of(count: int):
@@ -100,26 +127,26 @@ def panel_width(dtype: np.dtype[Any]) -> int:
     return VECTORS * vectors.VECTOR_BYTES // dtype.itemsize
 
 
-def pack(b, at, ldb, depth, columns, out):
-    """Write `depth` rows of `columns` numbers of b, from `at` on, as panels."""
+def pack(b, at, ldb, depth, columns, out, out_at, room):
+    """Write `depth` rows of `columns` numbers of b, from `at` on, as panels with room for `room` rows each."""
 
 
 @overload(pack, jit_options=OPTIONS)
-def _compiled_pack(b, at, ldb, depth, columns, out):
+def _compiled_pack(b, at, ldb, depth, columns, out, out_at, room):
     lanes = vectors.lanes(out.dtype)
     width = VECTORS * lanes
     copy = _run_of(width)
 
-    def pack(b, at, ldb, depth, columns, out):
+    def pack(b, at, ldb, depth, columns, out, out_at, room):
         whole = 0
         while share_of(columns - whole * width, width, lanes) == width:
             whole += 1
         for k in range(depth):
             start = at + k * ldb
             for p in range(whole):
-                copy(b, start + p * width, out, (p * depth + k) * width)
+                copy(b, start + p * width, out, out_at + (p * room + k) * width)
             c = whole * width
-            place = (c // width * depth + k) * width
+            place = out_at + (whole * room + k) * width
             while c < columns:
                 valid = share_of(columns - c, width, lanes)
                 if start + c + width <= b.size:  # what is beyond the columns is not looked at
@@ -128,7 +155,7 @@ def _compiled_pack(b, at, ldb, depth, columns, out):
                     for q in range(valid):
                         out[place + q] = b[start + c + q]
                 c += valid
-                place += depth * width
+                place += room * width
 
     return pack
 
@@ -137,13 +164,95 @@ _copy_rows = _run_of(ROWS)
 
 
 @part
-def pack_columns(a, at, index, index_at, lda, depth, columns, out, out_at):
-    """Write `columns` columns of the rows ``index[index_at:][:depth]`` of a, from `at` on, as panels of ROWS."""
+def pack_columns(a, at, index, index_at, lda, depth, columns, out, out_at, room):
+    """Write `columns` columns of the rows ``index[index_at:][:depth]`` of a, from `at` on, as panels of ROWS.
+
+    Each has room for `room` rows.
+    """
     whole = columns // ROWS
     for k in range(depth):
         start = at + index[index_at + k] * lda
         for p in range(whole):
-            _copy_rows(a, start + p * ROWS, out, out_at + (p * depth + k) * ROWS)
-        place = out_at + (whole * depth + k) * ROWS
+            _copy_rows(a, start + p * ROWS, out, out_at + (p * room + k) * ROWS)
+        place = out_at + (whole * room + k) * ROWS
         for q in range(columns - whole * ROWS):
             out[place + q] = a[start + whole * ROWS + q]
+
+
+def _panel_of(lanes: int):
+    """Return the intrinsic that copies up to ROWS rows as one panel: (depth, ROWS), a transpose.
+
+    Rows are found by an index, and the last one is repeated.  Where `ahead` is not negative, the rows that start there
+    in the index are fetched into the caches meanwhile.
+    """
+    long = max(BLOCK, lanes) if ROWS == BLOCK else BLOCK
+
+    @intrinsic
+    def panel(typing, a, at, index, index_at, ahead, lda, count, depth, out, out_at):
+        real, whole = out.dtype, types.intp
+
+        def codegen(context, builder, signature, args):
+            a, at, index, index_at, ahead, lda, count, depth, out, out_at = args
+            integer, align = vectors.integer, real.bitwidth // 8
+            vector = ir.VectorType(context.get_value_type(real), long)
+            start = vectors.first_element(context, builder, signature.args[0], a, at, real)
+            target = vectors.first_element(context, builder, signature.args[8], out, out_at, real)
+            indices = cgutils.create_struct_proxy(signature.args[2])(context, builder, index).data
+
+            def rows_from(place):
+                found = []
+                for r in range(ROWS):
+                    last = builder.sub(count, integer(1))
+                    own = builder.select(builder.icmp_signed("<", integer(r), last), integer(r), last)
+                    row = builder.load(builder.gep(indices, [builder.add(place, own)]))
+                    found.append(builder.gep(start, [builder.mul(row, lda)]))
+                return found
+
+            rows = rows_from(index_at)
+            is_ahead = builder.icmp_signed(">=", ahead, integer(0))
+            later = rows_from(builder.select(is_ahead, ahead, index_at))
+            blocks = builder.sdiv(depth, integer(long))
+            with cgutils.for_range(builder, blocks) as loop:
+                k = builder.mul(loop.index, integer(long))
+                with builder.if_then(is_ahead):
+                    for row in later:
+                        vectors.prefetch(builder, builder.gep(row, [k]))
+                read = [builder.bitcast(builder.gep(row, [k]), vector.as_pointer()) for row in rows]
+                read += read[-1:] * (BLOCK - ROWS)
+                found = _transposed(builder, [builder.load(place, align=align) for place in read])
+                step = long if ROWS == BLOCK else ROWS  # each writes over what is too much in the one before
+                first = builder.mul(k, integer(ROWS))
+                for j, value in enumerate(found):
+                    place = builder.gep(target, [builder.add(first, integer(j * step))])
+                    builder.store(value, builder.bitcast(place, vector.as_pointer()), align=align)
+            with cgutils.for_range_slice(builder, builder.mul(blocks, integer(long)), depth, integer(1)) as (k, _):
+                for r, row in enumerate(rows):
+                    place = builder.gep(target, [builder.add(builder.mul(k, integer(ROWS)), integer(r))])
+                    builder.store(builder.load(builder.gep(row, [k])), place)
+            return context.get_dummy_value()
+
+        return types.void(a, whole, index, whole, whole, whole, whole, whole, out, whole), codegen
+
+    return panel
+
+
+def pack_rows(a, at, index, index_at, after, lda, depth, rows, out, out_at, room):
+    """Write ``a[index[index_at:][:rows]]``, `depth` numbers of each from `at` on, as panels of ROWS.
+
+    Each has room for `room` of its rows, and there is room for a few numbers more after the last one.
+    """
+
+
+@overload(pack_rows, jit_options=OPTIONS)
+def _compiled_pack_rows(a, at, index, index_at, after, lda, depth, rows, out, out_at, room):
+    panel = _panel_of(vectors.lanes(out.dtype))
+
+    def pack_rows(a, at, index, index_at, after, lda, depth, rows, out, out_at, room):
+        for r in range(0, rows, ROWS):
+            n = min(ROWS, rows - r)
+            ahead = index_at + r + n if r + n < rows else after
+            if ahead + n > index.size:
+                ahead = -1
+            panel(a, at, index, index_at + r, ahead, lda, n, depth, out, out_at + r * room)
+
+    return pack_rows

@@ -1,9 +1,12 @@
 """The matrix products of a layer, by tiles or by `blas`; for `forward` and `train`, which are told which (a form).
 
-- `BLAS` copies its operands into blocks first, and checks a dozen arguments.  For large matrices nothing is faster.
+- `BLAS` copies its operands into blocks first, and checks a dozen arguments.
 - `DIRECT` reads all operands where they lie, by `tiles`: for a few rows a copy of B costs more than it gains.
-- `PACKED` copies blocks of B, and of A' where many columns share them, to where a tile reads them one after the other.
-  A row of B is as far from the next as the matrix is wide: without a copy each is a page and a set of the cache.
+- `PACKED` copies blocks of both to where a tile reads their numbers one after the other (Goto & van de Geijn 2008,
+  "Anatomy of high-performance matrix multiplication").  A row of B is as far from the next as the matrix is wide:
+  without a copy each is a page and a set of the cache.
+
+A product with W's transpose needs a copy of W in any case, and gains nothing by one of A: it is the same in both.
 
 Rows of A are found by an index, so that tiles multiply a batch where it lies in the user's data, without its being
 gathered; and what is added to the result is scaled first, so that a weight gradient and the step of gradient descent
@@ -19,25 +22,25 @@ from . import tiles, vectors
 from .blas import gemm
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS, part
-from .packing import pack, pack_columns, transpose
+from .packing import pack, pack_columns, pack_rows, transpose
 from .tiles import ROWS, readable, share_of
 from .vectors import run
 
 DEPTH = max(128, 16 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
 """Rows of a batch that a weight gradient is summed over at a time: a panel of B takes half of the smallest first-level
 cache there is, 32 KiB, so that rows of A pass by it; and a tile's sums are written once for at least 128 products."""
-DEEPEST_ROWS = 1024
-"""Of a packed block where rows of A are read along k: longer panels of B, which the second-level cache holds."""
+DEEPEST = 384
+"""Of packed blocks along k: a tile's rows of A stay in the first-level cache while a panel of B passes by."""
 PANELS = 8
 """Panels of B that are packed at once: a copy of whole rows would be spread over the cache, one of single panels over
 the pages."""
-MANY_ROWS = 384
-"""Rows of A, or of A', that pass by a packed block of B: as far as they go, they stay in the second-level cache."""
+MOST_PANELS = 48
+"""Panels of B of which copies are kept for several blocks of A."""
+MANY_ROWS = 192
+"""Rows of a packed block of A, which fills about the smallest second-level cache there is, 256 KiB."""
 ROWS_OF_ZEROS = 64
 """Columns from which on the rows of B that a single row's zeros ask for are left out: shorter ones are read sooner than
 it is found out."""
-SHARED_PANELS = 6
-"""Panels of B from which on a copy of A' is made for them."""
 
 
 def available_forms() -> tuple[int, ...]:
@@ -45,7 +48,7 @@ def available_forms() -> tuple[int, ...]:
     return (BLAS, DIRECT, PACKED) if tiles.AVAILABLE else (BLAS,)
 
 
-def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int, block_rows: int) -> int:
+def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) -> int:
     """Return how many numbers of scratch the three products of a layer need at most.
 
     Parameters
@@ -55,23 +58,28 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int, bl
     width : int
         `packing.panel_width`.
     rows, inputs, outputs : int
-    block_rows : int
-        How many columns of inputs (rows of A') are packed at once.
     """
     if form == BLAS:
         return 0
-    panels = min(PANELS, -(-max(inputs, outputs) // width))
     if form == DIRECT:
         return max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
-    shared = (min(block_rows, inputs) // ROWS + 1) * ROWS
-    return max(DEEPEST_ROWS * panels * width, DEPTH * (panels * width + shared))
+    shapes = (rows, inputs, outputs), (rows, outputs, inputs), (inputs, rows, outputs)
+    return max(_packed_size(width, *shape) for shape in shapes)
+
+
+def _packed_size(width: int, rows: int, k: int, columns: int) -> int:
+    """Return how many numbers of scratch `_packed` needs at most, for A (rows, k), B (k, columns)."""
+    panels = min(-(-columns // width), MOST_PANELS if rows > MANY_ROWS else PANELS)
+    at_once = min(MANY_ROWS, -(-rows // ROWS) * ROWS)
+    room = min(DEEPEST, -(-k // 8) * 8) | 8
+    return room * (panels * width + at_once) + vectors.VECTOR_BYTES
 
 
 @part
-def _equal_parts(k, most):
-    """Return the depth of equal blocks of at most `most`."""
-    blocks = (k + most - 1) // most
-    return min(most, ((k + blocks - 1) // blocks + 7) // 8 * 8)
+def _equal_parts(count, most, unit):
+    """Return the size of equal parts of at most `most`, a multiple of `unit` as that is."""
+    parts = max(1, (count + most - 1) // most)
+    return min(most, ((count + parts - 1) // parts + unit - 1) // unit * unit)
 
 
 def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
@@ -106,7 +114,7 @@ def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, o
 
 
 def multiply_transposed(
-    form, a, at, index, index_at, counting, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+    form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
 ):
     """``out = beta out + alpha a[index[:k]][:, :rows].T @ b``.
 
@@ -118,8 +126,6 @@ def multiply_transposed(
         Flat, from `at` on; its rows are `lda` elements apart.
     index : (k,) int64
         As for `multiply`.
-    counting : (k,) int64
-        Counts from 0.
     b : (...) float
         Flat, from `b_at` on (k, columns).
     alpha, beta : float
@@ -130,6 +136,65 @@ def multiply_transposed(
         Overwritten.
     """
     gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
+
+
+def _packed(
+    by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+):
+    """Compute `multiply`, or with `by_columns` `multiply_transposed`, from copies of blocks of both operands.
+
+    A copy of a block of B is a row of panels, one of A as many panels as there are tiles below each other, and in both
+    of them the numbers lie in the order in which tiles read them.  The blocks of A stay in the second-level cache, and
+    each panel of B passes by in the first-level one.
+    """
+
+
+@overload(_packed, jit_options=OPTIONS)
+def _compiled_packed(
+    by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+):
+    lanes = vectors.lanes(out.dtype)
+    panel, width = tiles.panel_of_columns(lanes, tiles.COPY_OF_A), tiles.VECTORS * lanes
+    one = getattr(np, str(out.dtype))(1)
+
+    def packed(
+        by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+    ):
+        deep, many = _equal_parts(k, DEEPEST, 8), _equal_parts(rows, MANY_ROWS, ROWS)
+        room = deep | 8  # panels at powers of two from each other would lie in the same few sets of the cache
+        at_once = min((columns + width - 1) // width, MOST_PANELS if rows > many else PANELS)
+        copy_at = at_once * room * width
+        most = columns if rows <= many else at_once * width
+        g = 0
+        while g < columns:
+            grouped = share_of(columns - g, most, lanes)
+            for start in range(0, k, deep):
+                depth = min(deep, k - start)
+                onward = start > 0 and not by_columns
+                kept = one if start > 0 and by_columns else beta
+                for r in range(0, rows, many):
+                    n = min(many, rows - r)
+                    if by_columns:
+                        pack_columns(a, at + r, index, index_at + start, lda, depth, n, scratch, copy_at, room)
+                    else:
+                        ahead = after if r + n == rows else index_at + r + n
+                        pack_rows(a, at + start, index, index_at + r, ahead, lda, depth, n, scratch, copy_at, room)
+                    c, p = 0, 0
+                    while c < grouped:
+                        valid = share_of(grouped - c, width, lanes)
+                        place = p % at_once * room * width
+                        if r == 0 and p % PANELS == 0:
+                            several = share_of(grouped - c, PANELS * width, lanes)
+                            pack(b, b_at + start * columns + g + c, columns, depth, several, scratch, place, room)
+                        panel(
+                            *(scratch, copy_at, index, 0, ROWS * room, ROWS, n, depth, scratch, place, width, valid),
+                            *(alpha, kept, onward, out, out_at + r * columns + g + c, columns),
+                        )
+                        c += valid
+                        p += 1
+            g += grouped
+
+    return packed
 
 
 @part
@@ -177,56 +242,43 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
     real = getattr(np, str(out.dtype))
     lanes = vectors.lanes(out.dtype)
     panel, width = tiles.panel_of_rows(lanes), tiles.VECTORS * lanes
-    long_row, long = tiles.tile(1, tiles.ROW_VECTORS, lanes, False), tiles.ROW_VECTORS * lanes
+    long_row, long = tiles.tile(1, tiles.ROW_VECTORS, lanes, tiles.ROWS_OF_A), tiles.ROW_VECTORS * lanes
 
     def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
+        one, zero = real(1), real(0)
         if form == BLAS:
-            gemm(False, False, rows, columns, k, real(1), a, at, lda, b, b_at, columns, real(0), out, out_at, columns)
+            gemm(False, False, rows, columns, k, one, a, at, lda, b, b_at, columns, zero, out, out_at, columns)
             return
-        if rows == 1 and form == DIRECT:
+        if form == PACKED:
+            _packed(
+                *(False, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, one, zero),
+                *(out, out_at, scratch),
+            )
+            return
+        c = 0
+        if rows == 1:
             row = run(a, at + index[index_at] * lda, k)
             if _is_sparse(row, columns):
                 _multiply_sparse_row(row, b, b_at, columns, out, out_at)
                 return
-        deep, many, group = max(1, k), max(1, rows), columns
-        if form == PACKED:
-            deep, many, group = _equal_parts(k, DEEPEST_ROWS), MANY_ROWS, PANELS * width
-        for start in range(0, k, deep):
-            depth, kept = min(deep, k - start), real(0 if start == 0 else 1)
-            for r in range(0, rows, many):
-                n = min(many, rows - r)
-                ahead = after if r + n == rows else -1
-                g = 0
-                while g < columns:
-                    grouped = share_of(columns - g, group, lanes)
-                    first = b_at + start * columns + g
-                    if form == PACKED and (r == 0 or columns > group):
-                        pack(b, first, columns, depth, grouped, scratch)
-                    c, packed_at = 0, 0
-                    if rows == 1 and form == DIRECT:
-                        place = out_at + g
-                        while share_of(grouped - c, long, lanes) == long:
-                            long_row(
-                                *(a, at + start, index, index_at, ahead, lda, 1, depth, b, first + c, columns, long),
-                                *(real(1), kept, out, place + c, columns),
-                            )
-                            c += long
-                    while c < grouped:
-                        valid = share_of(grouped - c, width, lanes)
-                        panels, panel_at, step = b, first + c, columns
-                        if form == PACKED:
-                            panels, panel_at, step = scratch, packed_at, width
-                        elif not readable(valid, lanes):
-                            pack(b, first + c, columns, depth, valid, scratch)
-                            panels, panel_at, step = scratch, 0, width
-                        panel(
-                            *(a, at + start, index, index_at + r, ahead, lda, n, depth),
-                            *(panels, panel_at, step, valid, real(1), kept, out, out_at + r * columns + g + c, columns),
-                        )
-                        ahead = -1  # the rows are here now
-                        c += valid
-                        packed_at += depth * width
-                    g += grouped
+            while share_of(columns - c, long, lanes) == long:
+                long_row(
+                    *(a, at, index, index_at, after, lda, 1, k, b, b_at + c, columns, long),
+                    *(one, zero, False, out, out_at + c, columns),
+                )
+                c += long
+        while c < columns:
+            valid = share_of(columns - c, width, lanes)
+            panels, panel_at, step = b, b_at + c, columns
+            if not readable(valid, lanes):
+                pack(b, b_at + c, columns, k, valid, scratch, 0, k)
+                panels, panel_at, step = scratch, 0, width
+            panel(
+                *(a, at, index, index_at, after, lda, rows, k, panels, panel_at, step, valid),
+                *(one, zero, out, out_at + c, columns),
+            )
+            after = -1  # the rows are here now
+            c += valid
 
     return multiply
 
@@ -238,39 +290,31 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
     panel, width = tiles.panel_of_rows(lanes), tiles.VECTORS * lanes
 
     def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
+        one, zero = real(1), real(0)
         if form == BLAS:
-            gemm(False, True, rows, columns, k, real(1), a, at, k, w, w_at, k, real(0), out, out_at, columns)
+            gemm(False, True, rows, columns, k, one, a, at, k, w, w_at, k, zero, out, out_at, columns)
             return
-        deep, many = max(1, k), max(1, rows)
-        if form == PACKED:
-            deep, many = _equal_parts(k, DEEPEST_ROWS), MANY_ROWS
-        for start in range(0, k, deep):
-            depth, kept = min(deep, k - start), real(0 if start == 0 else 1)
-            for r in range(0, rows, many):
-                n = min(many, rows - r)
-                c = 0
-                while c < columns:
-                    valid = share_of(columns - c, width, lanes)
-                    transpose(w, w_at + c * k + start, k, valid, depth, scratch, 0, width)
-                    panel(
-                        *(a, at + start, index, r, -1, k, n, depth),
-                        *(scratch, 0, width, valid, real(1), kept, out, out_at + r * columns + c, columns),
-                    )
-                    c += valid
+        c = 0
+        while c < columns:
+            valid = share_of(columns - c, width, lanes)
+            transpose(w, w_at + c * k, k, valid, k, scratch, 0, width)
+            panel(a, at, index, 0, -1, k, rows, k, scratch, 0, width, valid, one, zero, out, out_at + c, columns)
+            c += valid
 
     return multiply_by_transposed
 
 
 @overload(multiply_transposed, jit_options=OPTIONS)
 def _compiled_multiply_transposed(
-    form, a, at, index, index_at, counting, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+    form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
 ):
     lanes = vectors.lanes(out.dtype)
-    panel, width = tiles.panel_of_columns(lanes), tiles.VECTORS * lanes
+    panel, width = tiles.panel_of_columns(lanes, tiles.COLUMNS_OF_A), tiles.VECTORS * lanes
+    rest = tiles.panel_of_columns(lanes, tiles.COPY_OF_A)
     one = getattr(np, str(out.dtype))(1)
 
     def multiply_transposed(
-        form, a, at, index, index_at, counting, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+        form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
     ):
         if form == BLAS:
             gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
@@ -280,47 +324,33 @@ def _compiled_multiply_transposed(
                 run(a, at + index[index_at] * lda, rows), run(b, b_at, columns), alpha, beta, out, out_at
             )
             return
-        deep, many, group, copies = _equal_parts(k, DEPTH), max(1, rows), columns, False
-        copy_at = deep * width
         if form == PACKED:
-            group = PANELS * width
-            copy_at = deep * min(group, (columns + width - 1) // width * width)
-            copies = columns > (SHARED_PANELS - 1) * width
-            if copies:
-                many = min(MANY_ROWS, max(1, (scratch.size - copy_at) // (ROWS * deep)) * ROWS)
+            _packed(
+                *(True, a, at, index, index_at, -1, lda, rows, k, b, b_at, columns, alpha, beta),
+                *(out, out_at, scratch),
+            )
+            return
+        deep, whole = _equal_parts(k, DEPTH, 8), rows // ROWS * ROWS
+        copy_at = deep * width
         for start in range(0, k, deep):
             depth, kept = min(deep, k - start), beta if start == 0 else one
-            for r in range(0, rows, many):
-                n = min(many, rows - r)
-                whole = 0 if copies else n // ROWS * ROWS
-                # the last columns of A' are copied in any case: a tile reads ROWS of them
-                pack_columns(a, at + r + whole, index, index_at + start, lda, depth, n - whole, scratch, copy_at)
-                g = 0
-                while g < columns:
-                    grouped = share_of(columns - g, group, lanes)
-                    first = b_at + start * columns + g
-                    if form == PACKED and (r == 0 or columns > group):
-                        pack(b, first, columns, depth, grouped, scratch)
-                    c, packed_at = 0, 0
-                    while c < grouped:
-                        valid = share_of(grouped - c, width, lanes)
-                        panels, panel_at, step = b, first + c, columns
-                        if form == PACKED:
-                            panels, panel_at, step = scratch, packed_at, width
-                        elif not readable(valid, lanes):
-                            pack(b, first + c, columns, depth, valid, scratch)
-                            panels, panel_at, step = scratch, 0, width
-                        place = out_at + r * columns + g + c
-                        panel(
-                            *(a, at + r, index, index_at + start, ROWS, lda, whole, depth),
-                            *(panels, panel_at, step, valid, alpha, kept, out, place, columns),
-                        )
-                        panel(
-                            *(scratch, copy_at, counting, 0, ROWS * depth, ROWS, n - whole, depth),
-                            *(panels, panel_at, step, valid, alpha, kept, out, place + whole * columns, columns),
-                        )
-                        c += valid
-                        packed_at += depth * width
-                    g += grouped
+            # the last columns of A' are copied: a tile reads ROWS of them
+            pack_columns(a, at + whole, index, index_at + start, lda, depth, rows - whole, scratch, copy_at, depth)
+            c = 0
+            while c < columns:
+                valid = share_of(columns - c, width, lanes)
+                panels, panel_at, step = b, b_at + start * columns + c, columns
+                if not readable(valid, lanes):
+                    pack(b, panel_at, columns, depth, valid, scratch, 0, depth)
+                    panels, panel_at, step = scratch, 0, width
+                panel(
+                    *(a, at, index, index_at + start, ROWS, lda, whole, depth, panels, panel_at, step, valid),
+                    *(alpha, kept, False, out, out_at + c, columns),
+                )
+                rest(
+                    *(scratch, copy_at, index, 0, 0, ROWS, rows - whole, depth, panels, panel_at, step, valid),
+                    *(alpha, kept, False, out, out_at + whole * columns + c, columns),
+                )
+                c += valid
 
     return multiply_transposed

@@ -47,15 +47,6 @@ def readable(valid, lanes):
     return vectors.MASKS or valid >= lanes
 
 
-def _prefetch(builder, place):
-    """Ask for a line of memory, which will be read."""
-    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-    function = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-    fetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0i8")
-    flags = [ir.Constant(flag, n) for n in (0, 3, 1)]  # to read, into all caches, data
-    builder.call(fetch, [builder.bitcast(place, byte), *flags])
-
-
 class _Vectors:
     """Loads and stores of `width` vectors side by side, of which only `valid` numbers may be touched in memory.
 
@@ -117,13 +108,44 @@ class _Vectors:
         load = self._function(self.vector, arguments, f"llvm.masked.load.{self.kind}.p0{self.kind}")
         return self.builder.call(load, [place, alignment, mask, self.zeros])
 
+    def initial_sums(self, rows, onward, count, first, stride):
+        """Return the vectors that the sums of so many rows begin with: 0, or with `onward` what is in out."""
+        builder, found = self.builder, []
+        before = builder.basic_block
+        with builder.if_then(onward, likely=False):
+            for r in range(rows):
+                last = builder.sub(count, vectors.integer(1))
+                own = builder.select(builder.icmp_signed("<", vectors.integer(r), last), vectors.integer(r), last)
+                row = builder.gep(first, [builder.mul(own, stride)])
+                found += [self._load_valid(row, j) for j in range(self.width)]
+            there = builder.basic_block
+        sums = [builder.phi(self.vector) for _ in found]
+        for phi, value in zip(sums, found, strict=True):
+            phi.add_incoming(self.zeros, before)
+            phi.add_incoming(value, there)
+        return sums
+
+    def _load_valid(self, row, j):
+        """Load a vector of out, of which no more may be read than there is."""
+        if vectors.MASKS or self.width > 1:
+            return self.load(row, j)
+        builder, numbers = self.builder, self.builder.bitcast(self.spill, self.number.as_pointer())
+        with cgutils.for_range(builder, self.valid) as loop:
+            builder.store(builder.load(builder.gep(row, [loop.index])), builder.gep(numbers, [loop.index]))
+        return builder.load(self.spill)
+
     def store_sums(self, sums, count, alpha, beta, first, stride):
         """Write ``out = beta out + alpha sums`` for `count` rows; with a `beta` of 0, out is not looked at."""
-        builder = self.builder
-        keeps = builder.fcmp_unordered("!=", beta, ir.Constant(self.number, 0.0))  # else what is there may be NaN
+        builder, zero, one = self.builder, ir.Constant(self.number, 0.0), ir.Constant(self.number, 1.0)
+        keeps = builder.fcmp_unordered("!=", beta, zero)  # else what is there may be NaN
         factor, scale = self.splat(alpha), self.splat(beta)
         if vectors.MASKS:
-            self._store_masked(sums, count, factor, scale, keeps, first, stride)
+            scales = builder.or_(keeps, builder.fcmp_unordered("!=", alpha, one))
+            with builder.if_else(scales) as (scaled, plain):
+                with scaled:
+                    self._store_masked(sums, count, (factor, scale, keeps), first, stride)
+                with plain:
+                    self._store_masked(sums, count, None, first, stride)
             return
         with builder.if_else(keeps) as (more, fresh):
             for block, old_scale in ((more, scale), (fresh, None)):
@@ -160,7 +182,7 @@ class _Vectors:
                         new = builder.fadd(builder.fmul(one, builder.load(place)), new)
                     builder.store(new, place)
 
-    def _store_masked(self, sums, count, factor, scale, keeps, first, stride):
+    def _store_masked(self, sums, count, scaling, first, stride):
         builder, alignment = self.builder, ir.Constant(ir.IntType(32), self.align)
         arguments = [self.vector, self.pointer, alignment.type, self.bits]
         store = self._function(ir.VoidType(), arguments, f"llvm.masked.store.{self.kind}.p0{self.kind}")
@@ -170,38 +192,51 @@ class _Vectors:
             row = builder.gep(first, [builder.mul(vectors.integer(r), stride)])
             for j in range(self.width):
                 mask, place = builder.select(there, self.masks[j], nothing), self._place(row, j)
-                old = self._load_masked(place, builder.select(keeps, mask, nothing))
-                new = self.fma(scale, old, builder.fmul(factor, row_sums[j]))
+                new = row_sums[j]
+                if scaling is not None:
+                    factor, scale, keeps = scaling
+                    old = self._load_masked(place, builder.select(keeps, mask, nothing))
+                    new = self.fma(scale, old, builder.fmul(factor, new))
                 builder.call(store, [new, place, alignment, mask])
 
 
+ROWS_OF_A, COLUMNS_OF_A, COPY_OF_A = range(3)
+"""How a tile finds the numbers of A for its rows: each row by an index; all of them in a row of A that is found by an
+index, for a product with the transpose; or those of each k after the other in a copy, see `packing`."""
+
+
 @functools.cache
-def tile(rows: int, width: int, lanes: int, columns: bool):
+def tile(rows: int, width: int, lanes: int, source: int):
     """Return the intrinsic that computes a tile of a product: `rows` rows of `width` vectors of `lanes` numbers.
 
-    ``out = beta out + alpha A B`` with A (count, k), B (k, valid).  A row of A is found by the index, and rows beyond
-    `count` repeat the last one and are not stored.  With `columns`, the tile's rows are columns of A, whose row for k
-    is found by the index: a product with the transpose; each of these must hold `rows` numbers that may be read.
+    ``out = beta out + alpha A B`` with A (count, k), B (k, valid).  With `ROWS_OF_A`, rows beyond `count` repeat the
+    last one; else each k must have `rows` numbers that may be read.  Rows beyond `count` are not stored.
+    With `onward`, sums begin with what is in out instead of 0: where alpha is 1 and beta 0, a product that is computed
+    in blocks along k so has the bits of one that is not.
     Where `ahead` is not negative, the tile that starts there in the index is fetched into the caches meanwhile.
     """
+    by_rows, by_columns = source == ROWS_OF_A, source == COLUMNS_OF_A
 
     @intrinsic
-    def tile(typing, a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
+    def tile(
+        typing, a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, onward, out, out_at, ldo
+    ):
         real, whole = out.dtype, types.intp
         signature = types.void(
             *(a, whole, index, whole, whole, whole, whole, whole),
-            *(b, whole, whole, whole, real, real, out, whole, whole),
+            *(b, whole, whole, whole, real, real, types.boolean, out, whole, whole),
         )
 
         def codegen(context, builder, signature, args):
-            a, at, index, index_at, ahead, lda, count, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo = args
+            a, at, index, index_at, ahead, lda, count, k, *others = args
+            b, b_at, ldb, valid, alpha, beta, onward, out, out_at, ldo = others
             number, integer = context.get_value_type(real), vectors.integer
             side = _Vectors(builder, number, lanes, width, valid)
 
             def from_array(position, value, offset):
                 return vectors.first_element(context, builder, signature.args[position], value, offset, real)
 
-            a_start, b_start, out_start = from_array(0, a, at), from_array(8, b, b_at), from_array(14, out, out_at)
+            a_start, b_start, out_start = from_array(0, a, at), from_array(8, b, b_at), from_array(15, out, out_at)
             first_index = cgutils.create_struct_proxy(signature.args[2])(context, builder, index).data
             indices = builder.gep(first_index, [index_at])
             last = builder.sub(count, integer(1))
@@ -210,12 +245,15 @@ def tile(rows: int, width: int, lanes: int, columns: bool):
             def row_of_a(i):
                 return builder.gep(a_start, [builder.mul(builder.load(builder.gep(indices, [i])), lda)])
 
-            starts = [] if columns else [row_of_a(i) for i in own]
+            starts = [row_of_a(i) for i in own] if by_rows else []
             is_ahead = builder.icmp_signed(">=", ahead, integer(0))
             for r in range(rows):  # what the sums will be written to
-                _prefetch(builder, builder.gep(out_start, [builder.mul(own[r], ldo)]))
+                row = builder.gep(out_start, [builder.mul(own[r], ldo)])
+                for place in [row] if by_rows or by_columns else [builder.gep(row, [p]) for p in side.places]:
+                    vectors.prefetch(builder, place)
+            initial = side.initial_sums(rows, onward, count, out_start, ldo)
             # a loop over lines of A's rows, at each of which those that come next are asked for, and one along a line
-            line = integer(LINE_BYTES * 8 // real.bitwidth if not columns else 2**62)
+            line = integer(LINE_BYTES * 8 // real.bitwidth if by_rows else 2**62)
             before = builder.basic_block
             outer, ask, head, body, done = (
                 builder.append_basic_block(name) for name in ("outer", "ask", "head", "body", "done")
@@ -228,27 +266,27 @@ def tile(rows: int, width: int, lanes: int, columns: bool):
 
             builder.position_at_end(outer)
             at_line = phis()
-            for phi, initial in zip(at_line, [integer(0), b_start] + [side.zeros] * (rows * width), strict=True):
-                phi.add_incoming(initial, before)
+            for phi, value in zip(at_line, [integer(0), b_start, *initial], strict=True):
+                phi.add_incoming(value, before)
             start = at_line[0]
             left = builder.sub(k, start)
             stop = builder.add(start, builder.select(builder.icmp_signed("<", left, line), left, line))
             builder.cbranch(builder.icmp_signed("<", start, k), ask, done)
 
             builder.position_at_end(ask)
-            if not columns:
+            if by_rows:
                 with builder.if_then(is_ahead, likely=False):
                     for r in range(rows):
                         there = builder.gep(first_index, [builder.add(ahead, own[r])])
                         row = builder.gep(a_start, [builder.mul(builder.load(there), lda)])
-                        _prefetch(builder, builder.gep(row, [start]))
+                        vectors.prefetch(builder, builder.gep(row, [start]))
             entered = builder.basic_block
             builder.branch(head)
 
             builder.position_at_end(head)
             now = phis()
-            for phi, initial in zip(now, at_line, strict=True):
-                phi.add_incoming(initial, entered)
+            for phi, value in zip(now, at_line, strict=True):
+                phi.add_incoming(value, entered)
             i, b_row, *sums = now
             builder.cbranch(builder.icmp_signed("<", i, stop), body, outer)
             for phi, value in zip(at_line, now, strict=True):
@@ -256,11 +294,14 @@ def tile(rows: int, width: int, lanes: int, columns: bool):
 
             builder.position_at_end(body)
             b_vectors = [side.load(b_row, j) for j in range(width)]
-            a_row = row_of_a(i) if columns else None
-            if columns:  # what the tile after the next reads of this row
-                _prefetch(builder, builder.gep(a_row, [integer(LINE_BYTES * 8 // real.bitwidth)]))
+            if by_columns:  # and what the tiles that come next read of this row
+                a_row, step = row_of_a(i), LINE_BYTES * 8 // real.bitwidth
+                for far in range(max(rows, step), max(rows, step) + rows, step):
+                    vectors.prefetch(builder, builder.gep(a_row, [integer(far)]))
+            elif not by_rows:
+                a_row = builder.gep(a_start, [builder.mul(i, integer(rows))])
             for r in range(rows):
-                place = builder.gep(a_row, [integer(r)]) if columns else builder.gep(starts[r], [i])
+                place = builder.gep(starts[r], [i]) if by_rows else builder.gep(a_row, [integer(r)])
                 element = side.splat(builder.load(place))
                 for j in range(width):
                     total = sums[r * width + j]
@@ -281,11 +322,11 @@ def tile(rows: int, width: int, lanes: int, columns: bool):
 @functools.cache
 def panel_of_rows(lanes: int):
     """Return the function that computes up to `VECTORS` vectors of all rows of a product, tile by tile."""
-    all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, False) for width in (1, 2, 3))
-    few1, few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, False) for width in (1, 2, 3))
-    one1, one2, one3 = (tile(1, min(width, VECTORS), lanes, False) for width in (1, 2, 3))
+    all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, ROWS_OF_A) for width in (1, 2, 3))
+    few1, few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, ROWS_OF_A) for width in (1, 2, 3))
+    one1, one2, one3 = (tile(1, min(width, VECTORS), lanes, ROWS_OF_A) for width in (1, 2, 3))
     quarter = lanes // 4 if vectors.MASKS else 0
-    narrow = tile(ROWS, 1, max(quarter, 1), False)  # a quarter of a vector, for the last columns
+    narrow = tile(ROWS, 1, max(quarter, 1), ROWS_OF_A)  # a quarter of a vector, for the last columns
 
     @part
     def panel(a, at, index, index_at, after, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
@@ -300,53 +341,69 @@ def panel_of_rows(lanes: int):
             o = out_at + r * ldo
             if n > FEW_ROWS:
                 if valid > 2 * lanes:
-                    all3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    all3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 elif valid > lanes:
-                    all2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    all2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 elif valid > quarter:
-                    all1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    all1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 else:
-                    narrow(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    narrow(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
             elif n > 1:
                 if valid > 2 * lanes:
-                    few3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    few3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 elif valid > lanes:
-                    few2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    few2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 else:
-                    few1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                    few1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
             elif valid > 2 * lanes:
-                one3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                one3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
             elif valid > lanes:
-                one2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                one2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
             else:
-                one1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                one1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
 
     return panel
 
 
 @functools.cache
-def panel_of_columns(lanes: int):
-    """Return the function that computes up to `VECTORS` vectors of all rows of a product with A's transpose.
+def panel_of_columns(lanes: int, source: int):
+    """Return the function that computes up to `VECTORS` vectors of all rows of a product with A's transpose or a copy.
 
-    The columns of A for one tile are `step` elements from those for the next.
+    What one tile reads of A is `step` elements from what the next one does.
     """
-    all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, True) for width in (1, 2, 3))
+    all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, source) for width in (1, 2, 3))
     quarter = lanes // 4 if vectors.MASKS else 0
-    narrow = tile(ROWS, 1, max(quarter, 1), True)
+    narrow = tile(ROWS, 1, max(quarter, 1), source)
+    # where there is one vector of sums for a row, there are registers for those of more rows
+    tall = VECTORS * ROWS if source == COLUMNS_OF_A else ROWS
+    tall1, tall_narrow = tile(tall, 1, lanes, source), tile(tall, 1, max(quarter, 1), source)
 
     @part
-    def panel(a, at, index, index_at, step, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
-        for r in range(0, rows, ROWS):
+    def panel(a, at, index, index_at, step, lda, rows, k, b, b_at, ldb, valid, alpha, beta, onward, out, out_at, ldo):
+        r = 0
+        while valid <= lanes and tall > ROWS and rows - r >= tall:
+            o = out_at + r * ldo
+            if valid > quarter:
+                tall1(a, at, index, index_at, -1, lda, tall, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+            else:
+                tall_narrow(
+                    *(a, at, index, index_at, -1, lda, tall, k, b, b_at, ldb, valid),
+                    *(alpha, beta, onward, out, o, ldo),
+                )
+            r += tall
+            at += VECTORS * step
+        while r < rows:
             n = min(ROWS, rows - r)
             o = out_at + r * ldo
             if valid > 2 * lanes:
-                all3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                all3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > lanes:
-                all2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                all2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > quarter:
-                all1(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                all1(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             else:
-                narrow(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, out, o, ldo)
+                narrow(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+            r += ROWS
             at += step
 
     return panel

@@ -77,7 +77,7 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
         at += batch.row * i_  # it looks at no index
     d = net.z_at[layer] * batch.size + batch.row * o
     multiply_transposed(
-        *(form, below, at, index, index_at, memory.counting, i_, stop - first, batch.rows),
+        *(form, below, at, index, index_at, i_, stop - first, batch.rows),
         *(memory.dz, d, o, alpha, beta, out, out_at, panels),
     )
 

@@ -38,6 +38,4 @@ def scratch_size(form: int, rows: int, inputs: int, outputs: int, dtype: np.dtyp
     from fastmlp.kernels.cpu import products
     from fastmlp.kernels.cpu.packing import panel_width
 
-    block_rows = level2_bytes() // 2 // (products.DEPTH * dtype.itemsize)
-    width = panel_width(dtype)
-    return int(products.scratch_size(form, width, rows, inputs, outputs, block_rows))
+    return int(products.scratch_size(form, panel_width(dtype), rows, inputs, outputs))
