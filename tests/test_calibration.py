@@ -155,18 +155,24 @@ def test_where_there_are_no_tiles_all_products_are_the_blass(monkeypatch):
 
 @tiled
 def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart():
-    from fastmlp.kernels.cpu import packing, tiles
+    from fastmlp.kernels.cpu import packing, tiles, vectors
 
     few, width = 4 * tiles.ROWS, packing.panel_width(SINGLE)
-    for product in (FORWARD, GRADIENT):
-        for rows, outputs, form in (
-            (few, 256, DIRECT),
-            (few, 257, PACKED),
-            (few + 1, 256, PACKED),
-            (few + 1, width, DIRECT),
-            (few + 1, width + 1, PACKED),
-        ):
-            assert forms.by_rule(product, rows, 784, outputs, SINGLE) == form, (product, rows, outputs)
+    seldom = DIRECT if vectors.REGISTERS == 32 else PACKED
+    for product, rows, inputs, outputs, form in (
+        (FORWARD, few, 784, 256, DIRECT),
+        (FORWARD, 1000, 784, 256, DIRECT),
+        (FORWARD, few, 784, 257, PACKED),
+        (GRADIENT, few, 784, 256, DIRECT),
+        (GRADIENT, few, 784, 257, PACKED),
+        (GRADIENT, few + 1, 784, 256, PACKED),
+        (GRADIENT, few + 1, 257, 256, PACKED),
+        (GRADIENT, few + 1, 256, 256, seldom),
+        (GRADIENT, few + 1, 256, 257, PACKED),
+        (GRADIENT, few + 1, 784, width, DIRECT),
+        (GRADIENT, few + 1, 784, width + 1, PACKED),
+    ):
+        assert forms.by_rule(product, rows, inputs, outputs, SINGLE) == form, (product, rows, inputs, outputs)
     for rows, form in ((1, DIRECT), (tiles.ROWS, DIRECT), (tiles.ROWS + 1, PACKED)):
         assert forms.by_rule(FORWARD, rows, 784, 1024, SINGLE) == form
         assert forms.by_rule(GRADIENT, rows, 784, 1024, SINGLE) == PACKED

@@ -183,6 +183,7 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
 
 
 OPTIMIZERS = {"SGD": fastmlp.SGD(0.1, weight_decay=0.1), "momentum": fastmlp.SGD(0.1, momentum=0.5)}
+OPTIMIZERS["nothing kept"] = fastmlp.SGD(0.5, weight_decay=2.0)  # sums are scaled, and what was there is not looked at
 NETWORKS = [((1300, 1000, 3), 8), ((3, 1300, 1000), 8), ((300, 70, 130, 5), 8), ((30, 70, 9), 1)]
 
 

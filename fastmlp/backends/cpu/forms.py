@@ -135,14 +135,18 @@ NEAR = 1024
 
 def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
     """Return the form that what the processor is lets expect to be the fastest; see `Forms.of`."""
-    from fastmlp.kernels.cpu import codes, packing, tiles
+    from fastmlp.kernels.cpu import codes, packing, tiles, vectors
 
     if product == codes.BACKWARD:
         # tiles need a transposed copy of W, which costs more than a single row of products
         return int(codes.BLAS if rows == 1 else codes.PACKED)
-    # a copy of B pays where many rows read it, or where its rows are far from each other; what is one
-    # panel wide lies in order already, and the rows of one tile read it once
-    once = product == codes.FORWARD and rows <= tiles.ROWS
-    few = rows <= 4 * tiles.ROWS and outputs * dtype.itemsize <= NEAR
-    narrow = outputs <= packing.panel_width(dtype)
-    return int(codes.DIRECT if once or few or narrow else codes.PACKED)
+    # a copy of B pays where its rows are far from each other; what is one panel wide lies in order already, and the
+    # rows of one tile read it once
+    near = outputs * dtype.itemsize <= NEAR
+    direct = outputs <= packing.panel_width(dtype)
+    if product == codes.FORWARD:
+        direct |= near or rows <= tiles.ROWS
+    elif near:
+        # and one of A' too, unless there are too few rows, or tiles of many columns read it seldom and in order
+        direct |= rows <= 4 * tiles.ROWS or (vectors.REGISTERS == 32 and inputs * dtype.itemsize <= NEAR)
+    return int(codes.DIRECT if direct else codes.PACKED)
