@@ -182,6 +182,57 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
         assert (direct == packed).all()
 
 
+@pytest.mark.parametrize("form", ["direct", "packed"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_product_writes_beyond_its_scratch(form, dtype):
+    """Many outputs of few inputs, more panels than are kept, more rows than a block, and the other way round."""
+    if len(products.available_forms()) == 1:
+        pytest.skip("this processor has no tiles")
+    from fastmlp.kernels.cpu.codes import FORMS, PRODUCTS
+    from fastmlp.kernels.cpu.operations import product
+
+    get_backend("numba")  # binds the BLAS
+    rng, code = np.random.default_rng(0), FORMS.index(form)
+    width = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize * products.tiles.VECTORS
+    for n, i, o in ((5, 10, 3000), (200, 7, 2500), (3, 1000, 7), (500, 300, 60), (1, 3, 2), (2, 200, 2400)):
+        x, w, d = (rng.normal(size=s).astype(dtype) for s in ((n, i), (i, o), (n, o)))
+        size = products.scratch_size(code, width, n, i, o)
+        for which, wanted in enumerate((x @ w, d @ w.T, x.T @ d)):
+            scratch, out = np.full(size + 10_000, 7.5, dtype), np.full(wanted.shape, np.nan, dtype)
+            product(
+                *(code, which, 1, x.ravel(), w.ravel(), d.ravel(), n, i, o, np.arange(max(n, i)), out.ravel()),
+                scratch[:size],
+            )
+            assert (scratch[size:] == 7.5).all(), (PRODUCTS[which], n, i, o)
+            np.testing.assert_allclose(out, wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("form", ["direct", "packed"])
+def test_no_tile_multiplies_what_old_memory_holds(form):
+    """Which may be subnormal, and then take twenty times as long: the copy of the last columns of A' ends in zeros."""
+    if len(products.available_forms()) == 1:
+        pytest.skip("this processor has no tiles")
+    from fastmlp.kernels.cpu.codes import FORMS, GRADIENT
+    from fastmlp.kernels.cpu.operations import product
+
+    get_backend("numba")  # binds the BLAS
+    n, i, o, subnormal = 24, products.ROWS + 3, 5, np.float32(1e-40)
+    rng = np.random.default_rng(0)
+    x, w, d = (rng.normal(size=s).astype("float32") for s in ((n, i), (i, o), (n, o)))
+    width = products.vectors.VECTOR_BYTES // 4 * products.tiles.VECTORS
+    code = FORMS.index(form)
+    scratch = np.full(products.scratch_size(code, width, n, i, o), subnormal)
+    out = np.full((i, o), np.nan, "float32")
+    product(code, GRADIENT, 1, x.ravel(), w.ravel(), d.ravel(), n, i, o, np.arange(n), out.ravel(), scratch)
+    np.testing.assert_allclose(out, x.T @ d, rtol=1e-5)
+    # the copy of A' comes after a panel of B
+    copy_at = n * width if form == "direct" else (n | 8) * width
+    first = 0 if form == "direct" else products.ROWS * (n | 8)
+    rest = scratch[copy_at + first :][: n * products.ROWS].reshape(n, products.ROWS)
+    np.testing.assert_array_equal(rest[:, :3], x[:, -3:])
+    assert not rest[:, 3:].any()
+
+
 OPTIMIZERS = {"SGD": fastmlp.SGD(0.1, weight_decay=0.1), "momentum": fastmlp.SGD(0.1, momentum=0.5)}
 OPTIMIZERS["nothing kept"] = fastmlp.SGD(0.5, weight_decay=2.0)  # sums are scaled, and what was there is not looked at
 NETWORKS = [((1300, 1000, 3), 8), ((3, 1300, 1000), 8), ((300, 70, 130, 5), 8), ((30, 70, 9), 1)]

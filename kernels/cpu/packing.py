@@ -2,7 +2,8 @@
 
 A block of B becomes panels, one after the other, each (depth, WIDTH) for `VECTORS` vectors side by side; one of A'
 panels (depth, ROWS).  Rows are read in the order in which they lie, since a page and a cache line each are the dearest
-part of a copy.  What is beyond the columns in the last panels is left as it is; tiles do not look at it.
+part of a copy.  What a tile multiplies beyond the last row or column is 0, or a number that is there: subnormal ones,
+such as old memory holds, take twenty times as long.
 """
 
 from __future__ import annotations
@@ -149,11 +150,13 @@ def _compiled_pack(b, at, ldb, depth, columns, out, out_at, room):
             place = out_at + (whole * room + k) * width
             while c < columns:
                 valid = share_of(columns - c, width, lanes)
-                if start + c + width <= b.size:  # what is beyond the columns is not looked at
+                if start + c + width <= b.size:
                     copy(b, start + c, out, place)
                 else:
                     for q in range(valid):
                         out[place + q] = b[start + c + q]
+                    for q in range(valid, width):
+                        out[place + q] = 0
                 c += valid
                 place += room * width
 
@@ -175,8 +178,12 @@ def pack_columns(a, at, index, index_at, lda, depth, columns, out, out_at, room)
         for p in range(whole):
             _copy_rows(a, start + p * ROWS, out, out_at + (p * room + k) * ROWS)
         place = out_at + (whole * room + k) * ROWS
-        for q in range(columns - whole * ROWS):
+        rest = columns - whole * ROWS
+        for q in range(rest):
             out[place + q] = a[start + whole * ROWS + q]
+        if rest:
+            for q in range(rest, ROWS):
+                out[place + q] = 0
 
 
 def _panel_of(lanes: int):

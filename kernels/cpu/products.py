@@ -63,8 +63,9 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
         return 0
     if form == DIRECT:
         return max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
-    shapes = (rows, inputs, outputs), (rows, outputs, inputs), (inputs, rows, outputs)
-    return max(_packed_size(width, *shape) for shape in shapes)
+    # a product with W' copies panels that are as deep as W is wide, in either form
+    shapes = (rows, inputs, outputs), (inputs, rows, outputs)
+    return max(outputs * width, *(_packed_size(width, *shape) for shape in shapes))
 
 
 def _packed_size(width: int, rows: int, k: int, columns: int) -> int:
@@ -297,6 +298,9 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
         c = 0
         while c < columns:
             valid = share_of(columns - c, width, lanes)
+            if not readable(valid, lanes):
+                for q in range(k * width):
+                    scratch[q] = 0
             transpose(w, w_at + c * k, k, valid, k, scratch, 0, width)
             panel(a, at, index, 0, -1, k, rows, k, scratch, 0, width, valid, one, zero, out, out_at + c, columns)
             c += valid
