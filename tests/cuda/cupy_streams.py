@@ -275,7 +275,8 @@ class Stream:
         event._clock.join(_host)
         event._captured, event._time, event._stuck = self._graph, self._time, self._stuck
         if self._graph is not None:
-            self._graph._parts.append((self._branch, "record", event))
+            event._mark = object()  # of the event itself the graph knows nothing, or each would keep the other alive
+            self._graph._parts.append((self._branch, "record", event._mark))
         return event
 
     def wait_event(self, event):
@@ -290,7 +291,7 @@ class Stream:
             elif self._graph is not graph:
                 both = [graph._captured_by, self._graph._captured_by]
                 _refuse_of_captured("waiting for an event of another capture", both)
-            self._graph._parts.append((self._branch, "wait", event))
+            self._graph._parts.append((self._branch, "wait", event._mark))
             return
         if self._graph is not None:
             what = "waiting for an event that was recorded before the capture"
@@ -340,7 +341,7 @@ class Graph:
 
     def __init__(self):
         self._operations = []
-        self._parts = []  # (branch, what, its number or event), in the order in which they were captured
+        self._parts = []  # (branch, what, its number, mark of an event, or function), in their order
         self._forks, self._captured_by, self._begun_by, self._mode = [], None, None, None
 
     def _joined(self):
@@ -348,13 +349,13 @@ class Graph:
         after, events = {}, {}  # of each branch the parts that it comes after
         for number, (branch, what, item) in enumerate(self._parts):
             mine = after.setdefault(branch, set())
-            if what == "operation":
+            if what in ("operation", "call"):
                 mine.add(number)
             elif what == "record":
-                events[id(item)] = set(mine)
+                events[item] = set(mine)
             else:
-                mine |= events.get(id(item), set())
-        everything = {number for number, part in enumerate(self._parts) if part[1] == "operation"}
+                mine |= events.get(item, set())
+        everything = {number for number, part in enumerate(self._parts) if part[1] in ("operation", "call")}
         return after.get(0, set()) == everything
 
     def launch(self, stream=None):
@@ -365,9 +366,11 @@ class Graph:
         streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
         for branch, what, item in self._parts:
             if what == "record":
-                events[id(item)] = streams[branch].record()
+                events[item] = streams[branch].record()
             elif what == "wait":
-                streams[branch].wait_event(events[id(item)])
+                streams[branch].wait_event(events[item])
+            elif what == "call":  # of a library, which makes it anew on the stream that it is given
+                item(streams[branch])
             else:
                 reads, writes, action = self._operations[item]
                 if any(use() is None for use in (*reads, *writes)):

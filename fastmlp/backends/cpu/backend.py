@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fastmlp.network.plan import Plan, Precision
     from fastmlp.network.state import TrainState
     from fastmlp.parallel.group import Carrier, Group
-    from fastmlp.parallel.tree import TreeSum
+    from fastmlp.parallel.tree import Share, TreeSum
 
 _log = logging.getLogger("fastmlp")
 
@@ -150,10 +150,10 @@ class NumbaBackend(NumbaOperations):
     def open(self, plan: Plan) -> NumbaSession:
         return NumbaSession(self, plan, lambda: self.threads if plan.optimizer else self._most(), self.forms)
 
-    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+    def workspace_bytes(self, plan: Plan, data: HostData, share: Share | None) -> int:
         assert plan.optimizer is not None
         if not (plan.spec.compiled and plan.optimizer.compiled):
-            return super().workspace_bytes(plan, data)
+            return super().workspace_bytes(plan, data, share)
         return self.open(plan).training_bytes()
 
     @contextlib.contextmanager
