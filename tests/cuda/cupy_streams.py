@@ -359,23 +359,27 @@ class Graph:
         return after.get(0, set()) == everything
 
     def launch(self, stream=None):
-        stream = stream or get_current_stream()
-        if stream.is_capturing():
-            raise CudaError("double: a graph launched while a stream is captured")
-        # each branch is a stream of its own again, so that the account of what orders what holds within the graph too
-        streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
-        for branch, what, item in self._parts:
-            if what == "record":
-                events[item] = streams[branch].record()
-            elif what == "wait":
-                streams[branch].wait_event(events[item])
-            elif what == "call":  # of a library, which makes it anew on the stream that it is given
-                item(streams[branch])
-            else:
-                reads, writes, action = self._operations[item]
-                if any(use() is None for use in (*reads, *writes)):
-                    raise CudaError("a graph uses an array that has been freed")
-                streams[branch]._do(reads, writes, action, "replay")
+        try:
+            stream = stream or get_current_stream()
+            if stream.is_capturing():
+                raise CudaError("double: a graph launched while a stream is captured")
+            # each branch is a stream again, so that the account of what orders what holds within the graph too
+            streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
+            for branch, what, item in self._parts:
+                if what == "record":
+                    events[item] = streams[branch].record()
+                elif what == "wait":
+                    streams[branch].wait_event(events[item])
+                elif what == "call":  # of a library, which makes it anew on the stream that it is given
+                    item(streams[branch])
+                else:
+                    reads, writes, action = self._operations[item]
+                    if any(use() is None for use in (*reads, *writes)):
+                        raise CudaError("a graph uses an array that has been freed")
+                    streams[branch]._do(reads, writes, action, "replay")
+        except BaseException:
+            self = None  # the frame of an error is in Python here, and may not keep the graph alive
+            raise
 
     def upload(self, stream=None):
         pass

@@ -57,12 +57,15 @@ def pieces_of(plan: Plan) -> list[Piece]:
     """Return what is exchanged at once, in the order in which it is there: upper layers, lower ones, all biases."""
     layout, lowest = plan.layout, plan.spec.lowest_trainable
     pieces: list[Piece] = []
-    stop = layout.weights_size
+    stop, pending = layout.weights_size, False
     for layer in range(plan.spec.layers - 1, lowest - 1, -1):
         start = layout.offsets[layer][0]
-        if layer == lowest or (stop - start) * plan.precision.weights.itemsize >= PIECE:
-            pieces.append(Piece(start, stop, layer))
+        pending = pending or not plan.spec.frozen[layer]
+        if not pending:
             stop = start
+        elif layer == lowest or (stop - start) * plan.precision.weights.itemsize >= PIECE:
+            pieces.append(Piece(start, stop, layer))
+            stop, pending = start, False
     if len(pieces) == 1:
         return [pieces[0]._replace(stop=layout.size)]
     return pieces and [*pieces, Piece(layout.offsets[lowest][1], layout.size, lowest)]

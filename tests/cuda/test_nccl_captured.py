@@ -1,0 +1,497 @@
+"""Steps of several ranks as CUDA graphs: who moves what, on which stream, and how a run ends that cannot go on."""
+
+import gc
+import threading
+import time
+
+import cupy_double as cp
+import cupy_nccl
+import cupy_streams
+import numpy as np
+import pytest
+from emulator import needs_emulator
+from gpu_ranks import ALL, EAGER, SHORT, X, Y, by_ranks, fitted, network, same_runs
+
+import fastmlp
+from fastmlp.backends.cuda import choice, nccl, shards
+from fastmlp.backends.cuda.capture import Branch
+from fastmlp.backends.cuda.operations import CupyOperations
+from fastmlp.errors import KernelError
+from fastmlp.parallel import in_threads
+from fastmlp.parallel.group import Alone
+from fastmlp.parallel.tree import cut
+
+pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double", "gpu_each")]
+MADE, OPTIONS = ALL
+CAPTURED = {**MADE, "way": "captured"}
+ONE_EPOCH = {**OPTIONS, "epochs": 1}
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Let the gradients of each layer be worth a call of their own."""
+    monkeypatch.setattr(shards, "PIECE", 1)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Return what was captured, as the parts of each graph; of the graph itself nothing is kept."""
+    found, end = [], cupy_streams.Stream.end_capture
+
+    def ended(stream):
+        graph = end(stream)
+        found.append(list(graph._parts))
+        return graph
+
+    monkeypatch.setattr(cupy_streams.Stream, "end_capture", ended)
+    return found
+
+
+# --- bits -----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_any_size_give_the_same_bits_and_so_do_the_kernels_one_by_one(small_pieces, monkeypatch):
+    (expected,) = by_ranks(1, MADE, ONE_EPOCH)
+    assert len(cupy_nccl.captures[-1][2]) == 1
+    assert same_runs(fitted(Alone(8), CAPTURED, **ONE_EPOCH), expected)
+    assert all(same_runs(found, expected) for found in by_ranks(3, CAPTURED, ONE_EPOCH))
+    monkeypatch.setattr(shards, "PIECE", 2**30)
+    assert all(same_runs(found, expected) for found in by_ranks(2, MADE, ONE_EPOCH))
+    cupy_nccl.captures.clear()
+    cupy_nccl.version[0] = nccl.CAPTURED_FROM - 1
+    assert all(same_runs(found, expected) for found in by_ranks(2, MADE, ONE_EPOCH))
+    assert not cupy_nccl.captures
+    assert not same_runs(by_ranks(1, EAGER[0], ONE_EPOCH)[0], expected)  # whose products are cuBLAS's
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1, 2)], ids=str)
+def test_layers_that_do_not_train_stay_as_they_are(small_pieces, frozen):
+    def trained(group, way):
+        model = fastmlp.MLP((6, 5, 4, 3), backend=network(way).backend, activation="tanh", seed=1)
+        for layer in frozen:
+            model.freeze(layer)
+        before = model.get_weights()
+        model.fit(X, Y, epochs=1, batch_size=8, verbose=0, parallel=group)
+        return before, model.get_weights()
+
+    (_, expected), *_ = in_threads(lambda group: trained(group, "eager"), 1)
+    for before, after in in_threads(lambda group: trained(group, "captured"), 2):
+        for place, (old, new, wanted) in enumerate(zip(before, after, expected, strict=True)):
+            assert np.array_equal(old, new) == (place // 2 in frozen)
+            np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_weighs_nothing_is_no_step():
+    weights = np.where(np.arange(len(Y)) < 8, 0.0, 1.0)
+    options = {**ONE_EPOCH, "shuffle": False, "sample_weight": weights}
+    expected = fitted(Alone(8), EAGER[0], **options)
+    found = by_ranks(2, CAPTURED, options)[1]
+    for got, wanted in zip(found[0], expected[0], strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=1e-5)
+
+
+def test_more_ranks_than_a_piece_has_columns_and_one_shard_for_each_of_them_give_the_same_bits(monkeypatch):
+    made = {"way": "captured", "dtype": "float64"}
+    monkeypatch.setattr(shards, "PIECE", 1)
+    monkeypatch.setattr("fastmlp.network.layout.ALIGNMENT", 8)  # so that the biases of an output are fewer than ranks
+
+    def trained(group):
+        where = network(**made).backend
+        model = fastmlp.MLP((6, 1, 1), backend=where, dtype="float64", loss="mean_squared_error", seed=1)
+        model.fit(X, Y[:, None] * 1.0, epochs=1, batch_size=21, verbose=0, parallel=group)
+        return b"".join(w.tobytes() for w in model.get_weights())
+
+    expected = trained(Alone(3))
+    assert in_threads(trained, 3, shards=3) == [expected] * 3
+    assert trained(Alone(1)) != expected
+
+
+def test_one_shard_is_a_batch_of_one_process():
+    expected = fitted(None, CAPTURED, **ONE_EPOCH)
+    assert same_runs(fitted(Alone(1), CAPTURED, **ONE_EPOCH), expected)
+
+
+def test_long_graphs_give_the_bits_of_short_ones(monkeypatch):
+    options = {**ONE_EPOCH, "x": np.resize(X, (40, 6)), "y": np.resize(Y, 40)}
+    expected = by_ranks(2, CAPTURED, options)[0]
+    monkeypatch.setattr("fastmlp.backends.cuda.step.GRAPH_STEPS", 2)
+    assert same_runs(by_ranks(2, CAPTURED, options)[1], expected)
+
+
+# --- who moves what, when, on which stream --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_graph_holds_the_totals_then_the_gradients_of_each_layer_from_the_top_on_a_stream_of_their_own(
+    small_pieces, ranks
+):
+    layouts = []
+
+    class Look(fastmlp.Callback):
+        def on_steps(self, run):
+            layouts.append((run.learner.state.layout, run.learner.backend._stream))
+
+    by_ranks(ranks, CAPTURED, {**ONE_EPOCH, "batch_size": 21, "callbacks": [Look()]})
+    layout = layouts[0][0]
+    (_, top), bottom = (layout.offsets[1][0], layout.weights_size), (0, layout.offsets[1][0])
+    pieces = [(layout.offsets[1][0], top), bottom, (layout.weights_size, layout.size)]
+    brought = {1: [1], 3: [1, 2, 2]}[ranks]
+    for rank in range(ranks):
+        mine = [capture for capture in cupy_nccl.captures if capture[0] == rank]
+        assert [number for _, number, _, _ in mine] == list(range(1 + 2 * len(pieces)))
+        (stream,) = {stream for *_, stream in mine}
+        assert stream is not layouts[0][1]
+        totals, *rest = [sorted(calls, key=str) for _, _, calls, _ in mine]
+        assert totals == sorted(moved((3 * np.diff(cut(8, ranks))).tolist(), rank, 8), key=str)
+        for place, (start, stop) in enumerate(pieces):
+            columns = np.diff(cut(stop - start, ranks)).tolist()
+            expected = [("send", peer, 4 * columns[peer]) for _ in range(brought[rank]) for peer in range(ranks)]
+            expected += [("recv", peer, 4 * columns[rank]) for peer in range(ranks) for _ in range(brought[peer])]
+            assert rest[2 * place] == sorted(expected, key=str)
+            assert rest[2 * place + 1] == sorted(moved(columns, rank, 4), key=str)
+
+
+def moved(parts, rank, itemsize):
+    if len(set(parts)) == 1:
+        return [("allGather", None, itemsize * parts[rank])]
+    return [("broadcast", root, itemsize * part) for root, part in enumerate(parts)]
+
+
+def unordered(parts):
+    """Return, for each call, how many operations stand beside it: that come neither before nor after."""
+    after, events = {}, {}
+    before = []
+    for number, (branch, what, item) in enumerate(parts):
+        mine = after.setdefault(branch, set())
+        before.append(set(mine))
+        if what == "record":
+            events[item] = set(mine)
+        elif what == "wait":
+            mine |= events.get(item, set())
+        else:
+            mine.add(number)
+    calls = [number for number, part in enumerate(parts) if part[1] == "call"]
+    work = [number for number, part in enumerate(parts) if part[1] == "operation"]
+    return [sum(n not in before[call] and call not in before[n] for n in work) for call in calls]
+
+
+def test_gradients_of_upper_layers_are_exchanged_beside_the_passes_of_lower_ones(small_pieces, graphs, monkeypatch):
+    made = {"way": "captured"}
+    run = {"epochs": 1, "batch_size": 21, "verbose": 0}
+
+    def beside():
+        graphs.clear()
+        in_threads(
+            lambda group: fastmlp.MLP((6, 5, 4, 3), backend=network(**made).backend, seed=1).fit(
+                X, Y, **run, parallel=group
+            ),
+            2,
+        )
+        return unordered(next(parts for parts in graphs if any(what == "call" for _, what, _ in parts)))
+
+    # gathers and exchanges: totals, the upper two layers, the lowest, biases
+    found = beside()
+    assert len(found) == 9
+    assert found[1] > found[3] > 0 and found[1] == found[2] and found[3] == found[4]
+    assert found[5:] == [0, 0, 0, 0]
+    monkeypatch.setattr(shards, "PIECE", 2**30)
+    found = beside()
+    assert len(found) == 3
+    assert found[1:] == [0, 0]
+
+
+def runs_otherwise(expected, seed):
+    try:
+        with cp.late(seed):
+            return not same_runs(by_ranks(2, CAPTURED, ONE_EPOCH)[0], expected)
+    except (fastmlp.NonFiniteLossError, fastmlp.ParallelError):  # what follows from numbers that are not there yet
+        return True
+
+
+def forks_from_one_stream_alone(monkeypatch):
+    beside = Branch.beside
+    monkeypatch.setattr(Branch, "beside", lambda self, after=None: beside(self))
+
+
+def joins_late(name):
+    """Plant a join that comes after the update."""
+
+    def plant(monkeypatch):
+        learn = shards.ShardedStep._learn
+
+        def planted(self, *args, **options):
+            branch = getattr(self, name)
+            branch.join = lambda: None
+            learn(self, *args, **options)
+            del branch.join
+            branch.join()
+
+        monkeypatch.setattr(shards.ShardedStep, "_learn", planted)
+
+    return plant
+
+
+MISSING = {
+    "the exchange does not wait for weight gradients": forks_from_one_stream_alone,
+    "the update does not wait for the exchange": joins_late("_wire"),
+    "a shard does not wait for the weight gradients of the one before": joins_late("_side"),
+}
+
+
+@pytest.mark.parametrize("plant", MISSING.values(), ids=MISSING)
+def test_an_event_that_is_missing_is_refused_and_changes_numbers(small_pieces, monkeypatch, plant):
+    expected = by_ranks(2, CAPTURED, ONE_EPOCH)[0]
+    plant(monkeypatch)
+    monkeypatch.setattr(choice, "prove", lambda *_: "")
+    cupy_nccl.patience[0] = 0.5
+    with pytest.raises((cp.CudaError, KernelError), match="two streams that nothing orders"):
+        by_ranks(2, CAPTURED, ONE_EPOCH)
+    assert any(runs_otherwise(expected, seed) for seed in range(8))
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.cuda_host), 2])
+def test_whatever_the_schedule_the_bits_are_those_of_work_done_at_once(small_pieces, seed):
+    expected = by_ranks(1, CAPTURED, ONE_EPOCH)[0]
+    with cp.late(seed):
+        assert all(same_runs(found, expected) for found in by_ranks(2, CAPTURED, ONE_EPOCH))
+
+
+def test_the_host_waits_once_a_call_not_once_a_step(monkeypatch):
+    found = []
+    monkeypatch.setattr(choice, "prove", lambda *_: "")
+    for rows in (16, 48):  # two steps, and six, in a call each
+        cp.counts.clear()
+        options = {**ONE_EPOCH, "x": np.resize(X, (rows, 6)), "y": np.resize(Y, rows)}
+        by_ranks(1, CAPTURED, options)
+        found.append((cp.counts["asked"], cp.counts["synchronisations"]))
+    assert found[0] == found[1]
+    assert found[0][0] == 1 + 2 + 1  # for the weights, around the step that warms up, and for the call
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+
+def test_large_shards_run_eagerly_and_all_ranks_agree(monkeypatch):
+    monkeypatch.setattr(shards, "CROSSING", 0.0)
+    expected = by_ranks(1, EAGER[0], ONE_EPOCH)[0]
+    cupy_nccl.captures.clear()
+    assert all(same_runs(found, expected) for found in by_ranks(2, MADE, ONE_EPOCH))
+    assert not cupy_nccl.captures
+
+
+@pytest.mark.parametrize("way", ["auto", "captured"])
+def test_where_one_rank_cannot_capture_none_does(monkeypatch, way):
+    expected = by_ranks(1, EAGER[0], ONE_EPOCH)[0]
+    cupy_nccl.captures.clear()
+    monkeypatch.setattr(choice, "prove", lambda *_: "a doubt" if cp.cuda.Device().id else "")
+    told = r"cannot be used on this GPU: a doubt|^parallel: steps cannot be captured on rank 1, so all ranks train"
+    with pytest.warns(RuntimeWarning, match=told) as warned:
+        found = by_ranks(2, {**MADE, "way": way}, ONE_EPOCH)
+    assert all(same_runs(one, expected) for one in found)
+    assert not cupy_nccl.captures
+    assert len(warned) == (1 if way == "auto" else 3)  # of the one that doubts, and of both where it was asked for
+
+
+def test_without_memory_to_capture_steps_run_eagerly_unless_it_was_asked_for(monkeypatch):
+    expected = by_ranks(1, EAGER[0], ONE_EPOCH)[0]
+
+    def refused(*_):
+        raise MemoryError("full")
+
+    monkeypatch.setattr(shards, "choose_way", refused)
+    assert all(same_runs(found, expected) for found in by_ranks(2, MADE, ONE_EPOCH))
+    with pytest.raises(MemoryError, match="full"):
+        by_ranks(2, CAPTURED, ONE_EPOCH)
+
+
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_a_checkpoint_goes_on_in_its_way(tmp_path, monkeypatch, way):
+    path = tmp_path / "run.safetensors"
+
+    class Stop(fastmlp.Callback):
+        def on_epoch_end(self, run, figures):
+            run.stop("enough")
+
+    expected = by_ranks(1, {**MADE, "way": way}, OPTIONS)[0]
+    monkeypatch.setattr(shards, "CROSSING", 0.0 if way == "eager" else 1e30)
+    by_ranks(2, MADE, {**OPTIONS, "callbacks": [fastmlp.Checkpoint(path), Stop()]})
+    monkeypatch.setattr(shards, "CROSSING", 1e30 if way == "eager" else 0.0)
+    model = fastmlp.load(path, network().backend)
+    model.resume(X, Y, verbose=0)
+    assert all(np.array_equal(got, wanted) for got, wanted in zip(model.get_weights(), expected[0], strict=True))
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+def ended(message, error=fastmlp.ParallelError, **group):
+    """See that a run of two ranks ends soon, with one error, and leaves no communicator."""
+    cupy_nccl.patience[0] = 0.05
+    began = time.perf_counter()
+    with pytest.raises(error, match=message):
+        by_ranks(2, CAPTURED, ONE_EPOCH, **{"timeout": 60, **group})
+    assert time.perf_counter() - began < 30
+    assert not cupy_nccl.alive
+
+
+def test_what_nccl_refuses_in_a_capture_ends_all():
+    cupy_nccl.faults["captured", 1] = 3
+    ended(r"^parallel: NCCL fails on rank 1, GPU 1 \(NCCL_ERROR_INTERNAL_ERROR")
+
+
+def test_a_capture_that_fails_on_one_rank_ends_all(monkeypatch):
+    found = shards.ShardedStep._captured_steps
+
+    def refused(self, *args):
+        if self._carrier.rank:
+            raise cp.CudaError("cudaErrorStreamCaptureInvalidated")
+        return found(self, *args)
+
+    monkeypatch.setattr(shards.ShardedStep, "_captured_steps", refused)
+    ended(r"the graph of a step is refused \(cudaErrorStreamCaptureInvalidated\); .*way='eager'", KernelError)
+
+
+def test_a_launch_that_fails_on_one_rank_ends_all(monkeypatch):
+    launch = cupy_streams.Graph.launch
+
+    def failing(graph, stream=None):
+        if cp.cuda.Device().id and threading.current_thread().name.startswith("rank"):
+            if any(what == "call" for _, what, _ in graph._parts):
+                del graph
+                raise cp.CudaError("cudaErrorLaunchFailure")
+        try:
+            launch(graph, stream)
+        finally:
+            del graph
+
+    monkeypatch.setattr(cupy_streams.Graph, "launch", failing)
+    ended(r"a training step fails on this GPU \(cudaErrorLaunchFailure\), in one of .*product_forward", KernelError)
+
+
+def test_a_rank_without_memory_ends_all(monkeypatch):
+    made = shards.ShardedStep.__init__
+
+    def full(self, operations, plan, state, data, carrier, share, **options):
+        if carrier.rank:
+            raise MemoryError("no memory is left")
+        made(self, operations, plan, state, data, carrier, share, **options)
+
+    monkeypatch.setattr(shards.ShardedStep, "__init__", full)
+    ended("^no memory is left$", MemoryError)
+
+
+def test_a_rank_that_does_not_launch_is_not_waited_for_longer_than_told(monkeypatch):
+    run = shards.ShardedStep.run
+
+    def sleeps(self, *args):
+        if self._carrier.rank:
+            time.sleep(1.5)
+        return run(self, *args)
+
+    monkeypatch.setattr(shards.ShardedStep, "run", sleeps)
+    ended("^parallel: rank 0 has waited 1 s for the others", timeout=1)
+
+
+def test_a_device_that_waits_for_ever_is_not_asked_whether_cuda_is_past_use(monkeypatch):
+    """After an error the communicator ends first, and its graphs before it."""
+    order, abort, poisoned = [], nccl.Nccl.abort, CupyOperations.poisoned
+    monkeypatch.setattr(nccl.Nccl, "abort", lambda self: (order.append("abort"), abort(self)))
+    monkeypatch.setattr(CupyOperations, "poisoned", lambda self: (order.append("asked"), poisoned(self))[1])
+    test_a_launch_that_fails_on_one_rank_ends_all(monkeypatch)
+    assert order.index("abort") < order.index("asked")
+
+
+# --- communicators --------------------------------------------------------------------------------------------------
+
+
+def names_made():
+    return [call for _, call, *_ in cupy_nccl.calls].count("get_unique_id")
+
+
+def test_a_communicator_serves_the_fits_of_its_group_and_ends_with_it():
+    def twice(group):
+        first = fitted(group, MADE, **ONE_EPOCH)
+        assert same_runs(fitted(group, MADE, **ONE_EPOCH), first)
+        return names_made(), bool(cupy_nccl.alive)
+
+    assert in_threads(twice, 2) == [(1, True)] * 2
+    gc.collect()
+    assert not cupy_nccl.alive
+
+
+def carriers(group, *, forget=False, error=None):
+    """Return the carriers of two runs of a rank on its own GPU, of which the first may end with an error."""
+    with cp.cuda.Device(group.rank):
+        try:
+            with nccl.carried(group, cp) as first:
+                if error is not None:
+                    raise error
+        except ZeroDivisionError:
+            pass
+        if forget and group.rank:
+            group.kept.by_name.popitem()[1].close()
+        with nccl.carried(group, cp) as second:
+            second.settle()
+        return first is second
+
+
+def test_after_an_error_ranks_make_another():
+    assert in_threads(carriers, 2) == [True, True]
+    assert names_made() == 1
+    assert in_threads(lambda group: carriers(group, error=ZeroDivisionError()), 2) == [False, False]
+    assert names_made() == 3
+    gc.collect()
+    assert not cupy_nccl.alive
+
+
+def test_where_one_rank_has_lost_its_own_all_make_another():
+    assert in_threads(lambda group: carriers(group, forget=True), 2) == [False, False]
+    assert names_made() == 2
+    assert not cupy_nccl.alive
+
+
+def test_a_carrier_on_another_gpu_is_another():
+    def on_both(group):
+        found = []
+        for device in (group.rank, 2 + group.rank):
+            with cp.cuda.Device(device), nccl.carried(group, cp) as carrier:
+                found.append(carrier)
+        return found[0] is found[1]
+
+    assert in_threads(on_both, 2) == [False, False]
+    assert names_made() == 2
+
+
+def test_without_graphs_to_forget_a_run_ends_in_a_wait(monkeypatch):
+    """The double refuses what would hang in NCCL: to end a communicator while graphs hold its calls."""
+    kept = []
+    captures = nccl.Nccl.captures
+    monkeypatch.setattr(nccl.Nccl, "captures", lambda self, graphs: kept.append(graphs))
+    with pytest.raises(cp.CudaError, match="wait for the graphs that hold its calls, for ever"):
+        in_threads(lambda group: (fitted(group, CAPTURED, **ONE_EPOCH), group.kept.by_name.popitem()[1].close()), 1)
+    assert captures is not None
+    kept[0].clear()
+    cupy_nccl.alive.clear()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_estimate_is_what_steps_of_ranks_take(monkeypatch, ranks):
+    taken, made = [], shards.ShardedStep.__init__
+
+    def noted(self, *args, **options):
+        made(self, *args, **options)
+        taken.append((self._carrier.rank, self.nbytes))
+
+    monkeypatch.setattr(shards.ShardedStep, "__init__", noted)
+
+    def train(group):
+        model = network("captured", **MADE)
+        told = model.memory_estimate(X, Y, batch_size=8, optimizer=OPTIONS["optimizer"], parallel=group)
+        model.fit(X, Y, **{**SHORT, **ONE_EPOCH}, parallel=group)
+        return group.rank, told["workspace"]
+
+    assert sorted(in_threads(train, ranks)) == sorted(taken)
