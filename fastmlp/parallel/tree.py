@@ -128,11 +128,15 @@ class Share:
         own = self.stop - self.first
         return -(-batch * own // self.shards), -(-batch // self.shards)
 
-    def nbytes(self, size: int, itemsize: int) -> int:
-        """Return the bytes of what arrays of so many elements are added up in, and of the totals of shards."""
+    def nbytes(self, size: int, itemsize: int, buffers: int | None = None) -> int:
+        """Return the bytes of what arrays of so many elements are added up in, and of the totals of shards.
+
+        Of its buffers all are counted, or as many as are told.
+        """
         bounds = cut(size, self.ranks)
         brought = sum(self.counts) * (bounds[self.rank + 1] - bounds[self.rank])
-        return (self.buffers * size + brought) * itemsize + 3 * 8 * self.shards
+        here = self.buffers if buffers is None else buffers
+        return (here * size + brought) * itemsize + 3 * 8 * self.shards
 
 
 class TreeSum:
@@ -144,6 +148,7 @@ class TreeSum:
         Its shards.
     counts : list of int
         How many sums of the tree each rank brings.
+    share : Share
     sums : (counts[rank], size) array
         Those of this one.
     program : list of Step
@@ -169,7 +174,7 @@ class TreeSum:
         empty: Callable[[tuple[int, ...]], Array],
         add: Callable[[Array, Array], object],
     ) -> None:
-        share = Share(shards, ranks, rank)
+        self.share = share = Share(shards, ranks, rank)
         self.first, self.stop, self.counts, self.program = share.first, share.stop, share.counts, share.program
         self._shards, self._size, self._empty, self._add = shards, size, empty, add
         self._row = {node: row for row, node in enumerate(node for nodes in share.nodes for node in nodes)}

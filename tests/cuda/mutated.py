@@ -13,7 +13,10 @@ MEASURED = "tests/cuda/test_chosen_as_measured.py"
 KEPT = "tests/cuda/test_kept_graphs.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
-RANKS = tuple(f"tests/cuda/test_{name}.py" for name in ("nccl_captured", "nccl", "nccl_faults", "double_nccl"))
+RANKS = tuple(
+    f"tests/cuda/test_{name}.py"
+    for name in ("nccl_captured", "nccl_captured_faults", "nccl", "nccl_faults", "double_nccl")
+)
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
 

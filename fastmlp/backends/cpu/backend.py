@@ -21,7 +21,7 @@ from fastmlp.backends.cpu.limits import default_threads, own_cores, physical_cor
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.session import NumbaSession
-from fastmlp.backends.cpu.shards import add_up_shards
+from fastmlp.backends.cpu.shards import add_up_shards, shards_bytes
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
@@ -154,7 +154,8 @@ class NumbaBackend(NumbaOperations):
         assert plan.optimizer is not None
         if not (plan.spec.compiled and plan.optimizer.compiled):
             return super().workspace_bytes(plan, data, share)
-        return self.open(plan).training_bytes()
+        session = self.open(plan)
+        return session.training_bytes() if share is None else shards_bytes(session, self.forms, share, self.threads)
 
     @contextlib.contextmanager
     def carrying(self, group: Group) -> Iterator[Carrier]:
