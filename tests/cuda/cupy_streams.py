@@ -271,8 +271,9 @@ class Stream:
 
     def record(self, event=None):
         event = event or Event()
-        event._clock = Clock(self._clock)
-        event._clock.join(_host)
+        with _lock:  # other threads forget there what is done with
+            event._clock = Clock(self._clock)
+            event._clock.join(_host)
         event._captured, event._time, event._stuck = self._graph, self._time, self._stuck
         if self._graph is not None:
             event._mark = object()  # of the event itself the graph knows nothing, or each would keep the other alive
@@ -297,7 +298,8 @@ class Stream:
             what = "waiting for an event that was recorded before the capture"
             _refuse_of_captured(what, [self._graph._captured_by])
         event._refuse_captured("waiting for")
-        self._clock.join(event._clock)
+        with _lock:
+            self._clock.join(event._clock)
         self._time, self._stuck = max(self._time, event._time), self._stuck or event._stuck
 
     def is_capturing(self):

@@ -29,6 +29,14 @@ def small_pieces(monkeypatch):
 
 
 @pytest.fixture
+def full_again():
+    """Give the device its memory back."""
+    kept = cp.capacity[0]
+    yield
+    cp.capacity[0] = kept
+
+
+@pytest.fixture
 def graphs(monkeypatch):
     """Return what was captured, as the parts of each graph; of the graph itself nothing is kept."""
     found, end = [], cupy_streams.Stream.end_capture
@@ -105,6 +113,27 @@ def test_more_ranks_than_a_piece_has_columns_and_one_shard_for_each_of_them_give
 def test_one_shard_is_a_batch_of_one_process():
     expected = fitted(None, CAPTURED, **ONE_EPOCH)
     assert same_runs(fitted(Alone(1), CAPTURED, **ONE_EPOCH), expected)
+
+
+def test_a_rank_without_rows_of_a_short_batch_takes_its_part_of_the_sums():
+    options = {
+        **ONE_EPOCH,
+        "x": X[:10],
+        "y": Y[:10],
+    }  # two rows in the last batch, of which ranks 1 and 2 have one each
+    expected = by_ranks(1, CAPTURED, options)[0]
+    assert all(same_runs(found, expected) for found in by_ranks(3, CAPTURED, options))
+
+
+def test_functions_of_a_users_own_are_composed_as_before():
+    fastmlp.register_activation("cube_of_ranks", lambda z: (z**3, 3 * z**2))
+    made = {"activation": "cube_of_ranks", "dtype": "float64"}
+    options = {"epochs": 1, "optimizer": fastmlp.SGD(0.01)}
+    found = by_ranks(2, {**made, "way": "captured"}, options)[0]
+    assert not cupy_nccl.captures
+    expected = fitted(Alone(8), {**made, "backend": "numpy"}, **options)
+    for got, wanted in zip(found[0], expected[0], strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-10)
 
 
 def test_long_graphs_give_the_bits_of_short_ones(monkeypatch):
@@ -337,3 +366,16 @@ def test_the_estimate_is_what_steps_of_ranks_take(monkeypatch, ranks):
         return group.rank, told["workspace"]
 
     assert sorted(in_threads(train, ranks)) == sorted(taken)
+
+
+@pytest.mark.parametrize("way", ["auto", "eager", "captured"])
+def test_a_fit_of_ranks_that_has_no_room_is_refused_with_the_batch_that_would_fit(full_again, way):
+    model = network(way, **MADE)
+    needed = model.memory_estimate(X, Y, batch_size=8, parallel=Alone(8))
+    assert needed["workspace"] != model.memory_estimate(X, Y, batch_size=8)["workspace"]
+    used = cp.get_default_memory_pool().used_bytes()
+    cp.capacity[0] = used + 2048  # less than any way takes
+    with pytest.raises(
+        MemoryError, match=r"^fit needs .* bytes on the GPU: .* for batches of 8 rows, .* would|not even"
+    ):
+        model.fit(X, Y, **SHORT, parallel=Alone(8))

@@ -72,7 +72,7 @@ class CupyBackend(CupyOperations):
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
         ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two: tried on the steps
         of the first run of a network and batch size that is long enough for it, logged, and kept for this GPU and in
-        checkpoints; until then by the number of operations.
+        checkpoints; until then, and for several ranks, by the number of operations (of a shard).
 
     Raises
     ------

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from fastmlp.parallel.group import Carrier
 
 PIECE = 2**22
-"""Bytes of gradients from which they are worth a call of their own while others are computed: these take a link of 450
-GB/s as long as a call takes by itself, see `benchmarks/machines/h200.toml`.  Measured nowhere yet."""
+"""Bytes of gradients from which they are worth a call of their own while others are computed: so many take a link of
+450 GB/s somewhat longer than the 6.6 us of a call, see `benchmarks/machines/h200.toml`.  Measured nowhere yet."""
 
 
 class Piece(NamedTuple):
