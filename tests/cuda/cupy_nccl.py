@@ -37,6 +37,9 @@ alive = set()
 patience = [20.0]
 """Seconds that a call waits for those of other ranks; tests change it."""
 
+JOIN_SECONDS = 20.0
+"""How long a communicator waits for those of other ranks."""
+
 faults = {}
 """By the name of a call, "async", or "captured" for any that is captured, the status that it ends with; tests fill and
 clear it."""
@@ -64,9 +67,14 @@ class _World:
 
 
 class _Stuck:
-    """Whether streams wait for other ranks that do not come."""
+    """Whether streams wait for other ranks that do not come, or not yet."""
 
-    now = False
+    def __init__(self):
+        self.calls = []
+
+    @property
+    def now(self):
+        return any(not call.done for call in self.calls)
 
 
 _worlds, _names = defaultdict(_World), itertools.count(1)
@@ -76,7 +84,7 @@ _group = threading.local()
 def forget():
     """Let nothing of a test be left to the next: no communicator whose streams wait for ever, and no notes."""
     for communicator in alive:
-        communicator._stuck.now = False
+        communicator._stuck.calls.clear()
     for noted in (alive, calls, captures, faults, groups):
         noted.clear()
     patience[0], version[0] = 20.0, 22707
@@ -154,7 +162,7 @@ class NcclCommunicator:
                 raise NcclError(4)
             world.devices[rank] = self._device
             world.changed.notify_all()
-            if not world.changed.wait_for(lambda: len(world.devices) == ndev, patience[0]):
+            if not world.changed.wait_for(lambda: len(world.devices) == ndev, JOIN_SECONDS):
                 raise NcclError(2)
         if len(set(world.devices.values())) < ndev:
             raise NcclError(5)  # two ranks on one GPU
@@ -190,7 +198,8 @@ class NcclCommunicator:
 
     def abort(self):
         self._refuse_beside_graphs()
-        self._stuck.now, self._closed = False, True
+        self._stuck.calls.clear()
+        self._closed = True
         alive.discard(self)
         with self._world.changed:
             self._world.given_up = True
@@ -254,7 +263,7 @@ def _carry_out(begun):
         for call in begun:
             if not call.done:
                 call.stream._stuck = call.communicator._stuck
-                call.communicator._stuck.now = True
+                call.communicator._stuck.calls.append(call)
 
 
 def _capture(begun, graph):

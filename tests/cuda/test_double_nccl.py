@@ -77,9 +77,8 @@ def test_messages_between_two_ranks_are_taken_in_turn():
 
 
 def test_a_message_that_nobody_takes_leaves_the_stream_to_wait():
-    cupy_nccl.patience[0] = 0.01
-
     def work(comm, stream):
+        cupy_nccl.patience[0] = 0.01
         array = numbers(1)
         if comm.rank_id() == 0:
             comm.send(array.data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 1, stream.ptr)
@@ -217,9 +216,8 @@ def test_a_captured_call_on_a_fork_has_to_be_joined():
 
 
 def test_a_launch_that_nobody_answers_leaves_the_stream_to_wait():
-    cupy_nccl.patience[0] = 0.01
-
     def work(comm, stream):
+        cupy_nccl.patience[0] = 0.01
         array = numbers(1, 2)
         stream.begin_capture()
         swap(comm, array, stream)
