@@ -4,7 +4,7 @@ import cupy_double as cp
 from blobs import blobs
 
 import fastmlp
-from fastmlp.backends.cuda import nccl
+from fastmlp.backends.cuda import choice, nccl
 from fastmlp.backends.cuda.backend import CupyBackend
 from fastmlp.parallel import in_threads
 
@@ -17,6 +17,11 @@ ALL = (
 """A network, and options of its fit, that leave out no stage of a step."""
 EAGER = {**ALL[0], "way": "eager"}, ALL[1]
 """The same, kernel by kernel with cuBLAS."""
+
+
+def unproven(monkeypatch):
+    """Let steps be captured without a proof, which takes longer than they do and has tests of its own."""
+    monkeypatch.setattr(choice, "prove", lambda *_: "")
 
 
 def network(way="auto", **made):

@@ -6,7 +6,7 @@ import cupy_streams
 import numpy as np
 import pytest
 from emulator import needs_emulator
-from gpu_ranks import ALL, EAGER, SHORT, X, Y, by_ranks, fitted, network, same_runs
+from gpu_ranks import ALL, EAGER, SHORT, X, Y, by_ranks, fitted, network, same_runs, unproven
 
 import fastmlp
 from fastmlp.backends.cuda import choice, nccl, shards
@@ -20,6 +20,11 @@ pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double", "gpu
 MADE, OPTIONS = ALL
 CAPTURED = {**MADE, "way": "captured"}
 ONE_EPOCH = {**OPTIONS, "epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def without_a_proof(monkeypatch):
+    unproven(monkeypatch)
 
 
 @pytest.fixture
@@ -267,7 +272,6 @@ MISSING = {
 def test_an_event_that_is_missing_is_refused_and_changes_numbers(small_pieces, monkeypatch, plant):
     expected = by_ranks(2, CAPTURED, ONE_EPOCH)[0]
     plant(monkeypatch)
-    monkeypatch.setattr(choice, "prove", lambda *_: "")
     cupy_nccl.patience[0] = 0.5
     with pytest.raises((cp.CudaError, KernelError), match="two streams that nothing orders"):
         by_ranks(2, CAPTURED, ONE_EPOCH)
@@ -281,9 +285,8 @@ def test_whatever_the_schedule_the_bits_are_those_of_work_done_at_once(small_pie
         assert all(same_runs(found, expected) for found in by_ranks(2, CAPTURED, ONE_EPOCH))
 
 
-def test_the_host_waits_once_a_call_not_once_a_step(monkeypatch):
+def test_the_host_waits_once_a_call_not_once_a_step():
     found = []
-    monkeypatch.setattr(choice, "prove", lambda *_: "")
     for rows in (16, 48):  # two steps, and six, in a call each
         cp.counts.clear()
         options = {**ONE_EPOCH, "x": np.resize(X, (rows, 6)), "y": np.resize(Y, rows)}

@@ -9,7 +9,7 @@ import cupy_nccl
 import cupy_streams
 import pytest
 from emulator import needs_emulator
-from gpu_ranks import ALL, by_ranks, fitted, same_runs
+from gpu_ranks import ALL, by_ranks, fitted, same_runs, unproven
 
 import fastmlp
 from fastmlp.backends.cuda import nccl, shards
@@ -19,6 +19,11 @@ from fastmlp.parallel import in_threads
 
 pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double", "gpu_each")]
 CAPTURED, ONE_EPOCH = {**ALL[0], "way": "captured"}, {**ALL[1], "epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def without_a_proof(monkeypatch):
+    unproven(monkeypatch)
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
