@@ -141,6 +141,23 @@ def test_functions_of_a_users_own_are_composed_as_before():
         np.testing.assert_allclose(got, wanted, rtol=1e-10)
 
 
+def test_steps_that_are_made_anew_by_one_rank_are_by_all_and_keep_no_graphs(monkeypatch):
+    expected, found = by_ranks(1, CAPTURED, OPTIONS)[0], []
+    fits = shards.ShardedStep.fits
+    monkeypatch.setattr(shards.ShardedStep, "fits", lambda self, *of: fits(self, *of) and self._carrier.rank == 0)
+
+    class Look(fastmlp.Callback):
+        def on_steps(self, run):
+            found.extend(len(communicator._graphs) for communicator in list(cupy_nccl.alive))
+
+    cupy_nccl.captures.clear()
+    assert all(same_runs(one, expected) for one in by_ranks(2, CAPTURED, {**OPTIONS, "callbacks": [Look()]}))
+    assert max(found) == 2  # of whole batches, and of a short one
+    first, second = ([capture[1] for capture in cupy_nccl.captures if capture[0] == rank] for rank in range(2))
+    assert first == second
+    assert len(first) >= 2 * 2 * 3  # epochs, graphs, and what each of these exchanges
+
+
 def test_long_graphs_give_the_bits_of_short_ones(monkeypatch):
     options = {**ONE_EPOCH, "x": np.resize(X, (40, 6)), "y": np.resize(Y, 40)}
     expected = by_ranks(2, CAPTURED, options)[0]

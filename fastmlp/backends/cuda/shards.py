@@ -160,9 +160,7 @@ class ShardedStep(TrainingStep):
         chunks, done = chunk_table(self._part, self.gradients), 0
         for piece in pieces_of(plan):
             # of the gradients those of its layers alone, since others are being computed meanwhile
-            mine = [
-                p for layer, p in enumerate(self.gradients) if p is not None and self._lies_in(layer, piece)
-            ] or places
+            mine = [p for layer, p in enumerate(self.gradients) if p and self._lies_in(layer, piece)] or places
             table = piece_table(chunks, piece, mine[0].weights)
             there = memory["pieces"][done : done + len(table)]
             operations.fill(there, table)
@@ -202,6 +200,10 @@ class ShardedStep(TrainingStep):
             step._backward(views, layers)
 
         return [call.kernel for call in self._listed_by(shard)]
+
+    def let_go(self) -> bool:
+        self._graphs.clear()  # which the carrier knows of too
+        return super().let_go()
 
     def _settle(self) -> None:
         self._carrier.settle()
@@ -363,6 +365,8 @@ class CapturedShares:
             return None
         # to make it anew is to send and receive once for nothing, which one rank cannot do by itself
         if not all(self._carrier.share(self._step is not None and self._step.fits(state, data))):
+            if self._step is not None:
+                self._step.let_go()
             self._step = None  # its memory is free before more is taken
             given = self._operations, self._plan, state, data, self._carrier, self._share
             self._step = ShardedStep(*given, captured=self._in_graphs)
