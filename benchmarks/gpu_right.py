@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -198,15 +199,16 @@ def ranks(dry: bool) -> Found:
     x, y = blobs((6, 3) if dry else (784, 10), 21 if dry else 2000)
     options = {"optimizer": fastmlp.Adam(clip_norm=0.5, ema=0.9), "epochs": 2, "batch_size": 8 if dry else 128}
 
-    def fitted(group: Any) -> bytes:
-        where = fastmlp.get_backend("cupy", way="eager")  # each rank has its own, as a process would
+    def fitted(group: Any, way: str) -> bytes:
+        where = fastmlp.get_backend("cupy", way=way)  # each rank has its own, as a process would
         model = fastmlp.MLP((6, 5, 3) if dry else (784, 256, 10), backend=where, **made)
         model.fit(x, y, **options, verbose=0, parallel=group)
         return b"".join(w.tobytes() for w in model.get_weights())
 
-    expected, found, lines = fitted(Alone(8)), {}, []
-    for count in (2, 3):
-        found[f"{count} threads on a GPU"] = [w == expected for w in in_threads(fitted, count)]
+    ways = {way: functools.partial(fitted, way=way) for way in ("eager", "captured")}
+    expected, found, lines = {way: run(Alone(8)) for way, run in ways.items()}, {}, []
+    for count, (way, run) in itertools.product((2, 3), ways.items()):
+        found[f"{count} threads on a GPU, {way}"] = [w == expected[way] for w in in_threads(run, count)]
     try:
         version = nccl.import_nccl().get_version()
     except BackendUnavailable as error:
@@ -214,8 +216,10 @@ def ranks(dry: bool) -> Found:
     else:
         lines.append(f"NCCL {version}")
         with mock.patch.object(Threads, "gpu_each", True):
-            for count in range(1, min(int(cupy().cuda.runtime.getDeviceCount()), 8) + 1):
-                found[f"{count} ranks by NCCL"] = [w == expected for w in in_threads(fitted, count, timeout=20)]
+            counts = range(1, min(int(cupy().cuda.runtime.getDeviceCount()), 8) + 1)
+            for count, (way, run) in itertools.product(counts, ways.items()):
+                same = [w == expected[way] for w in in_threads(run, count, timeout=20)]
+                found[f"{count} ranks by NCCL, {way}"] = same
     lines += [f"{name}: {'the same bits' if all(same) else 'other bits'}" for name, same in found.items()]
     bad = [name for name, same in found.items() if not all(same)]
     return failing({"same": found, "text": "\n".join(lines)}, ", ".join(bad))

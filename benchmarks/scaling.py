@@ -162,7 +162,7 @@ def draw(machine: Machine, workloads: Sequence[Workload], batch: int, overlap: b
         each = f"{name}, {workload.batch}"
         weak.plot(GPUS, [efficiency(machine, workload, n, overlap) for n in GPUS], label=each, **line_style(i))
     strong.plot(GPUS, GPUS, color="0.8", linewidth=1, zorder=0, label="nothing lost")
-    how = "layers overlapped" if overlap else "as the engine does it"
+    how = "layers overlapped" if overlap else "nothing overlapped"
     strong.set(yscale="log", ylim=(0.01, 2000), ylabel="times as fast as one", title=f"{batch:,} rows a step, {how}")
     weak.set(ylim=(0, 1.05), ylabel="part of its speed that each keeps", title=f"as many rows for each, {how}")
     for ax in axes:

@@ -12,7 +12,7 @@ With N ranks, S shards, and a flat buffer of P numbers, a step is, one after the
 A call waits once for the latency of the farthest rank and pays for each message that a rank sends; a gather takes
 log2(N) rounds, as in Thakur, Rabenseifner, Gropp 2005 (recursive doubling).  Near and far messages follow each other.
 With overlap, 3 to 5 are done layer by layer from the top, each as soon as its gradients of the last shard are there and
-the layer above is done; no engine does that yet.
+the layer above is done; captured steps on CuPy do that, with layers that are large enough, and no other engine does.
 """
 
 from __future__ import annotations

@@ -371,6 +371,7 @@ class MLP(Described):
         batch_size: int | None = None,
         optimizer: Optimizer | str | None = None,
         sample_weight: ArrayLike | None = None,
+        parallel: Ranks | None = None,
     ) -> dict[str, int]:
         """Return how many bytes `fit` would take where the model runs, beside what is there already.
 
@@ -383,8 +384,9 @@ class MLP(Described):
             ``parameters``, with the optimizer's moments and an average of the weights; ``data``, the copy on a GPU;
             ``order``, of the rows of an epoch; ``workspace``, what a training step works in; ``total``.
         """
-        data = self._learner.data(x, y, sample_weight)
-        return runs.memory_estimate(self._learner, data, batches.check_batch_size(batch_size), optimizer)
+        data, size = self._learner.data(x, y, sample_weight), batches.check_batch_size(batch_size)
+        with grouped(parallel) as group:
+            return runs.memory_estimate(self._learner, data, size, optimizer, group)
 
     def close(self) -> None:
         """Let go of the memory that is kept between calls; the model stays usable, and what it needs is made again."""

@@ -13,6 +13,7 @@ import fastmlp
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.engine import loop
 from fastmlp.engine.inference import Inference
+from fastmlp.engine.sharded import ShardedSteps
 from fastmlp.parallel import in_threads
 from fastmlp.parallel.group import Alone
 from fastmlp.parallel.tree import cut
@@ -378,3 +379,36 @@ def test_figures_are_those_of_rank_0():
     """Clocks differ, and whoever decides by a figure must decide alike."""
     first, second = in_threads(lambda group: network().fit(X, Y, **SHORT, parallel=group).history, 2)
     assert first == second
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["numpy", "numba"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_estimate_counts_what_gradients_of_shards_are_added_up_in(monkeypatch, where, ranks):
+    steps, compose = {}, ShardedSteps._compose
+
+    def noted(self):
+        compose(self)
+        steps[self._carrier.rank] = self
+
+    monkeypatch.setattr(ShardedSteps, "_compose", noted)
+
+    def told(group):
+        model = network(where)
+        found = model.memory_estimate(X, Y, batch_size=16, parallel=group)
+        model.fit(X, Y, **{**SHORT, "epochs": 1}, parallel=group)
+        return found["workspace"], model.memory_estimate(X, Y, batch_size=16)["workspace"]
+
+    for rank, (told_here, alone) in enumerate(in_threads(told, ranks)):
+        step = steps[rank]
+        tree = [step._tree.sums, *step._tree._spare, step._brought, step._totals]
+        if where == "numpy":
+            assert told_here == alone + sum(array.nbytes for array in tree)
+        else:
+            shards = step._at_once.__self__
+            small = {"counting", "order", "norms", "arrivals"}
+            own = [array for name, array in shards._memory._asdict().items() if name not in small]
+            own += [*tree, shards._spare, step._session.grads, step._session.update_scratch]
+            assert told_here == sum(array.nbytes for array in own)

@@ -148,7 +148,8 @@ def test_a_process_on_a_gpu_moves_all_by_nccl_to_the_bits_of_one_rank(job, tmp_p
         pytest.skip(emulator.missing())
     tests = Path(__file__).parent
     code = f"""
-import sys
+import atexit, sys
+atexit.register(lambda: print(len(cupy_nccl.alive), "left"))  # after all that is registered from here on
 sys.path[:0] = {[str(tests), str(tests / "cuda")]}
 import cupy_double, cupy_nccl
 import numpy as np
@@ -170,11 +171,14 @@ def weights(group):
 expected = weights(Alone(8))
 assert not cupy_nccl.calls
 assert weights(fastmlp.parallel.mpi()) == expected
+assert weights(fastmlp.parallel.mpi()) == expected  # another group of the same processes, by what the first has made
+assert [kind for _, kind, *_ in cupy_nccl.calls].count("get_unique_id") == len(cupy_nccl.alive) == 1
+assert cupy_nccl.captures
 print(sorted({{kind for _, kind, *_ in cupy_nccl.calls}}))
 """
     code, out = ended(job(1, program(tmp_path, code)))
     assert code == 0, out
-    assert out.strip() == "['allGather', 'broadcast', 'get_unique_id', 'recv', 'send']"
+    assert out.split("\n")[:2] == ["['allGather', 'broadcast', 'get_unique_id', 'recv', 'send']", "0 left"]
 
 
 FAULTY = """

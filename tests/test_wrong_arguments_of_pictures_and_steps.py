@@ -37,6 +37,7 @@ def small(units=(2, 3, 2), **options):
 
 # --- several processes ----------------------------------------------------------------------------------------------
 
+argument("memory_estimate parallel", lambda v: small((6, 2)).memory_estimate(X, Y, parallel=v), "None")
 argument("mpi comm", lambda v: parallel.mpi(v), left_out="None")
 argument("mpi shards", lambda v: parallel.mpi(shards=v), left_out="None 2**70 10**400")
 argument("mpi timeout", lambda v: parallel.mpi(timeout=v), left_out=NUMBERS)

@@ -23,49 +23,21 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
-    from fastmlp.parallel.tree import TreeSum
+    from fastmlp.parallel.group import Carrier
+    from fastmlp.parallel.tree import Share, TreeSum
 
+    SharedSteps = Callable[
+        [TrainState, DeviceData, Array, NDArray[np.float64], int, NDArray[np.float64]], StepReport | None
+    ]
     AddUp = Callable[[TrainState, DeviceData, Array, Sequence[int], StepScalars, Array], None]
 
 
 class Backend(Operations):
     """Where a network runs: what is asked of a backend as a whole."""
 
-    # --- memory of a run ---
-
-    def memory_estimate(self, plan: Plan, data: HostData) -> dict[str, int]:
-        """Return the bytes that training takes here, by what they are for; nothing is allocated.
-
-        Parameters
-        ----------
-        plan : Plan
-        data : HostData
-            What would be trained on; neither read nor copied.
-        """
-        assert plan.optimizer is not None, "the plan was made for prediction"
-        buffers = 1 + plan.optimizer.moments + (plan.optimizer.ema is not None)
-        return {
-            "parameters": buffers * plan.layout.size * plan.precision.weights.itemsize,
-            "data": 0,
-            "order": 8 * len(data),
-            "workspace": self.workspace_bytes(plan, data),
-        }
-
-    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
-        """Return the bytes that training steps work in."""
-        return training_bytes(plan, data)
-
-    def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
-        """Raise MemoryError, with the figures and what would fit, where training on some data does not fit.
-
-        Parameters
-        ----------
-        plan : Plan
-        data : HostData
-        more : int
-            Bytes of moments and the like that are to be made first.
-        """
-        return
+    def workspace_bytes(self, plan: Plan, data: HostData, share: Share | None) -> int:
+        shared = 0 if share is None else share.nbytes(plan.layout.size, plan.precision.weights.itemsize)
+        return training_bytes(plan, data) + shared
 
     def open(self, plan: Plan) -> Session:
         """Return a session for `plan`."""
@@ -242,6 +214,14 @@ class Backend(Operations):
         That is ``add_up(state, data, rows, bounds, scalars, totals)``, for the rows of a batch.  It overwrites the sums
         of the tree, L2 left out, and the totals of the rank's own shards, (shards, 3) float64.  The session is made for
         training and prepared; `bounds` are those of the shards, here in a whole batch.
+        """
+        return None
+
+    def open_shared(self, session: Session, carrier: Carrier, share: Share) -> SharedSteps | None:
+        """Return what takes whole steps of several ranks; None where these are composed of what is above and below.
+
+        It is called with all that `train_steps` takes but the session, by all ranks alike, and returns a report, or
+        None, having done nothing, where the ranks have agreed to compose their steps after all.
         """
         return None
 

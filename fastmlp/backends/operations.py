@@ -26,9 +26,12 @@ from fastmlp.formulas.activations import get_activation
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.backends.data import HostData
     from fastmlp.formulas.losses import Loss
     from fastmlp.formulas.optimizers import Optimizer, StepScalars
+    from fastmlp.network.plan import Plan
     from fastmlp.parallel.group import Carrier, Group
+    from fastmlp.parallel.tree import Share
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
 
@@ -128,6 +131,44 @@ class Operations(ABC):
     def rows_at_once(self, row_bytes: int) -> int:
         """Return how many rows of an array in host memory may be brought to the backend at once."""
         return sys.maxsize
+
+    def memory_estimate(self, plan: Plan, data: HostData, share: Share | None = None) -> dict[str, int]:
+        """Return the bytes that training takes here, by what they are for; nothing is allocated.
+
+        Parameters
+        ----------
+        plan : Plan
+        data : HostData
+            What would be trained on; neither read nor copied.
+        share : Share, optional
+            What this rank has of a run of several.
+        """
+        assert plan.optimizer is not None, "the plan was made for prediction"
+        buffers = 1 + plan.optimizer.moments + (plan.optimizer.ema is not None)
+        return {
+            "parameters": buffers * plan.layout.size * plan.precision.weights.itemsize,
+            "data": 0,
+            "order": 8 * len(data),
+            "workspace": self.workspace_bytes(plan, data, share),
+        }
+
+    @abstractmethod
+    def workspace_bytes(self, plan: Plan, data: HostData, share: Share | None) -> int:
+        """Return the bytes that training steps work in, one rank's share of them where it has one."""
+
+    def check_memory(self, plan: Plan, data: HostData, more: int, share: Share | None = None) -> None:
+        """Raise MemoryError, with the figures and what would fit, where training on some data does not fit.
+
+        Parameters
+        ----------
+        plan : Plan
+        data : HostData
+        more : int
+            Bytes of moments and the like that are to be made first.
+        share : Share, optional
+            What this rank has of a run of several.
+        """
+        return
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of zeros."""

@@ -106,6 +106,10 @@ class Session:
         """Return `Backend.choices`, those made for this plan included."""
         return self.backend.choices()
 
+    def shared_choices(self) -> dict[str, Any]:
+        """Return the same of a run of several ranks, without what trials of whole steps have found."""
+        return self.backend.choices()
+
     def adopt(self, choices: Mapping[str, Any]) -> None:
         """Make the choices of a run that goes on, as far as they are left open."""
         return

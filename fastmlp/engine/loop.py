@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fastmlp.engine.progress import PausedRun, Progress
     from fastmlp.errors import NonFiniteLossError
     from fastmlp.network.plan import Plan
+    from fastmlp.parallel.tree import Share
 
 CALL_SECONDS = 0.2
 """How long a call to a backend should last: short enough for Ctrl-C and a moving progress bar."""
@@ -97,6 +98,8 @@ class Callback:
 
 class Training(RunView):
     """One run of training, what callbacks are given; see `RunView` for what they may ask."""
+
+    _share: Share | None = None
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class Training(RunView):
         learner, optimizer = self.learner, self.optimizer
         buffers = 0 if learner.state.optimizer == optimizer else optimizer.moments + (optimizer.ema is not None)
         more = buffers * learner.state.layout.size * learner.dtype.itemsize
-        learner.backend.check_memory(self._plan(), self._data, more)
+        learner.backend.check_memory(self._plan(), self._data, more, self._share)
 
     def adopt(self, choices: Mapping[str, Any]) -> dict[str, Any]:
         """Make the choices of the run that goes on, as far as they are left open; return those of this run."""

@@ -21,6 +21,7 @@ from fastmlp.engine.together import SharedTraining, place, shards_of
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 from fastmlp.formulas.optimizers import choose_optimizer
 from fastmlp.parallel.group import Alone
+from fastmlp.parallel.tree import Share
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
@@ -160,11 +161,16 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
 
 
 def memory_estimate(
-    learner: Learner, data: HostData, batch_size: int | None, optimizer: Optimizer | str | None
+    learner: Learner,
+    data: HostData,
+    batch_size: int | None,
+    optimizer: Optimizer | str | None,
+    group: Group | None = None,
 ) -> dict[str, int]:
     """Return how many bytes a run takes beside what is there already; see `fastmlp.MLP.memory_estimate`."""
+    share = None if group is None else Share(shards_of(group), group.size, group.rank)
     plan = learner.plan(batch_of(batch_size, len(data)), choose_optimizer(optimizer, learner.state.optimizer))
-    found = learner.backend.memory_estimate(plan, data)
+    found = learner.backend.memory_estimate(plan, data, share)
     return {**found, "total": sum(found.values())}
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.session import StepReport
 from fastmlp.formulas.optimizers import StepScalars
-from fastmlp.parallel.tree import TreeSum, cut
+from fastmlp.parallel.tree import Share, TreeSum, cut
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -28,8 +28,9 @@ class ShardedSteps:
     slice of the flat buffer over all shards, and the slices are gathered: what a rank sends and gets does not grow with
     the number of ranks.
 
-    On a device all of that is queued on one stream.  The host waits once a step for ranks and device, for the totals of
-    the batch: they tell whether its loss is finite, without which there is no update.
+    A backend may take whole steps by itself.  Else, on a device, all of that is queued on one stream, and the host
+    waits once a step for ranks and device, for the totals of the batch: they tell whether its loss is finite, without
+    which there is no update.
 
     Parameters
     ----------
@@ -43,14 +44,21 @@ class ShardedSteps:
     """
 
     def __init__(self, carrier: Carrier, shards: int, backend: Backend, session: Session) -> None:
-        self._carrier, self._backend, self._session = carrier, backend, session
+        self._carrier, self._backend, self._session, self._shards = carrier, backend, session, shards
+        self._whole = backend.open_shared(session, carrier, Share(shards, carrier.size, carrier.rank))
+        if self._whole is None:
+            self._compose()
+
+    def _compose(self) -> None:
+        """Make what steps are composed of; some backends compile it."""
+        carrier, backend, session, shards = self._carrier, self._backend, self._session, self._shards
         rank, size, grads = carrier.rank, carrier.size, session.grads
 
         def empty(shape: tuple[int, ...]) -> Array:
             return backend.empty(shape, grads.dtype)
 
         self._tree = TreeSum(shards, size, rank, grads.size, empty, backend.add)
-        self._shards, self._bounds = shards, cut(grads.size, size)
+        self._bounds = cut(grads.size, size)
         self._slice = slice(self._bounds[rank], self._bounds[rank + 1])
         self._brought = empty((sum(self._tree.counts), self._slice.stop - self._slice.start))
         self._at_once = backend.open_shards(session, self._tree, cut(session.plan.batch, shards))
@@ -67,6 +75,12 @@ class ShardedSteps:
         totals: NDArray[np.float64],
     ) -> StepReport:
         """Train on consecutive batches; see `Backend.train_steps`."""
+        if self._whole is not None:
+            report = self._whole(state, data, order, table, first, totals)
+            if report is not None:
+                return report
+            self._whole = None
+            self._compose()
         batch = self._session.plan.batch
         for i, row in enumerate(table.tolist()):
             start = (first + i) * batch

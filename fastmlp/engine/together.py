@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmlp._version import __version__
 from fastmlp.engine.loop import Training
 from fastmlp.engine.sharded import ShardedSteps
-from fastmlp.parallel.tree import SHARDS, cut
+from fastmlp.parallel.tree import SHARDS, Share, cut
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -92,6 +92,7 @@ class SharedTraining(Training):
         super().__init__(learner, data, validation, progress, optimizer, *looks)
         assert progress.shards is not None, "a run of several ranks has them"
         self._group, self._shards = group, progress.shards
+        self._share = Share(progress.shards, group.size, group.rank)
         self._seeing = [type(c).__name__ for c in self.callbacks if not c.writes]
         self._sharded: ShardedSteps | None = None
         self._carrier: Carrier = group
@@ -129,7 +130,8 @@ class SharedTraining(Training):
 
     def _choices(self, session: Session | None) -> dict[str, Any]:
         """Return what decides the numbers: neither threads, nor what trials of whole steps found."""
-        return {name: value for name, value in super()._choices(None).items() if name != "threads"}
+        found = super()._choices(None) if session is None else session.shared_choices()
+        return {name: value for name, value in found.items() if name != "threads"}
 
     def _prepare(self, session: Session, ctrl_c: CtrlC) -> None:
         """Let rank 0 compile and measure first: the others of its machine then read what it kept."""

@@ -6,6 +6,7 @@ than `timeout`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +33,18 @@ class Carrier(ABC):
     ----------
     rank, size : int
         Which one this is, from 0, and how many there are.
+    capturable : bool
+        Whether its calls may be captured into a graph, and be made again by each of its replays.
     """
+
+    capturable = True
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
+
+    @abstractmethod
+    def share(self, value: T) -> list[T]:
+        """Return what each rank gave, in their order: small things, such as numbers and text."""
 
     @abstractmethod
     def broadcast(self, array: Array) -> None:
@@ -65,6 +74,27 @@ class Carrier(ABC):
         """Wait until all that is queued so far is done; what waits for other ranks waits no longer than `timeout`."""
         return
 
+    def captures(self, graphs: dict[Any, Any]) -> None:
+        """Take note of graphs that hold its calls, which it may empty when it ends."""
+        return
+
+    def abort(self) -> None:
+        """Let what waits for other ranks go on, with whatever there is; nothing is carried afterwards."""
+        return
+
+
+class Kept:
+    """What is made once for ranks and kept from run to run, by name: closed when they go, or the program ends."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[object, Any] = {}
+        weakref.finalize(self, _close, self.by_name)
+
+
+def _close(things: dict[object, Any]) -> None:
+    while things:
+        things.popitem()[1].close()
+
 
 class Group(Carrier):
     """Ranks that train one model together, each of which has all of its weights; it carries arrays of NumPy's.
@@ -79,17 +109,15 @@ class Group(Carrier):
         Seconds that a rank waits for the others.
     gpu_each : bool
         Whether each rank has to have a GPU of its own, so that NCCL carries what lies there.
+    kept : Kept
+        What outlasts a run.
     """
 
     gpu_each = False
 
     def __init__(self, rank: int, size: int, shards: int | None, timeout: float = TIMEOUT) -> None:
         super().__init__(rank, size)
-        self.shards, self.timeout = shards, timeout
-
-    @abstractmethod
-    def share(self, value: T) -> list[T]:
-        """Return what each rank gave, in their order: small things, such as numbers and text."""
+        self.shards, self.timeout, self.kept = shards, timeout, Kept()
 
     def on_gpu(self, cupy: Any) -> Carrier:
         """Return what carries arrays of CuPy's between ranks that share a GPU, as those of one process may."""
@@ -169,4 +197,5 @@ class Alone(Group):
         return
 
     def exchange(self, rows: Array, counts: Sequence[int], bounds: Sequence[int], out: Array) -> None:
-        out[...] = rows
+        for place, row in enumerate(rows):
+            out[place] = row

@@ -40,10 +40,11 @@ class Processes(Group):
         kept: Any = comm.Get_attr(_kept)
         if kept is None:
             # messages of its own, which no others of the program can be taken for; and some for errors
-            kept = self._copy(comm), self._copy(comm)
+            kept = self._copy(comm), self._copy(comm), self.kept
             comm.Set_attr(_kept, kept)
         self._comm: MPI.Intracomm = kept[0]
         self._errors: MPI.Intracomm = kept[1]
+        self.kept = kept[2]
         _end_all_at_an_uncaught_error(self)
 
     def _copy(self, comm: MPI.Intracomm) -> MPI.Intracomm:

@@ -99,10 +99,11 @@ class Threads(Group):
 
     def exchange(self, rows: Array, counts: Sequence[int], bounds: Sequence[int], out: Array) -> None:
         columns = slice(bounds[self.rank], bounds[self.rank + 1])
-        first = 0
+        place = 0
         for theirs in self._show(rows):
-            out[first : first + len(theirs)] = theirs[:, columns]
-            first += len(theirs)
+            for row in theirs:
+                out[place] = row[columns]
+                place += 1
         self._done()
 
     def failed(self, error: BaseException) -> None:
@@ -115,6 +116,8 @@ class _ThreadsOnGpu(Threads):
     def __init__(self, rank: int, shards: int | None, meeting: _Meeting, cupy: Any) -> None:
         super().__init__(rank, shards, meeting)
         self._current = cupy.cuda.get_current_stream
+        # a graph of one thread cannot wait for events of another's
+        self.capturable = meeting.size == 1
 
     def _show(self, value: Any) -> list[Any]:
         stream = self._current()

@@ -8,6 +8,8 @@ rank has consecutive shards, adds up what of the tree lies within them, and rank
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +74,71 @@ def buffers_of(program: Sequence[Step]) -> int:
     return 1 + max((buffer for _, _, buffer in program), default=-1)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of some ranks has of batches in shards.
+
+    Parameters
+    ----------
+    shards, ranks, rank : int
+    """
+
+    shards: int
+    ranks: int
+    rank: int
+
+    @property
+    def first(self) -> int:
+        """Its first shard."""
+        return cut(self.shards, self.ranks)[self.rank]
+
+    @property
+    def stop(self) -> int:
+        """The shard after its last."""
+        return cut(self.shards, self.ranks)[self.rank + 1]
+
+    @cached_property
+    def nodes(self) -> list[list[Node]]:
+        """The sums of the tree that each rank brings."""
+        owned = cut(self.shards, self.ranks)
+        return [nodes_within(owned[rank], owned[rank + 1], 0, self.shards) for rank in range(self.ranks)]
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """How many these are of each rank."""
+        return [len(nodes) for nodes in self.nodes]
+
+    @cached_property
+    def program(self) -> list[Step]:
+        """How it adds up its own."""
+        return program_of(self.nodes[self.rank], self.first)
+
+    @property
+    def buffers(self) -> int:
+        """In how many arrays it does."""
+        return buffers_of(self.program)
+
+    def rows(self, batch: int) -> tuple[int, int]:
+        """Return where its rows of a batch of so many begin and end."""
+        bounds = cut(batch, self.shards)
+        return bounds[self.first], bounds[self.stop]
+
+    def most_rows(self, batch: int) -> tuple[int, int]:
+        """Return how many rows it has at most, and a shard, of a batch of so many or fewer."""
+        own = self.stop - self.first
+        return -(-batch * own // self.shards), -(-batch // self.shards)
+
+    def nbytes(self, size: int, itemsize: int, buffers: int | None = None) -> int:
+        """Return the bytes of what arrays of so many elements are added up in, and of the totals of shards.
+
+        Of its buffers all are counted, or as many as are told.
+        """
+        bounds = cut(size, self.ranks)
+        brought = sum(self.counts) * (bounds[self.rank + 1] - bounds[self.rank])
+        here = self.buffers if buffers is None else buffers
+        return (here * size + brought) * itemsize + 3 * 8 * self.shards
+
+
 class TreeSum:
     """The part that one rank has in adding up arrays of all shards.
 
@@ -81,6 +148,7 @@ class TreeSum:
         Its shards.
     counts : list of int
         How many sums of the tree each rank brings.
+    share : Share
     sums : (counts[rank], size) array
         Those of this one.
     program : list of Step
@@ -106,13 +174,10 @@ class TreeSum:
         empty: Callable[[tuple[int, ...]], Array],
         add: Callable[[Array, Array], object],
     ) -> None:
-        owned = cut(shards, ranks)
-        self.first, self.stop = owned[rank], owned[rank + 1]
-        by_rank = [nodes_within(owned[r], owned[r + 1], 0, shards) for r in range(ranks)]
-        self.counts = [len(nodes) for nodes in by_rank]
+        self.share = share = Share(shards, ranks, rank)
+        self.first, self.stop, self.counts, self.program = share.first, share.stop, share.counts, share.program
         self._shards, self._size, self._empty, self._add = shards, size, empty, add
-        self._row = {node: row for row, node in enumerate(node for nodes in by_rank for node in nodes)}
-        self.program = program_of(by_rank[rank], self.first)
+        self._row = {node: row for row, node in enumerate(node for nodes in share.nodes for node in nodes)}
         self.sums = empty((self.counts[rank], size))
         self._spare: list[Array] = []
 

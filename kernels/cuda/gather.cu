@@ -21,16 +21,17 @@ gather_rows(const S* __restrict__ source_sc, const long long* __restrict__ order
 }
 
 // The batch of a training step in one launch: inputs with their dropout, targets, row weights (null where there are
-// none).  Y is `long long` for labels (k = 1), else T.  One warp a row; blocks of 8 warps.
+// none).  Y is `long long` for labels (k = 1), else T.  Rows are taken, and numbered, from `first_row` of the batch on.
+// One warp a row; blocks of 8 warps.
 template <typename S, typename Y, typename T>
 __global__ void __launch_bounds__(256, 1)
 gather_batch(const S* __restrict__ source_si, const Y* __restrict__ targets_sk, const T* __restrict__ weights_s,
              const long long* __restrict__ order, const long long* __restrict__ cursor, int index, long long batch,
              T* __restrict__ x_ni, Y* __restrict__ y_nk, T* __restrict__ w_n, long long n, long long i, long long k,
-             unsigned int threshold, T scale, unsigned long long key) {
+             unsigned int threshold, T scale, unsigned long long key, long long first_row) {
   long long row = (long long)blockIdx.x * (blockDim.x / WARP) + warp_id();
   if (row >= n) return;
-  long long source_row = order[batch_in_epoch(cursor, index) * batch + row];
+  long long source_row = order[batch_in_epoch(cursor, index) * batch + first_row + row];
   const S* from = source_si + source_row * i;
   T* to = x_ni + row * i;
   if (threshold == 0) {
@@ -38,7 +39,7 @@ gather_batch(const S* __restrict__ source_si, const Y* __restrict__ targets_sk, 
   } else {
     Dropout<T> dropout{threshold, scale, key, step_number(cursor, index), 0};
     for (long long quad = lane_id(); 4 * quad < i; quad += WARP) {
-      Four<T> factors = dropout.factors(row, quad);
+      Four<T> factors = dropout.factors(first_row + row, quad);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         long long column = 4 * quad + j;

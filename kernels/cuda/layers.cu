@@ -28,12 +28,13 @@ bias_activation(int activation, const T* __restrict__ b_o, T* __restrict__ z_no,
   }
 }
 
-// The same, then dropout of layer `layer`: activations and slopes are multiplied by mask / (1 - rate).
+// The same, then dropout of layer `layer`: activations and slopes are multiplied by mask / (1 - rate).  Of the rows of
+// the batch these are `first_row` and those after it.
 template <typename T>
 __global__ void __launch_bounds__(QUADS * ROWS, 1)
 bias_activation_dropout(int activation, const T* __restrict__ b_o, T* __restrict__ z_no, T* __restrict__ slope_no,
                         long long n, long long o, bool wide, unsigned int threshold, T scale, unsigned long long key,
-                        const long long* __restrict__ cursor, int index, int layer) {
+                        const long long* __restrict__ cursor, int index, int layer, long long first_row) {
   long long column = ((long long)blockIdx.y * QUADS + threadIdx.x) * 4;
   if (column >= o) return;
   int count = int(o - column < 4 ? o - column : 4);
@@ -41,7 +42,7 @@ bias_activation_dropout(int activation, const T* __restrict__ b_o, T* __restrict
   Four<T> bias = load_four(b_o + column, wide, count);
   for (long long row = (long long)blockIdx.x * ROWS + threadIdx.y; row < n; row += (long long)gridDim.x * ROWS) {
     long long at = row * o + column;
-    Four<T> z = load_four(z_no + at, wide, count), slope, factors = dropout.factors(row, column / 4);
+    Four<T> z = load_four(z_no + at, wide, count), slope, factors = dropout.factors(first_row + row, column / 4);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       z.v[j] = activate(activation, z.v[j] + bias.v[j], slope.v[j]) * factors.v[j];

@@ -235,6 +235,14 @@ totals(const T* __restrict__ row_losses_n, const T* __restrict__ row_hits_n, con
     for (int i = 0; i < 3; ++i) out[i] = sums[i];
 }
 
+__device__ __forceinline__ void report_batch(const double sums[3], const double* table, const long long* cursor, int index,
+                                             double* report, int* frozen) {
+  long long row = step_row(cursor, index);
+  bool empty = step_scalars(table, cursor, index)[INVERSE_TOTAL] == 0;  // a batch that weighs nothing is no step
+  for (int i = 0; i < 3; ++i) report[row * 3 + i] = empty ? 0.0 : sums[i];
+  frozen[row + 1] = frozen[row] || (!empty && !is_finite(sums[0]));
+}
+
 // The totals of a training step into its row of the report, and whether all that follows is frozen; one block.
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
@@ -243,9 +251,15 @@ finish_batch(const T* __restrict__ row_losses_n, const T* __restrict__ row_hits_
              double* __restrict__ report, int* __restrict__ frozen, long long n) {
   double sums[3];
   sum_rows(row_losses_n, row_hits_n, weights_n, n, sums);
-  if (threadIdx.x != 0) return;
-  long long row = step_row(cursor, index);
-  bool empty = step_scalars(table, cursor, index)[INVERSE_TOTAL] == 0;  // a batch that weighs nothing is no step
-  for (int i = 0; i < 3; ++i) report[row * 3 + i] = empty ? 0.0 : sums[i];
-  frozen[row + 1] = frozen[row] || (!empty && !is_finite(sums[0]));
+  if (threadIdx.x == 0) report_batch(sums, table, cursor, index, report, frozen);
+}
+
+// The same of a batch in shards, whose totals are added in their order.  One thread.
+__global__ void __launch_bounds__(32, 1)
+finish_shards(const double* __restrict__ totals_s3, long long s, const double* __restrict__ table,
+              const long long* __restrict__ cursor, int index, double* __restrict__ report, int* __restrict__ frozen) {
+  double sums[3] = {totals_s3[0], totals_s3[1], totals_s3[2]};
+  for (long long shard = 1; shard < s; ++shard)
+    for (int i = 0; i < 3; ++i) sums[i] += totals_s3[shard * 3 + i];
+  report_batch(sums, table, cursor, index, report, frozen);
 }

@@ -69,6 +69,17 @@ __device__ __forceinline__ T gradient_at(const T* __restrict__ grads, const long
   return g;
 }
 
+// sums = the gradient of each parameter, its slabs added; or sums += that, where it comes on top.  One chunk a block.
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+collect_gradients(const long long* __restrict__ chunks, const T* __restrict__ grads, T* __restrict__ sums, bool on_top) {
+  const long long* chunk = chunks + blockIdx.x * (long long)CHUNK_NUMBERS;
+  for (long long i = chunk[START] + threadIdx.x; i < chunk[STOP]; i += THREADS) {
+    T g = gradient_at(grads, chunk, i);
+    sums[i] = on_top ? sums[i] + g : g;
+  }
+}
+
 // partials[b]: the sum of the squares of the gradient, L2 included, over the chunks of block b.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)

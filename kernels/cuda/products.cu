@@ -196,17 +196,19 @@ __device__ __forceinline__ void multiply(const T* __restrict__ a, long long a_st
 }
 
 // z = f(x w + b) with its slope where there is one, both under dropout where threshold is not 0 (then a cursor is given).
+// Of the rows of the batch these are `first_row` and those after it.
 template <typename T, int TILE>
 __global__ void __launch_bounds__(THREADS, BLOCKS<T>)
 product_forward(const T* __restrict__ x_ni, const T* __restrict__ w_io, const T* __restrict__ b_o, T* __restrict__ z_no,
                 T* __restrict__ slope_no, long long n, long long i, long long o, bool x_wide, bool w_wide, int activation,
-                unsigned int threshold, T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer) {
+                unsigned int threshold, T scale, unsigned long long key, const long long* __restrict__ cursor, int index, int layer,
+                long long first_row) {
   Dropout<T> dropout{threshold, scale, key, threshold == 0 ? 0 : step_number(cursor, index), (unsigned int)layer};
   auto finish = [&](long long row, long long column, T z) {
     if (row >= n || column >= o) return;
     T slope, factor = 1;
     z = activate(activation, z + b_o[column], slope);
-    if (threshold != 0) factor = dropout.factors(row, column / 4).v[column % 4];
+    if (threshold != 0) factor = dropout.factors(first_row + row, column / 4).v[column % 4];
     z_no[row * o + column] = z * factor;
     if (slope_no != nullptr) slope_no[row * o + column] = slope * factor;
   };

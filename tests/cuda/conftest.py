@@ -41,13 +41,9 @@ def gpu_each(monkeypatch):
     """Let each thread of `in_threads` stand for a process, which has a GPU of its own."""
     monkeypatch.setattr(Threads, "gpu_each", True)
     monkeypatch.setattr(nccl, "import_nccl", lambda: cupy_nccl)
-    cupy_nccl.calls.clear()
-    cupy_nccl.groups.clear()
-    cupy_nccl.alive.clear()
+    cupy_nccl.forget()
     yield
-    cupy_nccl.calls.clear()
-    cupy_nccl.faults.clear()
-    cupy_nccl.patience[0] = 20.0
+    cupy_nccl.forget()
     cp.visible[0] = cp.DEVICES
 
 

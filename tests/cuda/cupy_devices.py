@@ -14,6 +14,7 @@ from cupy_streams import (
     _current_device,
     _gone,
     _host_waits,
+    _refuse_for_ever,
     _refuse_in_capture,
     _refuse_of_captured,
     _refuse_when_poisoned,
@@ -94,6 +95,8 @@ def _device_synchronize():
     _refuse_when_poisoned()
     counts["synchronisations"] += 1
     for stream in list(_streams.values()):
+        if stream._device == _current_device():
+            _refuse_for_ever(stream._stuck)
         _host_waits(stream._clock)
     _host_waits(Clock(_gone))
 

@@ -2,20 +2,22 @@
 
 A call is queued on the stream that it is given, and what is sent then is what that stream has made before: the clocks
 of the streams of sender and receiver are joined, so that the account of what orders what holds between ranks too, and
-late work is done late.  Where NCCL lets the host go on before other ranks have made their call, this waits for them,
-but no longer than `patience`, and not after one has given up; a stream whose peers have not come is stuck then, until
-its communicator is aborted.
+late work is done late.  While a stream is captured a call is kept, and made by each launch of the graph.  Where NCCL
+lets the host go on before other ranks have made their call, this waits for them, but no longer than `patience`, and not
+after one has given up; a stream whose peers have not come is stuck then, until its communicator is aborted.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import threading
+import weakref
 from collections import defaultdict
 
 import numpy as np
-from cupy_streams import CudaError, Use, _current_device, _lock, _memory_at, _stream_at
+from cupy_streams import CudaError, Use, _current_device, _lock, _memory_at, _spoil, _stream_at
 
 available = True
 NCCL_FLOAT32, NCCL_FLOAT64 = 7, 8
@@ -35,8 +37,18 @@ alive = set()
 patience = [20.0]
 """Seconds that a call waits for those of other ranks; tests change it."""
 
+JOIN_SECONDS = 20.0
+"""How long a communicator waits for those of other ranks."""
+
 faults = {}
-"""By the name of a call, or "async", the status that it ends with; tests fill and clear it."""
+"""By the name of a call, "async", or "captured" for any that is captured, the status that it ends with; tests fill and
+clear it."""
+
+version = [22707]
+"""Of the library; tests change it."""
+
+captures = []
+"""What was captured, as (rank, number of the capture, [(call, peer or root or None, elements), ...], stream)."""
 
 
 class NcclError(RuntimeError):
@@ -55,17 +67,31 @@ class _World:
 
 
 class _Stuck:
-    """Whether streams wait for other ranks that do not come."""
+    """Whether streams wait for other ranks that do not come, or not yet."""
 
-    now = False
+    def __init__(self):
+        self.calls = []
+
+    @property
+    def now(self):
+        return any(not call.done for call in self.calls)
 
 
 _worlds, _names = defaultdict(_World), itertools.count(1)
 _group = threading.local()
 
 
+def forget():
+    """Let nothing of a test be left to the next: no communicator whose streams wait for ever, and no notes."""
+    for communicator in alive:
+        communicator._stuck.calls.clear()
+    for noted in (alive, calls, captures, faults, groups):
+        noted.clear()
+    patience[0], version[0] = 20.0, 22707
+
+
 def get_version():
-    return 22707
+    return version[0]
 
 
 def get_unique_id():
@@ -92,9 +118,9 @@ def groupEnd():  # noqa: N802
         _carry_out(begun)
 
 
-def _fail(call):
-    if call in faults:
-        raise NcclError(faults[call])
+def _fail(call, rank=None):
+    if call in faults or (call, rank) in faults:
+        raise NcclError(faults.get(call) or faults[call, rank])
 
 
 class _Call:
@@ -105,7 +131,21 @@ class _Call:
         whole = size * communicator._size if kind == "allGather" else size
         self.send = None if send is None else _bytes_at(send, size)
         self.receive = None if receive is None else _bytes_at(receive, whole)
-        self.size = size
+        self.size, self.captured = size, None  # the number of its capture, which is that of what answers it
+
+    def asked(self):
+        """Return what has to be the same of all ranks."""
+        return self.kind, self.size, self.other, self.captured
+
+    def again(self, stream):
+        """Return the call as a launch of its graph makes it, which keeps nothing alive."""
+        if any(use is not None and use() is None for use in (self.send, self.receive)):
+            raise CudaError("a graph uses an array that has been freed")
+        if self.communicator._closed:
+            raise CudaError("double: a graph makes calls of a communicator that has ended")
+        twin = copy.copy(self)
+        twin.stream = stream
+        return twin
 
 
 class NcclCommunicator:
@@ -115,13 +155,14 @@ class NcclCommunicator:
             raise ValueError(f"commId length {len(commId)} != {UNIQUE_ID_BYTES}.")
         self._world, self._size, self._rank, self._device = _worlds[commId], ndev, rank, _current_device()
         self._stuck, self._closed, self._count = _Stuck(), False, 0
+        self._graphs, self._captures = weakref.WeakSet(), 0
         world = self._world
         with world.changed:
             if rank in world.devices or not 0 <= rank < ndev:
                 raise NcclError(4)
             world.devices[rank] = self._device
             world.changed.notify_all()
-            if not world.changed.wait_for(lambda: len(world.devices) == ndev, patience[0]):
+            if not world.changed.wait_for(lambda: len(world.devices) == ndev, JOIN_SECONDS):
                 raise NcclError(2)
         if len(set(world.devices.values())) < ndev:
             raise NcclError(5)  # two ranks on one GPU
@@ -151,8 +192,14 @@ class NcclCommunicator:
     def check_async_error(self):
         _fail("async")
 
+    def _refuse_beside_graphs(self):
+        if len(self._graphs):  # NCCL polls until the last of them is destroyed, see its commDestroySync
+            raise CudaError("double: to end a communicator is to wait for the graphs that hold its calls, for ever")
+
     def abort(self):
-        self._stuck.now, self._closed = False, True
+        self._refuse_beside_graphs()
+        self._stuck.calls.clear()
+        self._closed = True
         alive.discard(self)
         with self._world.changed:
             self._world.given_up = True
@@ -161,6 +208,7 @@ class NcclCommunicator:
     def destroy(self):
         if self._stuck.now:
             raise CudaError("double: to destroy a communicator is to wait for what is queued on it, for ever")
+        self._refuse_beside_graphs()
         self._closed = True
         alive.discard(self)
 
@@ -168,6 +216,8 @@ class NcclCommunicator:
         on = _stream_at(stream)
         try:
             _fail(kind)
+            if on.is_capturing():
+                _fail("captured", self._rank)
             if self._closed or on._device != self._device or (other is not None and not 0 <= other < self._size):
                 raise NcclError(4)
             if count < 1:
@@ -175,9 +225,8 @@ class NcclCommunicator:
         except NcclError as e:
             _group.failed = e
             raise
-        if on.is_capturing():
-            raise CudaError("double: NCCL while a stream is captured")
-        calls.append((self._rank, kind, other, count, on))
+        if not on.is_capturing():
+            calls.append((self._rank, kind, other, count, on))
         made = _Call(self, kind, send, receive, count * _ITEM_BYTES[datatype], other, on)
         if getattr(_group, "depth", 0):
             _group.calls.append(made)
@@ -190,12 +239,20 @@ def _bytes_at(pointer, size):
     start = pointer - memory.start
     if start + size > memory.bytes.size:
         raise CudaError("double: NCCL reaches beyond an array")
-    return Use(memory, start, start + size), memory.bytes[start : start + size]
+    return Use(memory, start, start + size)
 
 
 def _carry_out(begun):
-    """Do what the other ranks have asked for too, and wait for those that have not yet."""
+    """Do what the other ranks have asked for too, and wait for those that have not yet; or keep it, while captured."""
     if not begun:
+        return
+    graphs = {call.stream._graph for call in begun}
+    if len(graphs) > 1:
+        for graph in graphs - {None}:
+            _spoil([graph._captured_by], "a group of calls of NCCL that are not all in it")
+        raise NcclError(5)
+    if None not in graphs:
+        _capture(begun, *graphs)
         return
     world = begun[0].communicator._world
     with world.changed:
@@ -206,7 +263,19 @@ def _carry_out(begun):
         for call in begun:
             if not call.done:
                 call.stream._stuck = call.communicator._stuck
-                call.communicator._stuck.now = True
+                call.communicator._stuck.calls.append(call)
+
+
+def _capture(begun, graph):
+    """Put calls into a graph: one of the stream of the last, as NCCL makes one kernel of a group."""
+    communicator = begun[-1].communicator
+    communicator._graphs.add(graph)
+    for call in begun:
+        call.captured = communicator._captures
+    asked = [(call.kind, call.other, call.size) for call in begun]
+    captures.append((communicator._rank, communicator._captures, asked, begun[-1].stream))
+    communicator._captures += 1
+    graph._parts.append((begun[-1].stream._branch, "call", lambda on: _carry_out([call.again(on) for call in begun])))
 
 
 def _post(world, call):
@@ -216,7 +285,7 @@ def _post(world, call):
         (world.sent if call.kind == "send" else world.wanted)[pair].append(call)
         while world.sent[pair] and world.wanted[pair]:
             sender, receiver = world.sent[pair].pop(0), world.wanted[pair].pop(0)
-            _same(sender.size, receiver.size)
+            _same((sender.size, sender.captured), (receiver.size, receiver.captured))
             _move(sender, receiver, receiver.receive)
             sender.done = receiver.done = True
         return
@@ -227,14 +296,13 @@ def _post(world, call):
     if len(ranks) < call.communicator._size:
         return
     for theirs in ranks.values():
-        _same((call.kind, call.size, call.other), (theirs.kind, theirs.size, theirs.other))
+        _same(call.asked(), theirs.asked())
     for receiver in ranks.values():
         for rank, sender in ranks.items():
             if call.kind == "allGather":
                 part = slice(rank * call.size, (rank + 1) * call.size)
-                use, there = receiver.receive
-                use = Use(use(), use.start + part.start, use.start + part.stop)
-                _move(sender, receiver, (use, there[part]))
+                use = receiver.receive
+                _move(sender, receiver, Use(use(), use.start + part.start, use.start + part.stop))
             elif rank == call.other:
                 _move(sender, receiver, receiver.receive)
     for theirs in world.together.pop(number).values():
@@ -246,10 +314,10 @@ def _same(first, second):
         raise CudaError(f"double: ranks ask NCCL for different things, {first} and {second}: they would wait for ever")
 
 
-def _move(sender, receiver, target):
+def _move(sender, receiver, use):
     """Copy bytes from what the sender's stream has made to what the receiver's stream makes next."""
-    use, there = target
-    source, here = sender.send
+    source = sender.send
+    here, there = (part().bytes[part.start : part.stop] for part in (source, use))
     with _lock:
         if np.shares_memory(here, there):
             if here.ctypes.data != there.ctypes.data:

@@ -271,11 +271,13 @@ class Stream:
 
     def record(self, event=None):
         event = event or Event()
-        event._clock = Clock(self._clock)
-        event._clock.join(_host)
+        with _lock:  # other threads forget there what is done with
+            event._clock = Clock(self._clock)
+            event._clock.join(_host)
         event._captured, event._time, event._stuck = self._graph, self._time, self._stuck
         if self._graph is not None:
-            self._graph._parts.append((self._branch, "record", event))
+            event._mark = object()  # of the event itself the graph knows nothing, or each would keep the other alive
+            self._graph._parts.append((self._branch, "record", event._mark))
         return event
 
     def wait_event(self, event):
@@ -290,13 +292,14 @@ class Stream:
             elif self._graph is not graph:
                 both = [graph._captured_by, self._graph._captured_by]
                 _refuse_of_captured("waiting for an event of another capture", both)
-            self._graph._parts.append((self._branch, "wait", event))
+            self._graph._parts.append((self._branch, "wait", event._mark))
             return
         if self._graph is not None:
             what = "waiting for an event that was recorded before the capture"
             _refuse_of_captured(what, [self._graph._captured_by])
         event._refuse_captured("waiting for")
-        self._clock.join(event._clock)
+        with _lock:
+            self._clock.join(event._clock)
         self._time, self._stuck = max(self._time, event._time), self._stuck or event._stuck
 
     def is_capturing(self):
@@ -340,7 +343,7 @@ class Graph:
 
     def __init__(self):
         self._operations = []
-        self._parts = []  # (branch, what, its number or event), in the order in which they were captured
+        self._parts = []  # (branch, what, its number, mark of an event, or function), in their order
         self._forks, self._captured_by, self._begun_by, self._mode = [], None, None, None
 
     def _joined(self):
@@ -348,31 +351,37 @@ class Graph:
         after, events = {}, {}  # of each branch the parts that it comes after
         for number, (branch, what, item) in enumerate(self._parts):
             mine = after.setdefault(branch, set())
-            if what == "operation":
+            if what in ("operation", "call"):
                 mine.add(number)
             elif what == "record":
-                events[id(item)] = set(mine)
+                events[item] = set(mine)
             else:
-                mine |= events.get(id(item), set())
-        everything = {number for number, part in enumerate(self._parts) if part[1] == "operation"}
+                mine |= events.get(item, set())
+        everything = {number for number, part in enumerate(self._parts) if part[1] in ("operation", "call")}
         return after.get(0, set()) == everything
 
     def launch(self, stream=None):
-        stream = stream or get_current_stream()
-        if stream.is_capturing():
-            raise CudaError("double: a graph launched while a stream is captured")
-        # each branch is a stream of its own again, so that the account of what orders what holds within the graph too
-        streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
-        for branch, what, item in self._parts:
-            if what == "record":
-                events[id(item)] = streams[branch].record()
-            elif what == "wait":
-                streams[branch].wait_event(events[id(item)])
-            else:
-                reads, writes, action = self._operations[item]
-                if any(use() is None for use in (*reads, *writes)):
-                    raise CudaError("a graph uses an array that has been freed")
-                streams[branch]._do(reads, writes, action, "replay")
+        try:
+            stream = stream or get_current_stream()
+            if stream.is_capturing():
+                raise CudaError("double: a graph launched while a stream is captured")
+            # each branch is a stream again, so that the account of what orders what holds within the graph too
+            streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
+            for branch, what, item in self._parts:
+                if what == "record":
+                    events[item] = streams[branch].record()
+                elif what == "wait":
+                    streams[branch].wait_event(events[item])
+                elif what == "call":  # of a library, which makes it anew on the stream that it is given
+                    item(streams[branch])
+                else:
+                    reads, writes, action = self._operations[item]
+                    if any(use() is None for use in (*reads, *writes)):
+                        raise CudaError("a graph uses an array that has been freed")
+                    streams[branch]._do(reads, writes, action, "replay")
+        except BaseException:
+            self = None  # the frame of an error is in Python here, and may not keep the graph alive
+            raise
 
     def upload(self, stream=None):
         pass

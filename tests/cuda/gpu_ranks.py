@@ -4,7 +4,7 @@ import cupy_double as cp
 from blobs import blobs
 
 import fastmlp
-from fastmlp.backends.cuda import nccl
+from fastmlp.backends.cuda import choice, nccl
 from fastmlp.backends.cuda.backend import CupyBackend
 from fastmlp.parallel import in_threads
 
@@ -15,10 +15,17 @@ ALL = (
     {"optimizer": fastmlp.Adam(clip_norm=0.3, ema=0.9)},
 )
 """A network, and options of its fit, that leave out no stage of a step."""
+EAGER = {**ALL[0], "way": "eager"}, ALL[1]
+"""The same, kernel by kernel with cuBLAS."""
 
 
-def network(**made):
-    return fastmlp.MLP((6, 5, 3), **{"backend": CupyBackend(), "activation": "tanh", "seed": 1, **made})
+def unproven(monkeypatch):
+    """Let steps be captured without a proof, which takes longer than they do and has tests of its own."""
+    monkeypatch.setattr(choice, "prove", lambda *_: "")
+
+
+def network(way="auto", **made):
+    return fastmlp.MLP((6, 5, 3), **{"backend": CupyBackend(way=way), "activation": "tanh", "seed": 1, **made})
 
 
 def fitted(group, made=None, x=X, y=Y, **options):

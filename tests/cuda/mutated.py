@@ -13,7 +13,10 @@ MEASURED = "tests/cuda/test_chosen_as_measured.py"
 KEPT = "tests/cuda/test_kept_graphs.py"
 BRANCHES = "tests/cuda/test_branches.py"
 MEMORY, OWNS = "tests/cuda/test_memory_on_device.py", "tests/cuda/test_captured_owns.py"
-RANKS = tuple(f"tests/cuda/test_{name}.py" for name in ("nccl", "nccl_faults", "double_nccl"))
+RANKS = tuple(
+    f"tests/cuda/test_{name}.py"
+    for name in ("nccl_captured", "nccl_captured_faults", "nccl", "nccl_faults", "double_nccl")
+)
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
 
@@ -21,8 +24,8 @@ FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "tr
 TESTS = {
     "kernels/cuda/gather.cu": (LINT, OPERATIONS[0], KERNELS, STEP, SHARED, COSTS, BRANCHES),
     "kernels/cuda/layers.cu": (LINT, KERNELS, *OPERATIONS, STEP, SHARED, COSTS, BRANCHES),
-    "kernels/cuda/losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS, BRANCHES),
-    "kernels/cuda/optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS, BRANCHES),
+    "kernels/cuda/losses.cu": (LINT, OPERATIONS[1], KERNELS, STEP, SHARED, COSTS, BRANCHES, RANKS[0]),
+    "kernels/cuda/optimizers.cu": (LINT, KERNELS, OPERATIONS[1], STEP, SHARED, COSTS, BRANCHES, RANKS[0]),
     "kernels/cuda/flat.cu": (LINT, OPERATIONS[1], KERNELS, SHARED),
     "kernels/cuda/products.cu": (LINT, PRODUCTS, STEP, COSTS, BRANCHES),
     "kernels/cuda/philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
@@ -65,6 +68,7 @@ TESTS = {
     "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, ARRAYS[1], *OPERATIONS, STEP, SHARED, BRANCHES),
     "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/nccl.py": RANKS,
+    "fastmlp/backends/cuda/shards.py": RANKS,
     "fastmlp/backends/cuda/update.py": (*RANKS, SHARED),
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
     "fastmlp/backends/cuda/tested.py": ("tests/test_selftest.py",),

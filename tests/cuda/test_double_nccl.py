@@ -43,8 +43,7 @@ def test_every_name_and_parameter_of_the_double_exists_in_cupy():
 @pytest.fixture(autouse=True)
 def as_it_was():
     yield
-    cupy_nccl.calls.clear()
-    cupy_nccl.patience[0] = 20.0
+    cupy_nccl.forget()
 
 
 def on_devices(work, ranks=2, device=lambda rank: rank):
@@ -78,9 +77,8 @@ def test_messages_between_two_ranks_are_taken_in_turn():
 
 
 def test_a_message_that_nobody_takes_leaves_the_stream_to_wait():
-    cupy_nccl.patience[0] = 0.01
-
     def work(comm, stream):
+        cupy_nccl.patience[0] = 0.01
         array = numbers(1)
         if comm.rank_id() == 0:
             comm.send(array.data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 1, stream.ptr)
@@ -113,6 +111,128 @@ def test_what_is_received_comes_after_what_has_been_sent():
     for seed in range(6):
         with cp.late(seed):
             assert on_devices(work) == [[6], [5]]
+
+
+def test_a_captured_message_is_sent_by_each_launch_and_by_none_before():
+    def work(comm, stream):
+        rank, array = comm.rank_id(), numbers(5, 7)
+        stream.begin_capture()
+        swap(comm, array, stream)
+        graph = stream.end_capture()
+        array[:1] = 10 * rank
+        found = []
+        for _ in range(2):
+            graph.launch(stream)
+            found.append(array.get().tolist())
+            array[:1] = 10 * rank + 1
+        return found
+
+    assert on_devices(work) == [[[0, 10], [1, 11]], [[10, 0], [11, 1]]]
+
+
+def swap(comm, array, stream):
+    cupy_nccl.groupStart()
+    comm.send(array[:1].data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 1 - comm.rank_id(), stream.ptr)
+    comm.recv(array[1:].data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 1 - comm.rank_id(), stream.ptr)
+    cupy_nccl.groupEnd()
+
+
+@pytest.mark.parametrize("late", [0, 1], ids=["another graph", "a call that is not captured"])
+def test_a_captured_call_is_answered_by_that_of_the_same_capture_alone(late):
+    cupy_nccl.patience[0] = 0.2
+
+    def work(comm, stream):
+        array, graphs = numbers(1, 2), []
+        for _ in range(2):
+            stream.begin_capture()
+            swap(comm, array, stream)
+            graphs.append(stream.end_capture())
+        if comm.rank_id() == 0 or not late:
+            graphs[comm.rank_id()].launch(stream)
+        else:
+            swap(comm, array, stream)
+
+    with pytest.raises(cp.CudaError, match="ranks ask NCCL for different things"):
+        on_devices(work)
+
+
+def captured_alone(comm, stream, array):
+    stream.begin_capture()
+    comm.broadcast(array.data.ptr, array.data.ptr, array.size, cupy_nccl.NCCL_FLOAT32, 0, stream.ptr)
+    return stream.end_capture()
+
+
+def test_a_communicator_does_not_end_before_the_graphs_that_hold_its_calls():
+    def work(comm, stream):
+        graph = captured_alone(comm, stream, numbers(1))
+        for end in (comm.destroy, comm.abort):
+            with pytest.raises(cp.CudaError, match="wait for the graphs that hold its calls, for ever"):
+                end()
+        del graph
+        comm.destroy()
+        assert comm not in cupy_nccl.alive
+
+    on_devices(work, 1)
+
+
+def test_a_graph_keeps_alive_neither_what_it_sends_nor_its_communicator():
+    def work(comm, stream):
+        graph, kept = captured_alone(comm, stream, numbers(1)), numbers(2)
+        with pytest.raises(cp.CudaError, match="a graph uses an array that has been freed"):
+            graph.launch(stream)
+        graph = captured_alone(comm, stream, kept)
+        comm._closed = True
+        with pytest.raises(cp.CudaError, match="calls of a communicator that has ended"):
+            graph.launch(stream)
+
+    on_devices(work, 1)
+
+
+def test_a_group_of_calls_is_captured_as_a_whole_or_not_at_all():
+    def work(comm, stream):
+        array, other = numbers(1, 2), cp.cuda.Stream(non_blocking=True)
+        stream.begin_capture()
+        cupy_nccl.groupStart()
+        comm.send(array[:1].data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 0, stream.ptr)
+        comm.recv(array[1:].data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 0, other.ptr)
+        with pytest.raises(cupy_nccl.NcclError, match="INVALID_USAGE"):
+            cupy_nccl.groupEnd()
+        with pytest.raises(cp.CudaError, match="Invalidated: a group of calls of NCCL that are not all in it"):
+            stream.end_capture()
+
+    on_devices(work, 1)
+
+
+def test_a_captured_call_on_a_fork_has_to_be_joined():
+    def work(comm, stream):
+        array, fork = numbers(1), cp.cuda.Stream(non_blocking=True)
+        stream.begin_capture()
+        fork.wait_event(stream.record())
+        comm.broadcast(array.data.ptr, array.data.ptr, 1, cupy_nccl.NCCL_FLOAT32, 0, fork.ptr)
+        with pytest.raises(cp.CudaError, match="Unjoined"):
+            stream.end_capture()
+
+    on_devices(work, 1)
+
+
+def test_a_launch_that_nobody_answers_leaves_the_stream_to_wait():
+    def work(comm, stream):
+        cupy_nccl.patience[0] = 0.01
+        array = numbers(1, 2)
+        stream.begin_capture()
+        swap(comm, array, stream)
+        graph = stream.end_capture()
+        if comm.rank_id() == 0:
+            graph.launch(stream)
+            event = stream.record()
+            assert not event.done
+            with pytest.raises(cp.CudaError, match="for ever"):
+                cp.cuda.runtime.deviceSynchronize()
+            del graph
+            comm.abort()
+            assert event.done
+
+    on_devices(work)
 
 
 REFUSED = cupy_nccl.NcclError, "INVALID_ARGUMENT"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from compare import assert_close, assert_same_bits
 from emulator import needs_emulator
-from gpu_ranks import ALL, X, Y, by_ranks, fitted, on_its_gpu, same_runs
+from gpu_ranks import ALL, EAGER, X, Y, by_ranks, fitted, on_its_gpu, same_runs
 
 import fastmlp
 from fastmlp.backends.cuda import nccl
@@ -19,9 +19,12 @@ from fastmlp.parallel.tree import TreeSum, cut
 pytestmark = [needs_emulator, pytest.mark.usefixtures("cupy_is_its_double")]
 by_nccl = pytest.mark.usefixtures("gpu_each")
 WEIGHTS = np.random.default_rng(3).uniform(0.5, 2.0, len(Y)).astype("f4")
+SIMPLE = {"optimizer": fastmlp.SGD(0.05), "sample_weight": WEIGHTS}
 RUNS = {
     "adam, clipping, dropout, average": ALL,
-    "sgd, weights, fewer rows than shards": ({}, {"optimizer": fastmlp.SGD(0.05), "sample_weight": WEIGHTS}),
+    "sgd, weights, fewer rows than shards": ({}, SIMPLE),
+    "adam, clipping, dropout, average, eager": EAGER,
+    "sgd, weights, fewer rows than shards, eager": ({"way": "eager"}, SIMPLE),
 }
 runs = pytest.mark.parametrize(("made", "options"), RUNS.values(), ids=RUNS)
 
@@ -37,10 +40,11 @@ def test_any_number_of_gpus_gives_the_same_bits(made, options):
     for ranks in (2, 3):
         assert all(same_runs(found, expected) for found in by_ranks(ranks, made, options))
     assert not cupy_nccl.alive
+    assert bool(cupy_nccl.captures) == ("way" not in made)
 
 
-def test_threads_that_share_a_gpu_give_the_same_bits():
-    made, options = ALL
+@pytest.mark.parametrize(("made", "options"), [ALL, EAGER], ids=["auto", "eager"])
+def test_threads_that_share_a_gpu_give_the_same_bits(made, options):
     expected = fitted(Alone(8), made, **options)
     assert all(same_runs(found, expected) for found in by_ranks(3, made, options))
 
@@ -49,8 +53,10 @@ def test_threads_that_share_a_gpu_give_the_same_bits():
 @pytest.mark.parametrize("made", [made for made, _ in RUNS.values()], ids=RUNS)
 def test_ranks_on_gpus_differ_from_those_on_the_cpu_by_rounding(made):
     made = {**made, "dtype": "float64"}
-    expected, *_ = by_ranks(1, {**made, "backend": "numpy"})
-    found, *_ = by_ranks(2, made)
+    by_numpy = {name: value for name, value in made.items() if name != "way"}
+    options = {"optimizer": fastmlp.Adam(1e-3, epsilon=0.1)}  # so large that rounding stays rounding
+    expected, *_ = by_ranks(1, {**by_numpy, "backend": "numpy"}, options)
+    found, *_ = by_ranks(2, made, options)
     for got, wanted in zip(found[0], expected[0], strict=True):
         assert_close(got, wanted, k=21 * 6, scale=1, c=16)
     for name, values in expected[1].items():
@@ -128,7 +134,9 @@ def test_all_that_is_moved_goes_by_the_training_stream_and_to_whom_it_has_to(ran
             streams[run.learner.backend.device] = run.learner.backend._stream
             sizes.add(run.learner.state.layout.size)
 
-    by_ranks(ranks, None, {"epochs": 1, "batch_size": 21, "callbacks": [Look()], "optimizer": fastmlp.SGD(0.1)})
+    by_ranks(
+        ranks, {"way": "eager"}, {"epochs": 1, "batch_size": 21, "callbacks": [Look()], "optimizer": fastmlp.SGD(0.1)}
+    )
     assert [call[1] for call in cupy_nccl.calls].count("get_unique_id") == 1
     (size,), shards = sizes, 8  # of the flat buffer; of a batch
     columns = np.diff(cut(size, ranks)).tolist()
@@ -158,7 +166,7 @@ def gathers(parts, rank):
 @by_nccl
 def test_the_host_waits_once_a_step():
     """For the totals, which tell whether there is an update: it asks an event until it is there, and copies them."""
-    made, options = ALL
+    made, options = EAGER
     found = []
     for rows in (16, 48):  # two steps, and six
         cp.counts.clear()
@@ -184,8 +192,8 @@ def elsewhere(carrier):
 
 @by_nccl
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.cuda_host), 2])
-def test_whatever_the_schedule_the_bits_are_those_of_work_done_at_once(seed):
-    made, options = ALL
+@pytest.mark.parametrize(("made", "options"), [ALL, EAGER], ids=["auto", "eager"])
+def test_whatever_the_schedule_the_bits_are_those_of_work_done_at_once(made, options, seed):
     options = {**options, "epochs": 1}
     expected, *_ = by_ranks(1, made, options)
     with cp.late(seed):
@@ -195,27 +203,28 @@ def test_whatever_the_schedule_the_bits_are_those_of_work_done_at_once(seed):
 
 @by_nccl
 def test_gradients_that_are_sent_on_another_stream_are_others(monkeypatch):
-    expected, *_ = by_ranks(1)
+    expected, *_ = by_ranks(1, {"way": "eager"})
     monkeypatch.setattr(nccl.Nccl, "_stream", property(elsewhere))
     with pytest.raises(MISTAKE, match="two streams that nothing orders"):
-        by_ranks(2)
+        by_ranks(2, {"way": "eager"})
     assert any(differs(expected, seed) for seed in range(6))
 
 
 def differs(expected, seed):
     try:
         with cp.late(seed):
-            return not same_runs(by_ranks(2)[0], expected)
+            return not same_runs(by_ranks(2, {"way": "eager"})[0], expected)
     except (fastmlp.NonFiniteLossError, fastmlp.ParallelError):  # what follows from numbers that are not there yet
         return True
 
 
 def test_threads_that_share_a_gpu_wait_for_each_other_by_events(monkeypatch):
-    expected = fitted(Alone(8))
+    eager = {"way": "eager"}
+    expected = fitted(Alone(8), eager)
     with cp.late(0):
-        assert same_runs(by_ranks(2)[1], expected)
+        assert same_runs(by_ranks(2, eager)[1], expected)
     for show in ("_show", "_done"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_ThreadsOnGpu, show, getattr(Threads, show))
             with pytest.raises(MISTAKE, match="two streams that nothing orders"):
-                by_ranks(2)
+                by_ranks(2, eager)

@@ -13,7 +13,6 @@ from gpu_ranks import SHORT, X, Y, by_ranks, fitted, network, on_its_gpu
 
 import fastmlp
 from fastmlp.backends.cuda import nccl
-from fastmlp.backends.cuda.backend import CupyBackend
 from fastmlp.parallel import in_threads
 from fastmlp.parallel.threads import Threads
 
@@ -71,24 +70,6 @@ def test_more_ranks_than_gpus_are_refused_on_every_rank():
     ):
         in_threads(train, 3)
     assert ended == [ended[0]] * 3
-
-
-@by_nccl
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_steps_that_would_be_captured_are_refused_before_anything_changes(ranks):
-    unchanged = []
-
-    def train(group):
-        model = network(backend=CupyBackend(way="captured"))
-        before = model.get_weights()
-        try:
-            model.fit(X, Y, **SHORT, parallel=group)
-        finally:
-            unchanged.append(all(map(np.array_equal, model.get_weights(), before)))
-
-    with pytest.raises(ValueError, match=r"^parallel: .* way='captured'; move it with model.to\('cupy'\)"):
-        in_threads(train, ranks)
-    assert unchanged == [True] * ranks
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

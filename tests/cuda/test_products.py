@@ -45,7 +45,9 @@ def is_wide(*arrays):
     return tuple(np.bool_(a.shape[1] % 4 == 0 and a.ctypes.data % 16 == 0) for a in arrays)
 
 
-def forward(dtype, tile, size, activation="tanh", threshold=0, rate=0.0, seed=0, slope=True, starts=(0, 0)):
+def forward(
+    dtype, tile, size, activation="tanh", threshold=0, rate=0.0, seed=0, slope=True, starts=(0, 0), first_row=0
+):
     n, i, o = size
     x, w, b = placed((n, i), dtype, 1, starts[0]), placed((i, o), dtype, 2, starts[1]), normal((o,), dtype, 3)
     z = np.full((n, o), np.nan, dtype)
@@ -65,6 +67,7 @@ def forward(dtype, tile, size, activation="tanh", threshold=0, rate=0.0, seed=0,
         cursor,
         np.int32(3),
         np.int32(2),
+        np.int64(first_row),
     )
     traffic = run("product_forward", dtype, tile, blocks(n, o, tile), args, seed)
     exact = x.astype("f8") @ w.astype("f8") + b
@@ -99,6 +102,9 @@ def test_forward_drops_the_units_that_the_random_words_name(tile, dtype):
     assert_close(slope, (exact > 0) * np.array(factors), scale=2)
     without, _, _, _, _ = forward(dtype, tile, size, "relu", round(rate * 2**32), rate, slope=False)
     assert_same_bits(without, z)
+    later, _, exact, rounding, _ = forward(dtype, tile, size, "relu", round(rate * 2**32), rate, first_row=7)
+    factors = [[oracle.dropout_factor(rate, 0xFEDCBA9876543210, 5, 2, 7 + r, c) for c in range(19)] for r in range(5)]
+    assert_close(later, np.maximum(exact, 0) * factors, k=21, scale=2 * rounding)
 
 
 def input_gradient(dtype, tile, size, way, starts=(0, 0)):

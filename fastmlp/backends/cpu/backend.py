@@ -21,7 +21,7 @@ from fastmlp.backends.cpu.limits import default_threads, own_cores, physical_cor
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.session import NumbaSession
-from fastmlp.backends.cpu.shards import add_up_shards
+from fastmlp.backends.cpu.shards import add_up_shards, shards_bytes
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fastmlp.network.plan import Plan, Precision
     from fastmlp.network.state import TrainState
     from fastmlp.parallel.group import Carrier, Group
-    from fastmlp.parallel.tree import TreeSum
+    from fastmlp.parallel.tree import Share, TreeSum
 
 _log = logging.getLogger("fastmlp")
 
@@ -150,11 +150,12 @@ class NumbaBackend(NumbaOperations):
     def open(self, plan: Plan) -> NumbaSession:
         return NumbaSession(self, plan, lambda: self.threads if plan.optimizer else self._most(), self.forms)
 
-    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+    def workspace_bytes(self, plan: Plan, data: HostData, share: Share | None) -> int:
         assert plan.optimizer is not None
         if not (plan.spec.compiled and plan.optimizer.compiled):
-            return super().workspace_bytes(plan, data)
-        return self.open(plan).training_bytes()
+            return super().workspace_bytes(plan, data, share)
+        session = self.open(plan)
+        return session.training_bytes() if share is None else shards_bytes(session, self.forms, share, self.threads)
 
     @contextlib.contextmanager
     def carrying(self, group: Group) -> Iterator[Carrier]:

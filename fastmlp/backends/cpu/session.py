@@ -187,17 +187,10 @@ class NumbaSession(Session):
 
     def training_bytes(self) -> int:
         """Return the bytes that training would allocate here; none is."""
-        sizes: list[int] = []
-
-        def note(*shape: int) -> Any:
-            sizes.append(math.prod(shape) * self.plan.precision.products.itemsize)
-
-        counting = copy(self)
-        counting._allocate = note  # type: ignore[method-assign]
-        counting._training_memory()
+        work = bytes_allocated(self, lambda counting: counting._training_memory())
         clips = self.plan.optimizer is not None and self.plan.optimizer.clip_norm is not None
         grads = self.plan.layout.size * self.plan.precision.weights.itemsize if clips else 0
-        return sum(sizes) + 8 * self.plan.batch + grads
+        return work + 8 * self.plan.batch + grads
 
     @cached_property
     def chunk(self) -> int:
@@ -292,3 +285,16 @@ def _kinds() -> dict[np.dtype[Any], int]:
     from fastmlp.kernels.cpu import codes
 
     return {np.dtype(name): kind for kind, name in enumerate(codes.SOURCES)}
+
+
+def bytes_allocated(session: NumbaSession, make: Callable[[NumbaSession], object]) -> int:
+    """Return the bytes that a function of a session would allocate of it; none is."""
+    sizes: list[int] = []
+
+    def note(*shape: int) -> Any:
+        sizes.append(math.prod(shape) * session.plan.precision.products.itemsize)
+
+    counting = copy(session)
+    counting._allocate = note  # type: ignore[method-assign]
+    make(counting)
+    return sum(sizes)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.scratch import level2_bytes, scratch_size
+from fastmlp.backends.cpu.session import bytes_allocated
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.backends.data import DeviceData
-from fastmlp.parallel.tree import buffers_of
+from fastmlp.backends.session import CHUNK
+from fastmlp.parallel.tree import cut
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import AddUp
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.cpu.session import NumbaSession
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.state import TrainState
-    from fastmlp.parallel.tree import TreeSum
+    from fastmlp.parallel.tree import Share, TreeSum
 
 
 def add_up_shards(session: NumbaSession, forms: Forms, tree: TreeSum, bounds: Sequence[int], most: int) -> AddUp:
@@ -37,10 +39,9 @@ def add_up_shards(session: NumbaSession, forms: Forms, tree: TreeSum, bounds: Se
     """
     from fastmlp.kernels.cpu.compiling import compile_aside
 
-    units, dtype = session.plan.spec.units, session.plan.precision.products
-    rows = bounds[tree.stop] - bounds[tree.first]
-    threads = min(forms.threads_for(3 * rows, most, units, dtype), forms.parts_for(rows, most, units, dtype))
-    shards = NumbaShards(session, forms, tree, bounds, threads)
+    dtype = session.plan.precision.products
+    threads = _threads(session, forms, tree.share, bounds, most)
+    shards = NumbaShards(session, forms, tree.share, bounds, threads, tree.sums)
     if dtype not in _compiled:
         with said_if_it_takes_long(f"compiling the kernels of shards in {dtype}, about ten seconds"):
             compile_aside(shards.call_without_rows(), lambda: None)
@@ -49,6 +50,21 @@ def add_up_shards(session: NumbaSession, forms: Forms, tree: TreeSum, bounds: Se
 
 
 _compiled: set[np.dtype[Any]] = set()
+
+
+def _threads(session: NumbaSession, forms: Forms, share: Share, bounds: Sequence[int], most: int) -> int:
+    units, dtype = session.plan.spec.units, session.plan.precision.products
+    rows = bounds[share.stop] - bounds[share.first]
+    return min(forms.threads_for(3 * rows, most, units, dtype), forms.parts_for(rows, most, units, dtype))
+
+
+def shards_bytes(session: NumbaSession, forms: Forms, share: Share, most: int) -> int:
+    """Return the bytes that steps of several ranks would allocate here, see `add_up_shards`; none is."""
+    plan, bounds = session.plan, cut(session.plan.batch, share.shards)
+    threads, item = _threads(session, forms, share, bounds, most), plan.precision.weights.itemsize
+    work = bytes_allocated(session, lambda counting: NumbaShards(counting, forms, share, bounds, threads, None))
+    update = plan.layout.size * (2 if plan.spec.l2 else 1) + CHUNK
+    return work + update * item + share.nbytes(plan.layout.size, item, share.counts[share.rank])
 
 
 class NumbaShards:
@@ -62,13 +78,17 @@ class NumbaShards:
     session : NumbaSession
         For training, of whole batches.
     forms : Forms
-    tree : TreeSum
+    share : Share
     bounds : sequence of int
         Those of the shards in a whole batch.
     threads : int
+    sums : (count, size) array or None
+        The process's own of the tree; None where nothing is computed.
     """
 
-    def __init__(self, session: NumbaSession, forms: Forms, tree: TreeSum, bounds: Sequence[int], threads: int) -> None:
+    def __init__(
+        self, session: NumbaSession, forms: Forms, share: Share, bounds: Sequence[int], threads: int, sums: Any
+    ) -> None:
         from fastmlp.kernels.cpu import codes, structures
 
         plan = session.plan
@@ -78,21 +98,22 @@ class NumbaShards:
         self._network = session.network._replace(forms=self._forms)
         # tiles sum each row alike, whatever is beside it
         self._joins = not (self._forms[:, [codes.FORWARD, codes.BACKWARD]] == codes.BLAS).any()
-        self._tree, self._session, self._threads, self._dtype = tree, session, threads, dtype
+        self._share, self._session, self._threads, self._dtype, self._sums = share, session, threads, dtype, sums
         # of a shorter batch the same shards may have a row more: its cuts fall elsewhere
-        self._batch = max(1, -(-bounds[-1] * (tree.stop - tree.first) // (len(bounds) - 1)))
+        self._batch = max(1, share.most_rows(bounds[-1])[0])
         layers = list(zip(units, units[1:], self._forms.tolist(), strict=False))
         # as many inputs as fit with it share the copies of a gradient of the outputs
         block = max(level2_bytes() // 2 // dtype.itemsize, *(8 * o for _, o, _ in layers))
         block = max([block, *(i * o for i, o, form in layers if form[codes.GRADIENT] == codes.BLAS)])
-        steps = [(codes.TREE.index(what), source, buffer) for what, source, buffer in tree.program]
+        steps = [(codes.TREE.index(what), source, buffer) for what, source, buffer in share.program]
         program = np.array(steps, np.int64).reshape(-1, 3)
-        self._structure = structures.Tree(program, len(tree.sums), plan.layout.size, block)
-        spare = max(0, buffers_of(tree.program) - len(tree.sums))
-        self._spare = session.backend.empty((threads, spare * block), dtype)
+        self._structure = structures.Tree(program, share.counts[share.rank], plan.layout.size, block)
+        spare = max(0, share.buffers - share.counts[share.rank])
+        self._spare = session._allocate(threads, spare * block)
         panels = max(scratch_size(f, self._batch, i, o, dtype) for i, o, form in layers for f in form)
         self._memory = session.memory_for(self._batch, threads, panels, training=True, gradients=block)
-        tree.sums[...] = 0  # what does not train stays so
+        if sums is not None:
+            sums[...] = 0  # what does not train stays so
         self._data: DeviceData | None = None
         self._record: Any = None
 
@@ -119,7 +140,7 @@ class NumbaShards:
         sums : (shards, 3) float64
             Those of the rank's own shards are overwritten: weighted loss, weight and weighted hits.
         """
-        own = slice(self._tree.first, self._tree.stop)
+        own = slice(self._share.first, self._share.stop)
         first, stop = bounds[own.start], bounds[own.stop]
         plan = self._session.plan
         # all gradients are multiples of those of the outputs, see `Backend.batch_gradients`
@@ -149,6 +170,6 @@ class NumbaShards:
         rows, bounds, *rest, sums = asked
         arguments = (
             *(self._network, data, params, self._memory, rows, bounds, self._batch, *rest),
-            *(tree, self._tree.sums.reshape(-1), self._spare, sums),
+            *(tree, self._sums.reshape(-1), self._spare, sums),
         )
         on_threads(threads, lambda t: shard_gradients_thread(t, threads, *arguments))

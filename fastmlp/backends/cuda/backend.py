@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_flag
 from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.kept import kept_path, machine
-from fastmlp.backends.cuda.memory import check_fit, data_bytes, steps_bytes
+from fastmlp.backends.cuda.memory import arena_on, check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.nccl import carried, own_gpu
 from fastmlp.backends.cuda.operations import CupyOperations
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
+from fastmlp.backends.cuda.shards import CapturedShares, shared_bytes
 from fastmlp.backends.cuda.tested import selftest_passed as selftest_passed
 from fastmlp.backends.cuda.update import Update
 from fastmlp.backends.decisions import Decisions
@@ -30,12 +31,14 @@ from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+    from fastmlp.backends.base import SharedSteps
     from fastmlp.backends.cuda.step import TrainingStep
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
     from fastmlp.parallel.group import Carrier, Group
+    from fastmlp.parallel.tree import Share
 
 _UPLOAD = 256 * 2**20
 """Bytes, at most, of an array in host memory that are brought to the device at once, where it can be cut."""
@@ -69,7 +72,7 @@ class CupyBackend(CupyOperations):
         How training steps run: ``"captured"``, as CUDA graphs of fastmlp's own kernels, which suits small steps;
         ``"eager"``, kernel by kernel with products by cuBLAS; or ``"auto"``, the faster of the two: tried on the steps
         of the first run of a network and batch size that is long enough for it, logged, and kept for this GPU and in
-        checkpoints; until then by the number of operations.
+        checkpoints; until then, and for several ranks, by the number of operations (of a shard).
 
     Raises
     ------
@@ -181,11 +184,6 @@ class CupyBackend(CupyOperations):
     # --- several ranks ---
 
     def of_rank(self, group: Group) -> Self:
-        if self._way == "captured":
-            raise ValueError(
-                "parallel: ranks train kernel by kernel so far, and the model's backend was made with way='captured'; "
-                "move it with model.to('cupy'), which leaves the way open, or leave out parallel"
-            )
         if not group.gpu_each:
             return self
         number = own_gpu(group, self._cupy, self.device)
@@ -213,18 +211,39 @@ class CupyBackend(CupyOperations):
         with self.placed():
             return super().memory_info()
 
-    def memory_estimate(self, plan: Plan, data: HostData) -> dict[str, int]:
+    def memory_estimate(self, plan: Plan, data: HostData, share: Share | None = None) -> dict[str, int]:
         # two orders, because the next is made while one is worked through; the step has its own copy
-        return {**super().memory_estimate(plan, data), "data": data_bytes(plan, data), "order": 16 * len(data)}
+        found = super().memory_estimate(plan, data, share)
+        return {**found, "data": data_bytes(plan, data), "order": 16 * len(data)}
 
-    def workspace_bytes(self, plan: Plan, data: HostData) -> int:
+    def workspace_bytes(self, plan: Plan, data: HostData, share: Share | None) -> int:
+        if share is not None:
+            return max(needs(plan) for needs in self._shared_ways(plan, data, share))
         if not _compiled(plan):
-            return super().workspace_bytes(plan, data)
+            return super().workspace_bytes(plan, data, share)
         return max(steps_bytes(plan, products, data) for products in self._ways_of(plan))
 
-    def check_memory(self, plan: Plan, data: HostData, more: int) -> None:
-        if _compiled(plan):
-            check_fit(plan, self._ways_of(plan), data, more, self.memory_info())
+    def _shared_ways(self, plan: Plan, data: HostData, share: Share) -> list[Callable[[Plan], int]]:
+        """Return functions of a plan: what steps of several ranks take in the ways in which they may run."""
+        composed = functools.partial(self._composed_bytes, data=data, share=share)
+        if not _compiled(plan) or self._shared_wish() == "eager":
+            return [composed]
+        captured = functools.partial(shared_bytes, self, data=data, share=share)
+        return [captured] if self._way == "captured" else [captured, composed]
+
+    def _composed_bytes(self, plan: Plan, data: HostData, share: Share) -> int:
+        return super().workspace_bytes(plan, data, share)
+
+    def check_memory(self, plan: Plan, data: HostData, more: int, share: Share | None = None) -> None:
+        if share is not None:
+            check_fit(plan, self._shared_ways(plan, data, share), data, more, self.memory_info())
+        elif _compiled(plan):
+
+            def needs(plan: Plan, products: StepProducts) -> int:
+                return arena_on(plan, products, data).nbytes
+
+            ways = [functools.partial(needs, products=products) for products in self._ways_of(plan)]
+            check_fit(plan, ways, data, more, self.memory_info())
 
     def open(self, plan: Plan) -> Session:
         return CupySession(self, plan)
@@ -294,6 +313,33 @@ class CupyBackend(CupyOperations):
         state.optimizer_step += done
         return StepReport(done, finite)
 
+    def _shared_wish(self) -> str | None:
+        """Return the way that steps of several ranks have to run, None where that is open."""
+        return "eager" if self._tf32 else None if self._way == "auto" else self._way
+
+    def open_shared(self, session: Session, carrier: Carrier, share: Share) -> SharedSteps | None:
+        if not isinstance(session, CupySession) or not _compiled(session.plan):
+            return None
+        wish = self._shared_wish() or session.resumed
+        session.shared_way = "eager" if wish == "eager" else None
+        if wish == "eager":
+            return None
+        shares = CapturedShares(self, session.plan, carrier, share, wish)
+
+        def steps(
+            state: TrainState,
+            data: DeviceData,
+            order: Array,
+            table: NDArray[np.float64],
+            first: int,
+            totals: NDArray[np.float64],
+        ) -> StepReport | None:
+            report = shares.run(state, data, order, table, first, totals, session.meanwhile)
+            session.shared_way = shares.way
+            return report
+
+        return steps
+
     def apply_gradients(self, session: Session, state: TrainState, scalars: StepScalars) -> None:
         if isinstance(session, CupySession) and _compiled(session.plan):
             session.update.run(state, scalars)
@@ -319,17 +365,24 @@ class CupySession(Session):
         self._way: str | None = None
         self._settled = False
         """Whether its way stays as it is."""
-        self._resumed: str | None = None
+        self.resumed: str | None = None
+        """The way of the run that goes on."""
+        self.shared_way: str | None = None
+        """The way that the steps of its run of several ranks have."""
 
     def choices(self) -> dict[str, Any]:
         choices = self._cupy_backend.choices()
-        return {**choices, "way": self._way or self._resumed or choices["way"]}
+        return {**choices, "way": self._way or self.resumed or choices["way"]}
+
+    def shared_choices(self) -> dict[str, Any]:
+        choices = self._cupy_backend.choices()
+        return {**choices, "way": self.shared_way or self.resumed or choices["way"]}
 
     def adopt(self, choices: Mapping[str, Any]) -> None:
         own = self._cupy_backend.choices()
         alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
         if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
-            self._resumed, self._way, self._training = choices["way"], None, None
+            self.resumed, self._way, self._training = choices["way"], None, None
             self._settled = False
 
     @property
@@ -355,7 +408,7 @@ class CupySession(Session):
                 self.fix(found)
 
     def _choose(self, state: TrainState, data: DeviceData) -> None:
-        self._way, self._settled = self._cupy_backend.way_of(self.plan, state, data, self._resumed)
+        self._way, self._settled = self._cupy_backend.way_of(self.plan, state, data, self.resumed)
 
     @cached_property
     def update(self) -> Update:

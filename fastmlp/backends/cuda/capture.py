@@ -25,12 +25,17 @@ class Branch:
         self._stream, self.side = stream, side
 
     @contextlib.contextmanager
-    def beside(self) -> Iterator[None]:
-        """Let what is launched here come after what has been launched so far, and beside what follows."""
+    def beside(self, after: Branch | None = None) -> Iterator[None]:
+        """Let what is launched here come after what has been launched so far, and beside what follows.
+
+        What runs beside in another branch has to be named where that comes first too.
+        """
         if not self._stream.is_capturing():
             yield
             return
         self.side.wait_event(self._stream.record())
+        if after is not None and after.side.is_capturing():
+            self.side.wait_event(after.side.record())
         with self.side:
             yield
 

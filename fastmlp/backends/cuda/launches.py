@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,11 +56,17 @@ class StepLaunches:
     def _launch(self, file: str, name: str, grid: tuple[Any, Any], args: tuple[Any, ...]) -> None:
         self._operations._launch(file, name, self._plan.precision.products, grid, args)
 
-    def _masks(self, layer: int) -> Masks | None:
-        rate = self._plan.spec.dropout[layer] if layer < self._plan.spec.layers else 0.0
-        return Masks(keep_threshold(rate), 1 / (1 - rate), self._key, layer) if rate else None
+    @property
+    def _left(self) -> Array:
+        """Where the backward pass leaves the gradients of a layer, at the places of `gradients`."""
+        return self.memory["grads"]
 
-    def _gather(self, index: int, n: int, views: dict[str, Array]) -> None:
+    def _masks(self, layer: int, first_row: int = 0) -> Masks | None:
+        rate = self._plan.spec.dropout[layer] if layer < self._plan.spec.layers else 0.0
+        return Masks(keep_threshold(rate), 1 / (1 - rate), self._key, layer, first_row) if rate else None
+
+    def _gather(self, index: int, n: int, views: dict[str, Array], first_row: int = 0) -> None:
+        """Gather n rows of a batch, from one of its rows on."""
         real = sources.REALS[self._plan.precision.products.name]
         types = ", ".join((*(sources.CTYPES[a.dtype.name] for a in (self._x, self._y)), real))
         masks = self._masks(0) or Masks(0, 1.0, 0, 0)
@@ -68,14 +75,17 @@ class StepLaunches:
             *(np.int64(self._plan.batch), views["x"], views["y"], views["weights"], np.int64(n)),
             *(np.int64(self._x.shape[1]), np.int64(1 if self._y.ndim == 1 else self._y.shape[1])),
             *(np.uint32(masks.threshold), self._plan.precision.products.type(masks.scale), np.uint64(masks.key)),
+            np.int64(first_row),
         )
         self._launch("gather.cu", f"gather_batch<{types}>", row_grid(n), args)
 
-    def _forward(self, index: int, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
+    def _forward(
+        self, index: int, views: dict[str, Array], layers: list[tuple[Array, Array]], first_row: int = 0
+    ) -> None:
         a = views["x"]
         for layer, (w, b) in enumerate(layers):
             z = views[f"z{layer}"]
-            activation, masks = self._plan.spec.activations[layer], self._masks(layer + 1)
+            activation, masks = self._plan.spec.activations[layer], self._masks(layer + 1, first_row)
             cursor = self.memory["cursor"]
             self._products.forward(a, w, b, z, views.get(f"slope{layer}"), activation, masks, cursor, index)
             a = z
@@ -95,13 +105,25 @@ class StepLaunches:
             np.int64(outputs.shape[1]),
         )
         self._launch("losses.cu", f"loss_rows<{real}, {held}, {warps}>", grid, args)
-        totals = (*rows, weights, *where, memory["report"], memory["frozen"], np.int64(n))
         with self._side.beside():
-            self._launch("losses.cu", "finish_batch<{real}>", ((1,), (256,)), totals)
+            self._finish(index, n, (*rows, weights))
 
-    def _backward(self, views: dict[str, Array], layers: list[tuple[Array, Array]]) -> None:
+    def _finish(self, index: int, n: int, rows: tuple[Array | None, ...]) -> None:
+        """Add up the losses, hits and weights of n rows, and tell whether the step counts."""
+        memory = self.memory
+        where = (memory["table"], memory["cursor"], np.int32(index))
+        args = (*rows, *where, memory["report"], memory["frozen"], np.int64(n))
+        self._launch("losses.cu", "finish_batch<{real}>", ((1,), (256,)), args)
+
+    def _backward(
+        self,
+        views: dict[str, Array],
+        layers: list[tuple[Array, Array]],
+        ready: Callable[[int], object] | None = None,
+    ) -> None:
+        """Leave the gradients; `ready` is told of each layer from the top when its own are queued."""
         spec = self._plan.spec
-        top, grads, beside = spec.layers - 1, self.memory["grads"], False
+        top, grads, beside = spec.layers - 1, self._left, False
         self._output_slope(views)
         for layer in range(top, spec.lowest_trainable - 1, -1):
             dz = views[f"dz{layer}"]
@@ -115,6 +137,8 @@ class StepLaunches:
                 dw, db = grads[place.weights : place.stop], grads[place.biases : place.stop]
                 with self._side.beside() if beside else contextlib.nullcontext():
                     self._products.weight_gradient(below, dz, dw, db, place.stride, place.slabs)
+            if ready is not None:
+                ready(layer)
             if more:
                 slope, activation = views.get(f"slope{layer - 1}"), spec.activations[layer - 1]
                 self._products.input_gradient(dz, layers[layer][0], views[f"dz{layer - 1}"], activation, below, slope)

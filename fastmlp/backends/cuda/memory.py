@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,6 +96,12 @@ def gradients_of(plan: Plan, products: StepProducts) -> list[Gradients | None]:
     return places
 
 
+def flat_gradients(plan: Plan) -> list[Gradients | None]:
+    """Return where the gradients of each layer lie in a buffer of the layout of the parameters."""
+    places = zip(plan.layout.offsets, plan.spec.frozen, strict=True)
+    return [None if still else Gradients(*starts, 0, (1, 1), plan.layout.size) for starts, still in places]
+
+
 def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np.int64]:
     """Return the chunks that an optimizer's blocks take, (count, 6).
 
@@ -174,23 +180,35 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
     return Arena(parts)
 
 
-def check_room(needed: int, plan: Plan, products: StepProducts, x: Array, y: Array, memory: Mapping[str, int]) -> None:
-    """Raise MemoryError, with the figures and what would fit, where a step does not fit on the device."""
+def check_room(needs: Callable[[Plan], int], plan: Plan, x: Array, memory: Mapping[str, int]) -> None:
+    """Raise MemoryError, with the figures and what would fit, where a step does not fit on the device.
+
+    Parameters
+    ----------
+    needs : callable
+        Returns the bytes that steps of a plan take.
+    plan : Plan
+    x : array
+        The inputs, which are there.
+    memory : mapping
+        What `Backend.memory_info` returns.
+    """
+    needed = needs(plan)
     free = memory.get("free", needed) + memory.get("kept", 0)
     if needed > free:
-        cure = _largest_batch(plan, products, len(x), y, free)
+        cure = _largest_batch(needs, plan, free)
         raise MemoryError(
             f"training in batches of {plan.batch} rows needs {needed:,} bytes on the device beside the data "
             f"({x.nbytes:,} bytes) and the parameters; {free:,} are free; {cure}"
         )
 
 
-def _largest_batch(plan: Plan, products: StepProducts, rows: int, y: Array, free: int) -> str:
+def _largest_batch(needs: Callable[[Plan], int], plan: Plan, free: int) -> str:
     """Say what would fit into so many bytes."""
     low, high = 0, plan.batch  # the largest batch that fits is in low..high - 1
     while high - low > 1:
         middle = (low + high) // 2
-        fits = step_arena(replace(plan, batch=middle), products, rows, y).nbytes <= free
+        fits = needs(replace(plan, batch=middle)) <= free
         low, high = (middle, high) if fits else (low, middle)
     return f"the largest batch that fits is {low}" if low else "not even a batch of one row fits: use a smaller network"
 
@@ -227,15 +245,16 @@ def copies_of(plan: Plan, products: StepProducts, data: HostData | DeviceData, a
 
 def steps_bytes(plan: Plan, products: StepProducts, data: HostData) -> int:
     """Return the bytes that training steps on some data take where there is room, a copy of the data included."""
-    arena = _arena_on(plan, products, data)
+    arena = arena_on(plan, products, data)
     return arena.nbytes + copies_of(plan, products, data, arena).nbytes
 
 
-def _arena_on(plan: Plan, products: StepProducts, data: HostData) -> Arena:
-    return step_arena(plan, products, len(data), _held_targets(plan, data))
+def arena_on(plan: Plan, products: StepProducts, data: HostData) -> Arena:
+    """Return what training steps on some data work in."""
+    return step_arena(plan, products, len(data), targets_held(plan, data))
 
 
-def _held_targets(plan: Plan, data: HostData) -> NDArray[Any]:
+def targets_held(plan: Plan, data: HostData) -> NDArray[Any]:
     """Return no rows of what the targets are on the device."""
     return np.empty((0, *data.y.shape[1:]), held_types(plan, data.x, data.y)[1])
 
@@ -253,13 +272,16 @@ def data_bytes(plan: Plan, data: HostData) -> int:
     return total
 
 
-def check_fit(plan: Plan, ways: Sequence[StepProducts], data: HostData, more: int, memory: Mapping[str, int]) -> None:
+def check_fit(
+    plan: Plan, ways: Sequence[Callable[[Plan], int]], data: HostData, more: int, memory: Mapping[str, int]
+) -> None:
     """Raise MemoryError, with the figures and what would fit, where a run in any of some ways does not fit.
 
     Parameters
     ----------
     plan : Plan
-    ways : sequence of StepProducts
+    ways : sequence of callable
+        Each returns the bytes that steps of a plan take in it.
     data : HostData
     more : int
         Bytes of moments and the like that are to be made first.
@@ -268,17 +290,16 @@ def check_fit(plan: Plan, ways: Sequence[StepProducts], data: HostData, more: in
     """
     free, rows = memory["free"] + memory["kept"], len(data)
     resident = data_bytes(plan, data) + 16 * rows
-    arenas = {products: _arena_on(plan, products, data).nbytes for products in ways}
-    products = min(arenas, key=lambda p: arenas[p])
-    needed = more + resident + arenas[products]
+    way = min(ways, key=lambda needs: needs(plan))
+    needed = more + resident + way(plan)
     if needed <= free:
         return
     left = free - more - resident
     if left > 0:
-        cure = _largest_batch(plan, products, rows, _held_targets(plan, data), left)
+        cure = _largest_batch(way, plan, left)
     else:
         cure = f"of the data, about {max(free - more, 0) * rows // (2 * resident):,} rows would"
     raise MemoryError(
-        f"fit needs {needed:,} bytes on the GPU: {resident:,} for {rows:,} rows of data, {arenas[products]:,} for "
+        f"fit needs {needed:,} bytes on the GPU: {resident:,} for {rows:,} rows of data, {way(plan):,} for "
         f"batches of {plan.batch} rows, {more:,} for the optimizer; {free:,} are free; {cure}"
     )

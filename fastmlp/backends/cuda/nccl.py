@@ -14,7 +14,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmlp.errors import BackendUnavailable, ParallelError
 from fastmlp.parallel.group import Carrier, Group
@@ -22,6 +22,10 @@ from fastmlp.parallel.waiting import wait_until
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
+
+T = TypeVar("T")
+CAPTURED_FROM = 20906
+"""The version of NCCL, 2.9.6, from which all of its calls may be captured into CUDA graphs (its user guide)."""
 
 
 class Nccl(Carrier):
@@ -45,10 +49,14 @@ class Nccl(Carrier):
     def __init__(self, group: Group, cupy: Any) -> None:
         super().__init__(group.rank, group.size)
         self._group, self._cuda, self._nccl = group, cupy.cuda, import_nccl()
+        self._graphs: list[dict[Any, Any]] = []
+        self.capturable = self._nccl.get_version() >= CAPTURED_FROM
         self._types = {"float32": self._nccl.NCCL_FLOAT32, "float64": self._nccl.NCCL_FLOAT64}
         with self._errors():
             name = self._nccl.get_unique_id() if self.rank == 0 else None
-        self._communicator = self._joined(group.share(name)[0])
+        self.name = group.share(name)[0]
+        """Which the communicators of all ranks have."""
+        self._communicator: Any = self._joined(self.name)
 
     def _joined(self, name: Any) -> Any:
         """Return the communicator of a name, for which NCCL waits until all ranks are there: in a thread, not here."""
@@ -148,28 +156,65 @@ class Nccl(Carrier):
                 "variable NCCL_DEBUG=INFO makes it say why"
             ) from e
 
+    def share(self, value: T) -> list[T]:
+        return self._group.share(value)
+
+    def captures(self, graphs: dict[Any, Any]) -> None:
+        self._graphs.append(graphs)
+
     def abort(self) -> None:
-        """Let the streams go on that wait for other ranks, with whatever they have."""
-        self._communicator.abort()
+        """Let the streams go on that wait for other ranks, with whatever they have; what follows is refused."""
+        self._ended("abort")
 
     def close(self) -> None:
         """Give back what NCCL holds."""
-        self._communicator.destroy()
+        self._ended("destroy")
+
+    def _ended(self, how: str) -> None:
+        self.forget_graphs()
+        if self._communicator is not None:
+            communicator, self._communicator = self._communicator, None
+            getattr(communicator, how)()
+
+    def forget_graphs(self) -> None:
+        """Let go of all graphs that hold its calls: NCCL ends no communicator before these are gone."""
+        while self._graphs:
+            self._graphs.pop().clear()
+
+    @contextlib.contextmanager
+    def lent(self, group: Group) -> Iterator[None]:
+        """Work for a group meanwhile, and for none afterwards: it may go, and this with it."""
+        self._group = group
+        try:
+            yield
+        finally:
+            self.forget_graphs()
+            del self._group
 
 
 @contextlib.contextmanager
 def carried(group: Group, cupy: Any) -> Iterator[Carrier]:
-    """Lend what carries arrays of CuPy's between the ranks of a group; after an error nothing waits for them."""
+    """Lend what carries arrays of CuPy's between the ranks of a group; after an error nothing waits for them.
+
+    It is made once for a group and a GPU.  To make it takes all ranks, so they agree on whether each has kept its own.
+    """
     if not group.gpu_each:
         yield group.on_gpu(cupy)
         return
-    carrier = Nccl(group, cupy)
-    try:
-        yield carrier
-    except BaseException:
+    kept, device = group.kept.by_name, ("nccl", int(cupy.cuda.Device().id))
+    carrier = kept.pop(device, None)
+    names = group.share(None if carrier is None else carrier.name)
+    if carrier is not None and len(set(names)) > 1:
         carrier.abort()
-        raise
-    carrier.close()
+    if carrier is None or len(set(names)) > 1:
+        carrier = Nccl(group, cupy)
+    with carrier.lent(group):
+        try:
+            yield carrier
+        except BaseException:
+            carrier.abort()
+            raise
+    kept[device] = carrier
 
 
 def own_gpu(group: Group, cupy: Any, current: int) -> int:

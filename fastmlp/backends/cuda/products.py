@@ -71,6 +71,7 @@ class Masks(NamedTuple):
     scale: float
     key: int
     layer: int
+    first_row: int = 0
 
 
 class StepProducts(Protocol):
@@ -185,7 +186,7 @@ class OwnProducts(_Products):
             *(x, w, b, z, slope, np.int64(n), np.int64(i), np.int64(o), is_wide(i, (x,)), is_wide(o, (w,))),
             sources.code_of("activation", activation),
             *(np.uint32(masks.threshold), z.dtype.type(masks.scale), np.uint64(masks.key)),
-            *(cursor, np.int32(index), np.int32(masks.layer)),
+            *(cursor, np.int32(index), np.int32(masks.layer), np.int64(masks.first_row)),
         )
         self._launch("product_forward", z.dtype, (n, o), (self._batch or n, o, i), None, args)
 
@@ -256,7 +257,7 @@ class BlasProducts(_Products):
         if masks is not None:
             name = "bias_activation_dropout"
             args += (np.uint32(masks.threshold), z.dtype.type(masks.scale), np.uint64(masks.key))
-            args += (cursor, np.int32(index), np.int32(masks.layer))
+            args += (cursor, np.int32(index), np.int32(masks.layer), np.int64(masks.first_row))
         self._operations._launch("layers.cu", f"{name}<{{real}}>", z.dtype, tile_grid(n, o), args)
 
     def input_gradient(

@@ -41,13 +41,14 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "activation_gradient<{real}>",
         "column_sums<{real}>",
     ),
-    "losses.cu": ("loss_rows<{real}, {targets}, {warps}>", "totals<{real}>", "finish_batch<{real}>"),
+    "losses.cu": ("loss_rows<{real}, {targets}, {warps}>", "totals<{real}>", "finish_batch<{real}>", "finish_shards"),
     "products.cu": (
         "product_forward<{real}, {tile}>",
         "product_input_gradient<{real}, {tile}>",
         "product_weight_gradient<{real}, {tile}>",
     ),
     "optimizers.cu": (
+        "collect_gradients<{real}>",
         "gradient_norm<{real}>",
         "update_parameters<{real}>",
         "update<{real}>",

@@ -11,7 +11,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,7 @@ class TrainingStep(StepLaunches):
         captured: bool,
     ) -> None:
         self._operations, self._products, self._plan, self._captured = operations, products, plan, captured
+        self._part = self._of_pass(plan)
         self._cupy = operations._cupy
         assert plan.optimizer is not None, "the session was made for prediction"
         self._optimizer = plan.optimizer
@@ -91,13 +92,13 @@ class TrainingStep(StepLaunches):
         self._side, self._ahead = Branch(self._stream, side), Branch(self._stream, ahead)
         self._graphs: dict[tuple[int, int], Any] = {}
         self._listed: dict[int, list[Call]] = {}
-        self.gradients = gradients_of(plan, products)
-        self._chunks_on_host = chunk_table(plan, self.gradients)
+        self.gradients = gradients_of(self._part, products)
+        self._chunks_on_host = self._update_chunks()
         targets = np.empty((0, *data.y.shape[1:]), held_types(plan, data.x, data.y)[1])
-        self._arena = arena = step_arena(plan, products, len(data.x), targets)
+        self._arena = arena = self._arena_for(plan, len(data.x), targets)
         memory = operations.memory_info()
-        check_room(arena.nbytes, plan, products, data.x, targets, memory)
-        copies = copies_of(plan, products, data, arena)
+        check_room(lambda plan: self._arena_for(plan, len(data.x), targets).nbytes, plan, data.x, memory)
+        copies = self._copies_for(data)
         if arena.nbytes + copies.nbytes > memory["free"] + memory["kept"]:
             copies = Arena({})
         self.nbytes = arena.nbytes + copies.nbytes
@@ -105,13 +106,32 @@ class TrainingStep(StepLaunches):
         self.memory = arena.allocate(self._cupy)
         self._copies, self._room = copies.allocate(self._cupy), len(data.x)
         self.read(data)
-        streams = enumerate((self._stream, side)[: products.workspaces(plan)])
+        streams = enumerate((self._stream, side)[: products.workspaces(self._part)])
         self._workspaces = [(stream, self.memory[f"workspace{place}"]) for place, stream in streams]
         self._row_names = [n for n in self.memory if n.rstrip("0123456789") in _ROW_ARRAYS]
         operations.fill(self.memory["chunks"], self._chunks_on_host)
         operations.fill(self.memory["rule"], rule_numbers(self._optimizer, plan.spec.l2))
         if numbers := plan.spec.loss.parameters:
             operations.fill(self.memory["loss_parameters"], np.array(numbers, plan.precision.products))
+
+    # of these, steps of several ranks have others, see `shards.py`
+
+    def _of_pass(self, plan: Plan) -> Plan:
+        """Return the plan of a pass forward and back."""
+        return plan
+
+    def _update_chunks(self) -> NDArray[np.int64]:
+        return chunk_table(self._plan, self.gradients)
+
+    def _arena_for(self, plan: Plan, rows: int, targets: Array) -> Arena:
+        return step_arena(plan, self._products, rows, targets)
+
+    def _copies_for(self, data: DeviceData) -> Arena:
+        return copies_of(self._plan, self._products, data, self._arena)
+
+    def _settle(self) -> None:
+        """Wait for what others have to do with what is queued, no longer than they are waited for."""
+        return
 
     def trains(self, state: TrainState) -> bool:
         """Return whether it trains these very buffers."""
@@ -130,7 +150,7 @@ class TrainingStep(StepLaunches):
 
     def can_read(self, data: DeviceData) -> bool:
         """Return whether it can go on on this data, of the kind that its graphs were captured on."""
-        parts = copies_of(self._plan, self._products, data, self._arena).parts
+        parts = self._copies_for(data).parts
         alike = {name: (shape[1:], dtype) for name, (shape, dtype) in parts.items()}
         own = {name: (array.shape[1:], array.dtype) for name, array in self._copies.items()}
         return bool(parts) and alike == own and len(data.x) <= self._room
@@ -195,6 +215,7 @@ class TrainingStep(StepLaunches):
                 if meanwhile is not None:
                     with caller:
                         meanwhile()
+                self._settle()
                 report = self.memory["report"][:count].get()
         except self._operations.failures as e:
             raise self._failure(e) from e
@@ -264,8 +285,7 @@ class TrainingStep(StepLaunches):
         short = self._rows - (self.steps_per_epoch - 1) * batch  # rows of the last step of an epoch
         whole = count - (1 if first + count == self.steps_per_epoch and short < batch else 0)
         if not self._captured:
-            for index in range(count):
-                self._operations.carry_out(self._calls(batch if index < whole else short), index)
+            self._one_by_one(count, whole, short)
             return
         done = 0
         while done < count:
@@ -273,6 +293,10 @@ class TrainingStep(StepLaunches):
             steps = GRAPH_STEPS if done + GRAPH_STEPS <= whole else 1
             self._graph(steps, rows).launch(self._stream)
             done += steps
+
+    def _one_by_one(self, count: int, whole: int, short: int) -> None:
+        for index in range(count):
+            self._operations.carry_out(self._calls(self._plan.batch if index < whole else short), index)
 
     def _graph(self, steps: int, rows: int) -> Any:
         """Return the graph of so many steps of so many rows, captured when it is first needed."""
@@ -299,12 +323,14 @@ class TrainingStep(StepLaunches):
 
     def _warm_up(self, rows: int) -> None:
         """Run a step that changes nothing, so that every kernel is loaded before a capture; nothing may be then."""
+        self._settle()
         kept = {name: self.memory[name].get() for name in ("cursor", "table", "frozen", "report")}
         self.memory["cursor"][...] = 0
         self.memory["table"][...] = 0  # a batch that weighs nothing
         self.memory["frozen"][...] = 1
         self._enqueue(0, rows)
         self._advance(0)
+        self._settle()
         self._stream.synchronize()
         for name, values in kept.items():
             self._operations.fill(self.memory[name], values)
@@ -328,11 +354,15 @@ class TrainingStep(StepLaunches):
         return found
 
     def _list(self, index: int, rows: int) -> list[Call]:
+        return self._listed_by(lambda step: step._enqueue(index, rows))
+
+    def _listed_by(self, queue: Callable[[Self], object]) -> list[Call]:
+        """Return the launches that a function queues, of which none is carried out."""
         calls: list[Call] = []
         listing = copy(self)
         listing._operations = self._operations.listing(calls)
         listing._products = self._products.through(listing._operations)
-        listing._enqueue(index, rows)
+        queue(listing)
         return calls
 
     def _enqueue(self, index: int, n: int) -> None:

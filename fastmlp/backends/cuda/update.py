@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastmlp.backends.cuda.launches import StepLaunches
-from fastmlp.backends.cuda.memory import Arena, Gradients, chunk_table, update_parts
+from fastmlp.backends.cuda.memory import Arena, chunk_table, flat_gradients, update_parts
 from fastmlp.backends.cuda.operations import rule_numbers
 from fastmlp.formulas.optimizers import StepScalars
 
@@ -33,11 +33,7 @@ class Update(StepLaunches):
     def __init__(self, operations: CupyOperations, plan: Plan, grads: Array) -> None:
         assert plan.optimizer is not None, "the session was made for prediction"
         self._operations, self._plan, self._optimizer = operations, plan, plan.optimizer
-        frozen, offsets = plan.spec.frozen, plan.layout.offsets
-        self.gradients = [
-            None if still else Gradients(*places, 0, (1, 1), plan.layout.size)
-            for places, still in zip(offsets, frozen, strict=True)
-        ]
+        self.gradients = flat_gradients(plan)
         self._chunks_on_host = chunk_table(plan, self.gradients)
         arena = Arena(update_parts(self._chunks_on_host, 1))
         self.memory = arena.allocate(operations._cupy) | {"grads": grads}
