@@ -250,8 +250,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
-            self._label_binarizer = LabelBinarizer().fit(y)
-            self.classes_ = self._label_binarizer.classes_
+            # what a binarizer finds in labels of their own it finds by looking at all of them twice more
+            self._label_binarizer: Any = LabelBinarizer().fit(y) if y.ndim == 2 else None
+            self.classes_ = np.unique(y) if self._label_binarizer is None else self._label_binarizer.classes_
             return X, y
         classes = unique_labels(y)
         if self.warm_start and not incremental and set(classes) != set(self.classes_):
@@ -268,7 +269,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     @property
     def _several(self) -> bool:
         """Whether a row has several labels."""
-        return bool(self._label_binarizer.y_type_.startswith("multilabel"))
+        return self._label_binarizer is not None and bool(self._label_binarizer.y_type_.startswith("multilabel"))
 
     def _targets(self, y: Any) -> NDArray[Any]:
         if self._several:

@@ -195,7 +195,8 @@ def epoch_order(key: int, step: int, rows: int) -> NDArray[np.intp]:
     """
     words = np.empty((1, rows), np.uint32)
     draws(key, Purpose.EPOCH_ORDER, words, step=step)
-    return _order_of(words)[0]
+    order: NDArray[np.intp] = _order_of(words)[0]
+    return order
 
 
 def _order_of(words: NDArray[np.uint32]) -> NDArray[np.intp]:
