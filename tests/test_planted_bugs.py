@@ -23,6 +23,7 @@ PRODUCTS = ("tests/test_products.py", "-k", "edges")
 MASKS = ("tests/test_products.py", "-k", "avx512")
 FORMS = ("tests/test_products.py", "-k", "train_as_on_numpy")
 PARTS = ("tests/test_crew.py", "-k", "may_change")
+FEW = ("tests/test_products.py", "-k", "few_outputs")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
 
 # file, what stands there, what is planted
@@ -65,6 +66,9 @@ BUGS = {
     "products: a long row": ("kernels/cpu/products.py", "*(one, zero, False, out, out_at + c, columns),", "*(one, zero, False, out, out_at, columns),"),
     "parts: of another thread": ("kernels/cpu/train.py", "_update_slice(net, rule, buffers, batch, memory, p, parts,", "_update_slice(net, rule, buffers, batch, memory, t, parts,"),
     "products: a second block of rows": ("kernels/cpu/products.py", "index, index_at + r, ahead", "index, index_at, ahead"),
+    "products: few outputs, a second block": ("kernels/cpu/products.py", "min(DEPTH, k - start), start > 0, at + c", "min(DEPTH, k - start), False, at + c"),
+    "products: few outputs, more than four": ("kernels/cpu/products.py", "min(FEW_OUTPUTS, columns - q), q * rows + c", "min(FEW_OUTPUTS, columns - q), c"),
+    "products: few outputs, what was there": ("kernels/cpu/products.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),
     "tiles: tall ones": ("kernels/cpu/tiles.py", "at += VECTORS * step", "at += step"),
     "tiles: what is written as it is": ("kernels/cpu/tiles.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
 }  # fmt: skip
@@ -88,6 +92,9 @@ COMPILED = {
     "packing: rows of the next panel": BLOCKS,
     "products: sums that go on": BLOCKS,
     "products: more panels than are kept": BLOCKS,
+    "products: few outputs, a second block": FEW,
+    "products: few outputs, more than four": FEW,
+    "products: few outputs, what was there": FEW,
     "tiles: tall ones": PRODUCTS,
     "tiles: what is written as it is": FORMS,
 }
@@ -117,7 +124,7 @@ def run_on_a_copy(folder, bug):
     return done.returncode != 0
 
 
-ONLY_WITH_MASKS = ("tiles: what is written as it is",)
+ONLY_WITH_MASKS = ("tiles: what is written as it is", *(bug for bug in BUGS if "few outputs" in bug))
 NOT_WITH_MASKS = ("tiles: last vector", "tiles: beta forgotten")
 """What stands there is compiled for AVX-512 alone, or not for it."""
 

@@ -182,6 +182,29 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
         assert (direct == packed).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [products.MANY_SUMMED - 1, products.MANY_SUMMED, products.DEPTH + 1])
+def test_gradients_of_few_outputs(rows, dtype):
+    """Of as many as a vector holds, one more and fewer; of inputs that fill no vector, and more than six of them."""
+    rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
+    lanes = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize
+    for inputs in (3, lanes, 2 * lanes + 1, products.LONG * lanes + 5):
+        for outputs in (1, 3, 5, lanes, lanes + 1):
+            x, w, d = (rng.normal(size=s).astype(dtype) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
+            dw, db = np.full(w.shape, np.nan, dtype), np.empty(outputs, dtype)
+            backend.dense_backward(x, d, w, dw, db, None)
+            np.testing.assert_allclose(dw, x.T @ d, atol=1e-4 if dtype == "float32" else 1e-12)
+    x, y = rng.normal(size=(2 * rows, 21)).astype(dtype), rng.integers(0, 3, 2 * rows)
+    for optimizer in (fastmlp.SGD(0.1, weight_decay=0.1), fastmlp.SGD(0.5, weight_decay=2.0), fastmlp.SGD(0.1, 0.9)):
+        weights = []
+        for name in ("numba", "numpy"):  # rows found by an index; the product and the update in one
+            model = fastmlp.MLP((21, 3), backend=name, dtype=dtype, seed=0)
+            model.fit(x, y, epochs=2, batch_size=rows, optimizer=optimizer, verbose=0)
+            weights.append(model.get_weights())
+        for found, wanted in zip(*weights, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-5 if dtype == "float32" else 1e-12)
+
+
 @pytest.mark.parametrize("form", ["direct", "packed"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_product_writes_beyond_its_scratch(form, dtype):
@@ -194,7 +217,15 @@ def test_no_product_writes_beyond_its_scratch(form, dtype):
     get_backend("numba")  # binds the BLAS
     rng, code = np.random.default_rng(0), FORMS.index(form)
     width = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize * products.tiles.VECTORS
-    for n, i, o in ((5, 10, 3000), (200, 7, 2500), (3, 1000, 7), (500, 300, 60), (1, 3, 2), (2, 200, 2400)):
+    for n, i, o in (
+        (5, 10, 3000),
+        (200, 7, 2500),
+        (3, 1000, 7),
+        (500, 300, 60),
+        (1, 3, 2),
+        (2, 200, 2400),
+        (200, 999, 7),
+    ):
         x, w, d = (rng.normal(size=s).astype(dtype) for s in ((n, i), (i, o), (n, o)))
         size = products.scratch_size(code, width, n, i, o)
         for which, wanted in enumerate((x @ w, d @ w.T, x.T @ d)):

@@ -200,17 +200,18 @@ class _Vectors:
                 builder.call(store, [new, place, alignment, mask])
 
 
-ROWS_OF_A, COLUMNS_OF_A, COPY_OF_A = range(3)
+ROWS_OF_A, COLUMNS_OF_A, COPY_OF_A, ROWS_OF_B = range(4)
 """How a tile finds the numbers of A for its rows: each row by an index; all of them in a row of A that is found by an
-index, for a product with the transpose; or those of each k after the other in a copy, see `packing`."""
+index, for a product with the transpose; or those of each k after the other in a copy, see `packing`.  With the last,
+they are in rows of A that follow each other, and it is B's rows that are found by the index."""
 
 
 @functools.cache
 def tile(rows: int, width: int, lanes: int, source: int):
     """Return the intrinsic that computes a tile of a product: `rows` rows of `width` vectors of `lanes` numbers.
 
-    ``out = beta out + alpha A B`` with A (count, k), B (k, valid).  With `ROWS_OF_A`, rows beyond `count` repeat the
-    last one; else each k must have `rows` numbers that may be read.  Rows beyond `count` are not stored.
+    ``out = beta out + alpha A B`` with A (count, k), B (k, valid).  With `ROWS_OF_A` and `ROWS_OF_B`, rows beyond
+    `count` repeat the last one; else each k must have `rows` numbers that may be read.  None of them is stored.
     With `onward`, sums begin with what is in out instead of 0: where alpha is 1 and beta 0, a product that is computed
     in blocks along k so has the bits of one that is not.
     Where `ahead` is not negative, the tile that starts there in the index is fetched into the caches meanwhile.
@@ -293,15 +294,19 @@ def tile(rows: int, width: int, lanes: int, source: int):
                 phi.add_incoming(value, head)
 
             builder.position_at_end(body)
-            b_vectors = [side.load(b_row, j) for j in range(width)]
+            row_of_b = b_row
+            if source == ROWS_OF_B:
+                row_of_b = builder.gep(b_start, [builder.mul(builder.load(builder.gep(indices, [i])), ldb)])
+            b_vectors = [side.load(row_of_b, j) for j in range(width)]
             if by_columns:  # and what the tiles that come next read of this row
                 a_row, step = row_of_a(i), LINE_BYTES * 8 // real.bitwidth
                 for far in range(max(rows, step), max(rows, step) + rows, step):
                     vectors.prefetch(builder, builder.gep(a_row, [integer(far)]))
             elif not by_rows:
-                a_row = builder.gep(a_start, [builder.mul(i, integer(rows))])
+                a_row = builder.gep(a_start, [builder.mul(i, lda if source == ROWS_OF_B else integer(rows))])
             for r in range(rows):
-                place = builder.gep(starts[r], [i]) if by_rows else builder.gep(a_row, [integer(r)])
+                in_row = own[r] if source == ROWS_OF_B else integer(r)
+                place = builder.gep(starts[r], [i]) if by_rows else builder.gep(a_row, [in_row])
                 element = side.splat(builder.load(place))
                 for j in range(width):
                     total = sums[r * width + j]
