@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmlp.doctor.findings import Findings, Trouble
 from fastmlp.doctor.fresh import FreshProcessError, TooLongError, end_all, in_fresh_process
-from fastmlp.doctor.looks import LOOKS, cupy_packages, products
+from fastmlp.doctor.looks import LOOKS, cupy_packages, products, ways
 from fastmlp.doctor.versions import PIP, REQUIRED, look_at_versions, pinned
 
 SECONDS = 60
@@ -86,7 +86,10 @@ def in_short() -> dict[str, list[tuple[str, str]]]:
         "threads": threads,
         "backends": found.facts["backends"],
     }
-    return {**short, **products().facts} if available_backends()["numba"].available else short
+    there = available_backends()
+    for name, decided in (("numba", products), ("cupy", ways)):
+        short |= decided().facts if there[name].available else {}
+    return short
 
 
 def _python() -> Findings:

@@ -15,10 +15,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmlp.doctor.findings import Findings, Trouble
 from fastmlp.doctor.versions import REQUIRED, installed
+
+if TYPE_CHECKING:
+    from fastmlp.backends.decisions import Decisions
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LITTLE_ROOM = 100e6
@@ -228,9 +231,26 @@ def products() -> Findings:
             found.add(title, ("threads", "not measured yet; fastmlp warmup does it"))
         else:
             found.add(title, ("threads", "not measured: there is no folder to keep it in"))
-        for key, decision in decisions(STEPS, dtype).all().items():
-            found.add(title, (key, f"{decision.get('products')} (in {decision.get('parts')} parts)"))
+        _add_decided(found, title, decisions(STEPS, dtype))
     return found
+
+
+def ways() -> Findings:
+    """Tell, for each type, what trials decided of training steps on the GPU that is current."""
+    from fastmlp.backends.choosing import get_backend
+    from fastmlp.backends.cuda.choice import STEPS
+
+    found, backend = Findings(), get_backend("cupy")
+    for dtype in map(_dtype, ("float32", "float64")):
+        _add_decided(found, f"training steps on the GPU, {dtype}", backend.decisions(STEPS, dtype))
+    return found
+
+
+def _add_decided(found: Findings, title: str, made: Decisions) -> None:
+    """Add what trials of training steps decided, by what it holds for."""
+    for key, decision in made.all().items():
+        parts = f" (in {decision['parts']} parts)" if "parts" in decision else ""
+        found.add(title, (key, f"{decision.get('way', decision.get('products'))}{parts}"))
 
 
 def _dtype(name: str) -> Any:
@@ -281,6 +301,8 @@ def _cuda() -> Findings:
     if len(wheels) == 1:
         with contextlib.suppress(Exception):  # of a CuPy that cannot be imported all is said
             _runtime(found)
+    if state.available:
+        found.merge(ways())
     if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
         cause = "NVIDIA_TF32_OVERRIDE=1 makes cuBLAS round float32 to 11 bits"
         found.troubles.append(Trouble(cause, "unset NVIDIA_TF32_OVERRIDE"))

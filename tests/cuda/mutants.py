@@ -3,6 +3,7 @@
     python tests/cuda/mutants.py --sample 200                                all at once: a quarter of an hour
     python tests/cuda/mutants.py --sample 200 --minutes 3                    until time is up; say it again to go on
     python tests/cuda/mutants.py --sample 200 --only kernels/cuda/flat.cu    of one file
+    python tests/cuda/mutants.py --sample 80 --families named                of the kinds that are not mechanical
 
 `mutation.py` applies every kind of change at every place where it fits; of all these mutants a sample is drawn by a
 fixed seed, from each family of kinds and either half of the code in turn, and the tests that look at the changed file
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import mutation
 from mutated import TESTS
-from mutation import ROOT, Mutant, family, mutants, sample
+from mutation import DRAWS, ROOT, Mutant, family, mutants, sample
 
 SURVIVORS = Path(__file__).parent / "survivors.txt"
 
@@ -136,6 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--families", choices=DRAWS, default="all", help="see FAMILIES in mutation.py")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop then, and go on at the next call")
     parser.add_argument("--only", choices=TESTS, metavar="FILE", help="a path from the repository's root")
     parser.add_argument("--afresh", action="store_true", help="forget what was caught before")
@@ -143,7 +145,8 @@ def main() -> int:
     arguments = parser.parse_args()
     kinds = Counter(m.kind for m in mutants())
     print(f"{kinds.total()} mutants of {len(kinds)} kinds: " + ", ".join(f"{n} {k}" for k, n in kinds.most_common()))
-    drawn = [m for m in sample(arguments.sample, arguments.seed) if arguments.only in (None, m.path)]
+    drawn = sample(arguments.sample, arguments.seed, arguments.families)
+    drawn = [m for m in drawn if arguments.only in (None, m.path)]
     drawn.sort(key=lambda m: (m.file.suffix == ".py", m.file, m.start))
     if arguments.list:
         print(*(m.name for m in drawn), sep="\n")
@@ -184,9 +187,11 @@ def try_all(drawn: list[Mutant], minutes: float, afresh: bool) -> int:
         print(f"{time.monotonic() - began:5.0f} s  {number:3} of {len(drawn)}  {fate}  {where}", flush=True)
     for mutant in survivors:
         print(f"\nsurvives: {mutant.name}\n  line {mutant.line}; {known.get(mutant.name, 'NO REASON GIVEN')}")
-    dead = Counter(family(m) for m in drawn if m not in survivors and f"{m.line} {m.name}" in caught)
-    lived = Counter(family(m) for m in survivors)
-    print("\ncaught of tried: " + "; ".join(f"{n} {dead[n]} of {dead[n] + lived[n]}" for n in sorted(dead | lived)))
+    print("\ncaught of tried:")
+    for group in (family, lambda m: m.kind):
+        dead = Counter(group(m) for m in drawn if m not in survivors and f"{m.line} {m.name}" in caught)
+        lived = Counter(map(group, survivors))
+        print("; ".join(f"{n} {dead[n]} of {dead[n] + lived[n]}" for n in sorted(dead | lived)))
     done = len(drawn) - left
     share = (done - len(survivors)) / max(done, 1)
     print(f"\n{done - len(survivors)} of {done} caught, {share:.1%}; {left} left to try")

@@ -59,6 +59,8 @@ FAMILIES = {
 }
 """The kinds that a draw by place alone has too few of: branches that a size decides, what ran before, another session
 that lives, how far numbers may be off, options.  All others are called mechanical."""
+DRAWS = ("all", "mechanical", "named")
+"""What a sample is drawn from: every family, or one side of that line alone."""
 
 _SWAPPED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">"}
 _SMALLER = {"int64": "int32", "uint64": "uint32", "float64": "float32", "int32": "int16", "uint32": "int32"}
@@ -114,10 +116,11 @@ def family(mutant: Mutant) -> str:
     return f"{found}, {'host' if mutant.file.suffix == '.py' else 'kernels'}"
 
 
-def sample(size: int, seed: int) -> list[Mutant]:
+def sample(size: int, seed: int, families: str = "all") -> list[Mutant]:
     """Return as many, from each family of either half in turn, drawn by the hash of what they say.
 
     So an edit elsewhere leaves the draw of all others as it is.  Where a file stands is no part of that: it may move.
+    Of which families, one of `DRAWS` says.
     """
 
     seen: Counter[str] = Counter()
@@ -127,10 +130,12 @@ def sample(size: int, seed: int) -> list[Mutant]:
         seen[change] += 1
         return hashlib.sha256(f"{seed} {seen[change]} {change}".encode()).hexdigest()
 
-    families: dict[str, list[Mutant]] = {}
+    found: dict[str, list[Mutant]] = {}
     for mutant in sorted(mutants(), key=drawn):
-        families.setdefault(family(mutant), []).append(mutant)
-    turns = itertools.zip_longest(*(families[name] for name in sorted(families)))
+        name = family(mutant)
+        if families == "all" or (families == "mechanical") == name.startswith("mechanical"):
+            found.setdefault(name, []).append(mutant)
+    turns = itertools.zip_longest(*(found[name] for name in sorted(found)))
     return [mutant for turn in turns for mutant in turn if mutant is not None][:size]
 
 

@@ -58,6 +58,17 @@ PLANTED = {
         "a[64LL * blockIdx.x + threadIdx.x + 64]",
         "read outside the arrays",
     ),
+    "an index from one shared array into the next": (
+        "  __syncthreads();\n",
+        "  __syncthreads();\n  __shared__ float more[64];\n  more[threadIdx.x] = held[threadIdx.x + 1];\n",
+        r"an index beyond the end of its array \(line \d+, block \d,0,0 thread 63",
+    ),
+    "one more than a thread's own array has": (
+        "  __syncthreads();\n",
+        "  __syncthreads();\n  float own[4];\n  for (int i = 0; i <= int(a[0]) + 4; ++i) own[i] = a[i];\n"
+        "  if (threadIdx.x == 0) held[0] = own[3];\n  __syncthreads();\n",
+        "an index beyond the end of its array",
+    ),
     "all blocks write one place": (
         "a[64LL * blockIdx.x + threadIdx.x] = held",
         "a[threadIdx.x] = held",
@@ -105,7 +116,7 @@ def test_planted_mistakes_are_named(what, seed):
 
 
 def test_shared_memory_that_is_too_small_is_noticed():
-    with pytest.raises(EmulatorError, match="outside the arrays"):
+    with pytest.raises(EmulatorError, match="beyond the end of its array"):
         launch(REVERSE.replace("held[64]", "held[60]"), np.zeros(128, np.float32))
 
 

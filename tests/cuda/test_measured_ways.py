@@ -13,13 +13,14 @@ from gpu_arrays import make, model_on, rows, train
 from scenarios import Scenario
 
 import fastmlp
-from fastmlp.backends import contest, decisions
+from fastmlp.backends import contest, decisions, registry
 from fastmlp.backends.cuda import choice as cupy_choice
-from fastmlp.backends.cuda import kept
+from fastmlp.backends.cuda import kept, probe
 from fastmlp.backends.cuda import step as cupy_step
 from fastmlp.backends.cuda import trial as cupy_trial
 from fastmlp.backends.cuda.step import GRAPH_STEPS
 from fastmlp.backends.decisions import steps_key
+from fastmlp.doctor import checkup, looks
 from fastmlp.formulas.optimizers import SGD, Adam
 
 pytestmark = [needs_emulator, pytest.mark.cuda_host, pytest.mark.usefixtures("cupy_is_its_double")]
@@ -176,6 +177,19 @@ def test_another_model_has_found_it_meanwhile(ways_are_tried, samples, monkeypat
     made.keep(steps_key(session.plan), {"way": "eager"})
     train(model, *rows())
     assert way_of(model) == "eager" and not samples
+
+
+def test_what_was_decided_on_a_gpu_is_told_by_info_and_by_the_doctor(ways_are_tried, time, monkeypatch):
+    train(model_on(make("auto")), *rows())
+    time(**FAST)
+    train(model_on(make("auto")), *rows(), batch_size=5)
+    monkeypatch.setattr(probe, "cuda_availability", lambda: registry.Availability(True, "the double"))
+    monkeypatch.setattr(probe, "cupy_wheels", lambda: ["cupy-cuda12x", "cupy-cuda13x"])
+    for facts in (checkup.in_short(), looks.LOOKS["cuda"]().facts):
+        told = facts["training steps on the GPU, float32"]
+        assert sorted((key.split(", ")[1], way) for key, way in told) == [("batch 4", "captured"), ("batch 5", "eager")]
+        assert all(key.startswith("6-7-3, ") for key, _ in told)
+        assert "training steps on the GPU, float64" not in facts  # nothing was tried
 
 
 def test_what_is_kept_holds_for_one_gpu_its_driver_and_one_text_of_the_kernels(ways_are_tried, monkeypatch):

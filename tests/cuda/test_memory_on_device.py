@@ -16,7 +16,8 @@ from scenarios import Scenario
 import fastmlp
 from fastmlp import SGD, Adam
 from fastmlp.backends.cuda import backend as cupy_backend
-from fastmlp.backends.cuda.memory import Arena, Gradients, gradients_of, step_arena
+from fastmlp.backends.cuda import memory as cuda_memory
+from fastmlp.backends.cuda.memory import Arena, Gradients, chunk_table, gradients_of, step_arena
 from fastmlp.backends.cuda.products import BlasProducts, OwnProducts
 from fastmlp.network.plan import Plan, Precision
 
@@ -170,6 +171,21 @@ def _plan(model):
     return Plan(model.spec, 8, Precision.of(model.dtype), True, Adam().without_schedule())
 
 
+def test_what_fits_one_way_alone_is_not_refused():
+    backend, (x, y) = make("auto"), rows()
+    model = model_on(backend)
+    plan, data = _plan(model), model._learner.data(x, y)
+    arenas = [step_arena(plan, p, len(x), np.empty((0,), np.int64)).nbytes for p in backend._ways_of(plan)]
+    less, most = sorted(arenas)
+    assert less < most
+    besides = x.nbytes + y.nbytes + 16 * len(x)
+    limit(backend, besides + less)
+    backend.check_memory(plan, data, 0)
+    limit(backend, besides + less - 1)
+    with pytest.raises(MemoryError, match=rf"^fit needs {besides + less:,} bytes"):
+        backend.check_memory(plan, data, 0)
+
+
 @pytest.mark.whole_ladder
 def test_steps_that_fit_one_way_alone_run_that_way(monkeypatch):
     monkeypatch.setattr(cupy_backend.CupyBackend, "multiprocessors", 132)
@@ -299,6 +315,22 @@ def test_no_slab_of_gradients_lies_on_another(slabs, sizes):
     assert taken.max() == 1
     assert not taken[:192].any()
     assert place.stop % 64 == 0
+
+
+@pytest.mark.parametrize("products", [BlasProducts, OwnProducts])
+def test_chunks_of_more_parameters_than_32_bits_count_are_where_they_lie(products, monkeypatch):
+    """Of a network that is nowhere made."""
+    monkeypatch.setattr(cuda_memory, "_LARGE_CHUNK", 1 << 29)
+    plan = Scenario("", (1 << 16, 1 << 15, 3), {"activation": "relu"}, SGD(), batch=1).plan("float32")
+    places = gradients_of(plan, products(make(), 4))
+    starts = [(place.weights, place.biases) for place in places]
+    expected = [(at, at + (1 << 29), 1, starts[0][0]) for at in range(0, 1 << 31, 1 << 29)]
+    layers = plan.layout.offsets
+    expected += [(layers[1][0], layers[1][0] + 3 * (1 << 15), 1, starts[1][0] - layers[1][0])]
+    expected += [(layers[0][1], layers[0][1] + (1 << 15), 0, starts[0][1] - layers[0][1])]
+    expected += [(layers[1][1], layers[1][1] + 3, 0, starts[1][1] - layers[1][1])]
+    assert layers[1][1] > np.iinfo(np.int32).max
+    assert chunk_table(plan, places)[:, [0, 1, 2, 4]].tolist() == [list(row) for row in expected]
 
 
 @pytest.mark.parametrize("products", [BlasProducts, OwnProducts])

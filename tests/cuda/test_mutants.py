@@ -31,6 +31,12 @@ def test_a_sample_has_every_family_of_either_half():
     assert {kind for kinds in FAMILIES.values() for kind in kinds} <= {m.kind for m in mutants.mutants()}
 
 
+def test_a_sample_of_some_families_is_what_a_larger_one_has_of_them():
+    for families, mechanical in (("mechanical", True), ("named", False)):
+        found = sample(12, 0, families)
+        assert found == [m for m in sample(60, 0) if family(m).startswith("mechanical") == mechanical][:12]
+
+
 def test_every_branch_of_the_list_is_there_and_has_its_tests():
     lines = (Path(__file__).parent / "branches.txt").read_text().splitlines()
     lines = [line for line in lines if line and not line.startswith("#")]

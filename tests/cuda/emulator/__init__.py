@@ -24,9 +24,10 @@ from fastmlp.backends.cuda import sources
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=gnu++17", "-O1", "-fPIC", "-fno-gnu-unique", f"-I{HERE}")
-KERNEL_FLAGS = ("-fsanitize=thread", "-Werror=conversion", "-fno-tree-sra", "-fno-ipa-sra")
-"""Every access is seen; a number that loses bits without a word of it is an error; what is read as 16 bytes stays one
-access, whose alignment can be looked at."""
+KERNEL_FLAGS = ("-fsanitize=thread,bounds", "-Werror=conversion", "-fno-tree-sra", "-fno-ipa-sra")
+"""Every access is seen, and every index of an array whose size the source tells, a thread's own too; a number that
+loses bits without a word of it is an error; what is read as 16 bytes stays one access, whose alignment can be looked
+at."""
 FUSED_FLAGS = ("-mfma", "-ffp-contract=fast", "-fexpensive-optimizations")
 """A product and the sum that it goes into are rounded once, as with NVRTC's default, --fmad=true; g++ looks for such
 pairs among its expensive optimizations."""

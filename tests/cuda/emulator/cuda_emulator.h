@@ -4,7 +4,8 @@
 // A fiber runs until it waits: at a barrier, or in a warp collective.  In what order fibers run is shuffled by a seed, so
 // that code which happens to be right in one order does not stay so.  Every load and store of a kernel is seen by
 // memory_checker.cpp, because kernels are compiled with g++'s thread sanitizer switched on and our functions in place
-// of its library.
+// of its library.  An index of an array whose size the source tells, in shared memory or of a thread's own, is looked at
+// too (g++'s check of bounds): neither a neighbour in shared memory nor another variable can be taken for an element.
 //
 // Code that narrows a number without saying so does not compile either (-Werror=conversion): an index of a large array
 // stays 64 bits wide.
@@ -15,8 +16,7 @@
 // numbers of any kind runs with it, and what it computes in float64 besides is flushed too.
 //
 // Not modelled: half precision, atomics, fences, dynamic shared memory, and the ordering of memory within a warp.
-// fastmlp's kernels use none of these; a kernel that does will not compile here.  Nor is an index noticed that runs from
-// one array in shared memory into another of the same file: it is one region to the checker.
+// fastmlp's kernels use none of these; a kernel that does will not compile here.
 #pragma once
 #include <math.h>
 #include <stddef.h>

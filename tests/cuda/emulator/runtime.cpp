@@ -89,6 +89,15 @@ static void fail(const char* what, int line) {
   stop(text);
 }
 
+// Called by kernels, with the place in the source and the index, where an array of known size has no such element.
+extern "C" void __ubsan_handle_out_of_bounds(const void* where, uintptr_t) {
+  struct Place {
+    const char* file;
+    uint32_t line, column;
+  };
+  fail("an index beyond the end of its array", int(static_cast<const Place*>(where)->line));
+}
+
 static void open_barrier() {
   waiting = 0;
   ++barriers_passed;
