@@ -182,7 +182,7 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("code", "number"), [(ALONE, signal.SIGTERM), (ALONE, signal.SIGINT), (IN_THREADS, signal.SIGINT)]
 )
-def test_who_is_told_to_end_ends_what_it_has_started_first(tmp_path, code, number):
+def test_who_is_told_to_end_ends_what_it_has_started_first(tmp_path, code, number, default_signals):
     file = tmp_path / "numbers"
     (tmp_path / "modules" / "rich.py").write_text(HANGS.replace("FILE", repr(str(file))))
     code = code.replace("FILE", repr(str(file)))
