@@ -15,6 +15,7 @@ from fastmlp.backends.foreign import host_array, refuse_gpu
 from fastmlp.backends.operations import Operations
 from fastmlp.backends.sparse import SparseRows
 from fastmlp.errors import DataError
+from fastmlp.floating import in_units_of
 from fastmlp.formulas.optimizers import SGD, StepScalars
 
 SMALL = Scenario("small", (4, 3, 2), {"activation": "tanh"}, SGD(0.1), rows=8, batch=4)
@@ -243,3 +244,17 @@ def test_a_pickled_model_of_a_backend_that_is_not_here_runs_on_auto_and_says_so_
             assert registry.restored_backend("gone", {}).name == "numpy"
     assert caplog.text.count("backend gone of a pickled model cannot be used here, so it runs on numpy") == 1
     assert repr(registry.restored_backend("numpy", {})) == "NumpyBackend()"
+
+
+# --- how far numbers are apart ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_differences_are_told_in_units_whatever_a_program_has_numpy_do_about_its_own():
+    found = np.array([1.0, np.inf, np.nan, np.inf, 3.0, 1e308, 2.0], np.float64)
+    expected = np.array([1.0, np.inf, np.inf, 2.0, 1.0, -1e308, 2.0], np.float64)
+    too_far = np.finfo(np.float64).max  # what an infinity becomes in a table of figures
+    for whatever in ({}, {"all": "raise"}, {"all": "warn"}):
+        with np.errstate(**whatever):
+            assert in_units_of(0.5, found, expected).tolist() == [0, 0, 0, too_far, 4, too_far, 0]
+            assert in_units_of(0.0, found, expected).tolist() == [0, 0, 0, *3 * [too_far], 0]

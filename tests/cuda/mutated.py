@@ -51,7 +51,7 @@ TESTS = {
         SHARED,
         BRANCHES,
     ),
-    "fastmlp/floating.py": (FIRST_FIT, "tests/test_parity.py"),
+    "fastmlp/floating.py": (FIRST_FIT, "tests/test_shared_parts.py", "tests/test_seterr.py", "tests/test_parity.py"),
     "fastmlp/backends/foreign.py": (*ARRAYS, "tests/test_shared_parts.py"),
     "fastmlp/backends/cuda/products.py": (
         MEASURED,

@@ -80,6 +80,19 @@ def test_expanded_sources_include_nothing(file):
     assert sources.expanded(file) is source
 
 
+@pytest.mark.parametrize("file", files())
+def test_every_line_of_an_expanded_source_has_the_number_that_it_has_in_its_file(file):
+    where, number = "", 0
+    for line in sources.expanded(file).splitlines():
+        if place := re.fullmatch(r'#line (\d+) "(.*)"', line):
+            number, where = int(place[1]), place[2]
+        else:
+            written = sources.read(where).splitlines()[number - 1]
+            assert line == ("" if written == "#pragma once" else written), f"{where}:{number}"
+            number += 1
+    assert (where, number) == (file, len(sources.read(file).splitlines()) + 1)
+
+
 def test_codes_in_the_source_are_those_of_fastmlp():
     assert set(sources.codes("activations.cuh", "Activation")) == {
         name for name in activation_names() if get_activation(name).compiled
