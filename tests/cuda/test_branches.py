@@ -56,11 +56,8 @@ def hold_against_numpy(scenario, way, dtype="float64", backend=None):
 
 @ways
 @pytest.mark.parametrize("large", [10**9, 100], ids=["few parameters", "many parameters"])
-@pytest.mark.parametrize(
-    ("optimizer", "max_norm"),
-    [(Adam(epsilon=0.1, ema=0.9, clip_norm=0.5), 2.0), (Adam(epsilon=0.1, ema=0.9), None), (SGD(0.1), 2.0)],
-    ids=["adam", "adam, averaged as it updates", "sgd"],
-)
+@pytest.mark.parametrize("optimizer", [Adam(epsilon=0.1, ema=0.9, clip_norm=0.5), SGD(0.1)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("max_norm", [2.0, None])
 def test_every_parameter_is_updated_however_many_there_are(way, large, optimizer, max_norm, monkeypatch):
     """Chunks of many parameters are longer than a block has threads, those of few may be too."""
     monkeypatch.setattr(memory, "_LARGE", large)
