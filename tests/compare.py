@@ -51,7 +51,7 @@ def assert_close(actual, expected, *, dtype=None, k=1, scale=None, c=4.0, what="
         return
     with np.errstate(over="ignore"):  # where nothing but equality will do, the tolerance is 0
         excess = np.where(np.isnan(error), np.inf, error) / np.maximum(tolerance, np.finfo(np.float64).tiny)
-    excess[good] = -1
+    excess = np.where(good, -1, excess)
     worst = np.unravel_index(int(np.argmax(excess)), b.shape)
     raise AssertionError(
         f"{what}: {np.count_nonzero(~good)} of {good.size} elements are off; shape {b.shape}, dtype {dtype}; "

@@ -57,12 +57,13 @@ def hold_against_numpy(scenario, way, dtype="float64", backend=None):
 @ways
 @pytest.mark.parametrize("large", [10**9, 100], ids=["few parameters", "many parameters"])
 @pytest.mark.parametrize("optimizer", [Adam(epsilon=0.1, ema=0.9, clip_norm=0.5), SGD(0.1)], ids=["adam", "sgd"])
-def test_every_parameter_is_updated_however_many_there_are(way, large, optimizer, monkeypatch):
+@pytest.mark.parametrize("max_norm", [2.0, None])
+def test_every_parameter_is_updated_however_many_there_are(way, large, optimizer, max_norm, monkeypatch):
     """Chunks of many parameters are longer than a block has threads, those of few may be too."""
     monkeypatch.setattr(memory, "_LARGE", large)
     monkeypatch.setattr(memory, "_CHUNK", 300)
     monkeypatch.setattr(memory, "_LARGE_CHUNK", 1300)
-    scenario = Scenario("", (30, 50, 3), {**TANH, "max_norm": 2.0}, optimizer, rows=9, batch=4, epochs=1)
+    scenario = Scenario("", (30, 50, 3), {**TANH, "max_norm": max_norm}, optimizer, rows=9, batch=4, epochs=1)
     chunks = memory.chunk_table(scenario.plan("float32"), [memory.Gradients(0, 0, 0, (1, 1), 0)] * 2)
     assert max(stop - start for start, stop, *_ in chunks.tolist()) == (1300 if large == 100 else 300)
     hold_against_numpy(scenario, way)

@@ -82,6 +82,19 @@ def test_eager_steps_agree_with_numpy(scenario, dtype):
     assert_close(sums, expected_sums, dtype=dtype, k=k, scale=np.maximum(1, np.abs(expected_sums)), c=16)
 
 
+@pytest.mark.parametrize("start", [2**16 - 3, 2**32 - 3])
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_dropout_goes_on_where_the_number_of_a_step_outgrows_its_bits(way, start, monkeypatch):
+    scenario, made = replace(LONG, epochs=1, rows=13), Scenario.state
+    found = []
+    for first in (start, start + 1):
+        monkeypatch.setattr(Scenario, "state", lambda *a, first=first: replace(made(*a), step=first))
+        own, expected = (train(scenario, b, "float32")[0] for b in (backend(way), fastmlp.get_backend("numpy")))
+        assert_close(own.params.get(), expected.params, k=7 * scenario.steps, scale=1, c=16)
+        found.append(expected.params)
+    assert np.abs(found[0] - found[1]).max() > 1e-3  # other masks would be seen
+
+
 @dtypes
 def test_long_graphs_single_ones_and_a_short_batch_share_an_epoch(dtype):
     own = backend()
