@@ -33,6 +33,33 @@ def square(x):
 def first(x):
     return x[0]
 """
+TWINS = """
+from .compiling import entry, part
+
+
+def times(factor):
+    @part
+    def product(x):
+        s = 0.0
+{}
+        return s
+
+    return product
+
+
+twice, thrice = times(2), times(3)
+
+
+@entry
+def doubled(x):
+    return twice(x) + twice(x)
+
+
+@entry
+def tripled(x):
+    return thrice(x) + thrice(x)
+""".format("\n".join(f"        s += x[{i}] * (factor + s * {i}.25)" for i in range(200)))
+"""Parts of the same name and types, too long to be copied into their callers."""
 SHOW = """
 import kernelcopy.caller as c
 kernels = c.triple, c.half, c.square
@@ -63,6 +90,7 @@ def run(tmp_path):
     (package / "__init__.py").write_text("")
     (package / "compiling.py").write_text(Path(compiling.__file__).read_text())
     (package / "caller.py").write_text(CALLER)
+    (package / "twins.py").write_text(TWINS)
     environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PATH": ""}
 
     def call(code=SHOW):
@@ -138,6 +166,16 @@ def test_what_several_processes_keep_at_once_is_all_found_again(run, tmp_path):
             assert found == (["0"], "")
     assert len(kept(tmp_path)) == len(types)
     assert run(code.format(types)) == ([str(len(types))], "")
+
+
+def test_parts_of_one_name_that_different_processes_compiled_are_not_taken_for_each_other(run):
+    """Numba tells functions of one name apart by a number, which counts what one process has compiled."""
+    call = "import numpy as np, kernelcopy.twins as t\nx = np.zeros(200)\nx[0] = 1\n"
+    of_two, of_three = (f"print(t.{name}(x), t.{name}._cache_hits.total())\n" for name in ("doubled", "tripled"))
+    assert run(call + of_two) == (["4.0", "0"], "")
+    assert run(call + of_three) == (["6.0", "0"], "")
+    assert run(call + of_two + of_three)[0] == ["4.0", "1", "6.0", "1"]
+    assert run(call + of_three + of_two)[0] == ["6.0", "1", "4.0", "1"]
 
 
 def test_versions_of_numba_keep_their_code_beside_each_other(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from llvmlite.binding import Linkage
 from numba import _dynfunc, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.codegen import JITCodeLibrary
@@ -131,6 +132,17 @@ class _EntryLibrary(JITCodeLibrary):
             _here.wait.in_llvm.set()
         super()._optimize_final_module()
         _go_on_unless_given_up()
+        self._keep_parts_to_itself()
+
+    def _keep_parts_to_itself(self) -> None:
+        """Let no other code in the process find the parts in here by their names, nor this code those of others.
+
+        Numba makes a name unique by a number that counts what its process has compiled, and links what has the same
+        name once.  In code that other processes compiled and kept, the same name may be another function.
+        """
+        for function in self._final_module.functions:
+            if function.linkage == Linkage.linkonce_odr and not function.is_declaration:
+                function.linkage = Linkage.internal
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
