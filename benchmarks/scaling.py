@@ -96,7 +96,8 @@ def predicted(workload: Workload, found: Mapping[int, Any], ranks: int, cores: i
     seconds = (parts[name] for name in ("gradients", "call", "add", "update"))
     work = Work(workload.units, *seconds, at_once=bool(parts["at_once"]))
     link = Link(*fit_link(found[2]["links"]))
-    return step(work, Wires(max(ranks, 2), link, link), ranks, crowd=max(1.0, ranks / cores))
+    in_common = bool(found[ranks][workload.name]["in_common"])
+    return step(work, Wires(max(ranks, 2), link, link), ranks, crowd=max(1.0, ranks / cores), in_common=in_common)
 
 
 def check(options: argparse.Namespace) -> str:
@@ -121,14 +122,15 @@ def check(options: argparse.Namespace) -> str:
             lines.append([workload.name, ranks, *figures])
     head = ["workload", "ranks", "predicted, us", "measured, us", "error", "reduction, predicted", "measured"]
     link = Link(*fit_link(found[2]["links"]))
+    means = "have memory in common" if found[2][last.name]["in_common"] else "send each other messages"
     both, one = found[2][last.name]["step"], statistics.median(threaded)
     return "\n\n".join(
         [
             f"Steps with {options.optimizer} on {options.backend}, ranks of one thread on {cores} cores; medians of "
             f"{options.rounds} rounds. Between two ranks: latency {link.latency * 1e6:.1f} us, a further message "
             f"{link.message * 1e6:.1f} us, {link.bandwidth / 1e9:.2f} GB/s. Where there are more ranks than cores the "
-            "model takes them to share these evenly. The reduction is the part of a step that exchanges, gathers and "
-            "the sums between them take; in the measured one these sums are left out.",
+            f"model takes them to share these evenly. Ranks {means}. The reduction is the part of a step that this, "
+            "waiting for each other, and the sums between them take; in the measured one these sums are left out.",
             table(head, lines),
             f"At {last.name} two ranks of one thread take {both * 1e3:.1f} ms a step, one process of two threads "
             f"{one * 1e3:.1f} ms: {one / both:.2f} of its speed (asked: {ASKED} or more).",

@@ -23,6 +23,7 @@ from fastmlp.backends.choosing import get_backend
 from fastmlp.bench.workloads import Workload, rows_of
 from fastmlp.engine.feed import feed_of
 from fastmlp.engine.learner import Learner
+from fastmlp.engine.reductions import InCommon
 from fastmlp.engine.sharded import ShardedSteps
 from fastmlp.formulas.optimizers import StepScalars
 from fastmlp.parallel.group import Alone, Group
@@ -40,7 +41,7 @@ OPERATIONS = 1e9
 
 
 class Metered(Group):
-    """A group that adds up how long it takes to exchange and gather, waiting for each other included."""
+    """A group that adds up how long it takes to exchange, gather and meet, waiting for each other included."""
 
     def __init__(self, group: Group) -> None:
         super().__init__(group.rank, group.size, group.shards)
@@ -48,6 +49,14 @@ class Metered(Group):
 
     def share(self, value: T) -> list[T]:
         return self._group.share(value)
+
+    def common(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]] | None:
+        return self._group.common(shape, dtype)
+
+    def meet(self) -> None:
+        start = time.perf_counter()
+        self._group.meet()
+        self.seconds += time.perf_counter() - start
 
     def broadcast(self, array: NDArray[Any]) -> None:
         self._group.broadcast(array)
@@ -168,7 +177,10 @@ def parts(group: Group, here: Ready, workload: Workload, seconds: float) -> dict
 
 
 def steps(group: Group, here: Ready, seconds: float) -> dict[str, float]:
-    """Return the seconds of a step of all ranks, and of those what went to exchanges and gathers."""
+    """Return the seconds of a step of all ranks, and of those what went to other ranks or to waiting for them.
+
+    And 1 for ranks that have memory in common.
+    """
     metered = Metered(group)
     learner, session, data, order, table = here
     sharded, totals = ShardedSteps(metered, SHARDS, learner.backend, session), np.zeros(3)
@@ -182,7 +194,8 @@ def steps(group: Group, here: Ready, seconds: float) -> dict[str, float]:
 
     both = timed(group, work, seconds, (time.perf_counter, lambda: metered.seconds))
     took, reduction = zip(*group.share(both), strict=True)
-    return {"step": max(took), "reduction": min(reduction)}  # of the rank that waits for none
+    in_common = float(isinstance(sharded.reduction, InCommon))
+    return {"step": max(took), "reduction": min(reduction), "in_common": in_common}  # of the rank that waits for none
 
 
 def links(group: Group, seconds: float) -> dict[str, Any]:

@@ -9,6 +9,9 @@ With N ranks, S shards, and a flat buffer of P numbers, a step is, one after the
 5. a gather of the N parts;
 6. the update of all P numbers.
 
+Ranks of one machine on processors have memory in common: a rank adds up its P / N numbers where they lie, all wait for
+each other, each copies the P sums, and they wait once more, instead of 3 to 5.
+
 A call waits once for the latency of the farthest rank and pays for each message that a rank sends; a gather takes
 log2(N) rounds, as in Thakur, Rabenseifner, Gropp 2005 (recursive doubling).  Near and far messages follow each other.
 With overlap, 3 to 5 are done layer by layer from the top, each as soon as its gradients of the last shard are there and
@@ -178,7 +181,13 @@ def passes(shards: int) -> int:
 
 
 def step(
-    work: Work, wires: Wires, ranks: int, shards: int | None = None, overlap: bool = False, crowd: float = 1.0
+    work: Work,
+    wires: Wires,
+    ranks: int,
+    shards: int | None = None,
+    overlap: bool = False,
+    crowd: float = 1.0,
+    in_common: bool = False,
 ) -> Step:
     """Return how long a step takes.
 
@@ -194,6 +203,8 @@ def step(
         Whether layers are reduced while those below them go on.
     crowd : float
         How many ranks share a processor, each of which takes so many times as long for everything.
+    in_common : bool
+        Whether all ranks have memory in common.
 
     Raises
     ------
@@ -212,6 +223,9 @@ def step(
     whole = sum(numbers for numbers, _ in work.pieces)
 
     def reduced(numbers: int) -> float:
+        if in_common:
+            waiting = 2 * wires.gather(0, ranks)
+            return (sum(counts) - 1) * (work.call + work.add * numbers / whole / ranks) + waiting + work.call + work.add
         part = numbers * work.itemsize / ranks
         adding = operations * (work.call + work.add * numbers / whole / ranks)
         return rounds * wires.exchange(part, ranks) + adding + wires.gather(part, ranks)

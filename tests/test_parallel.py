@@ -16,6 +16,7 @@ from fastmlp.engine.inference import Inference
 from fastmlp.engine.sharded import ShardedSteps
 from fastmlp.parallel import in_threads
 from fastmlp.parallel.group import Alone
+from fastmlp.parallel.threads import Threads
 from fastmlp.parallel.tree import cut
 
 X, Y = blobs(rows=75)
@@ -56,10 +57,18 @@ def assert_same_runs(found, expected):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["in common", "by messages"])
+def sums(request, monkeypatch):
+    """How ranks add up what they bring; those of processes send messages where they have no memory in common."""
+    if request.param == "by messages":
+        monkeypatch.setattr(Threads, "common", lambda self, shape, dtype: None)
+    return request.param
+
+
 @runs
 @pytest.mark.parametrize("where", ["numpy", "numba"])
-def test_any_number_of_ranks_gives_the_same_bits(where, network, options):
-    expected, *_ = in_threads(lambda group: fitted(group, where, network, **options), 1)
+def test_any_number_of_ranks_gives_the_same_bits(where, network, options, sums):
+    expected = fitted(Alone(None), where, network, **options)
     for ranks in (2, 3, 8):
         for found in in_threads(lambda group: fitted(group, where, network, **options), ranks):
             assert_same_runs(found, expected)
@@ -387,13 +396,14 @@ def test_figures_are_those_of_rank_0():
 @pytest.mark.parametrize("where", ["numpy", "numba"])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_estimate_counts_what_gradients_of_shards_are_added_up_in(monkeypatch, where, ranks):
-    steps, compose = {}, ShardedSteps._compose
+    monkeypatch.setattr(Threads, "common", lambda self, shape, dtype: None)  # in common they take less
+    steps, share = {}, ShardedSteps._share_memory
 
     def noted(self):
-        compose(self)
         steps[self._carrier.rank] = self
+        return share(self)
 
-    monkeypatch.setattr(ShardedSteps, "_compose", noted)
+    monkeypatch.setattr(ShardedSteps, "_share_memory", noted)
 
     def told(group):
         model = network(where)
@@ -403,7 +413,7 @@ def test_the_estimate_counts_what_gradients_of_shards_are_added_up_in(monkeypatc
 
     for rank, (told_here, alone) in enumerate(in_threads(told, ranks)):
         step = steps[rank]
-        tree = [step._tree.sums, *step._tree._spare, step._brought, step._totals]
+        tree = [step._tree.sums, *step._tree._spare, step.reduction.brought, step._totals]
         if where == "numpy":
             assert told_here == alone + sum(array.nbytes for array in tree)
         else:

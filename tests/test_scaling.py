@@ -37,12 +37,18 @@ def model(module):
 
 
 class Recording(Group):
-    """A group that notes what its rank exchanges and gathers."""
+    """A group that notes what its rank exchanges and gathers, and where it waits."""
 
-    def __init__(self, group):
+    def __init__(self, group, in_common):
         super().__init__(group.rank, group.size, group.shards)
         self.group, self.calls = group, []
         self.failed = group.failed
+        if in_common:
+            self.common = group.common
+
+    def meet(self):
+        self.calls.append(("gather", np.zeros(self.size)))
+        self.group.meet()
 
     def share(self, value):
         return self.group.share(value)
@@ -59,9 +65,9 @@ class Recording(Group):
         self.group.exchange(rows, counts, bounds, out)
 
 
-def calls_of_a_step(ranks, shards):
+def calls_of_a_step(ranks, shards, in_common):
     def fit(group):
-        recording = Recording(group)
+        recording = Recording(group, in_common)
         data = np.zeros((64, 32), "f4"), np.zeros(64, int)
         fastmlp.MLP(UNITS, backend="numpy", seed=0).fit(
             *data, epochs=1, batch_size=64, optimizer=fastmlp.SGD(0.1), verbose=0, parallel=recording
@@ -93,7 +99,7 @@ def operations_of(work):
     return Counted.operations
 
 
-def replayed(work, wires, ranks, shards):
+def replayed(work, wires, ranks, shards, in_common):
     """Return the seconds of a step of the engine: its calls message by message, its operations on arrays counted."""
 
     def link(one, other):
@@ -130,7 +136,7 @@ def replayed(work, wires, ranks, shards):
         return seconds
 
     seconds = 0.0
-    for name, *given in calls_of_a_step(ranks, shards):
+    for name, *given in calls_of_a_step(ranks, shards, in_common):
         seconds += gather(*given) if name == "gather" else exchange(*given)
 
     def empty(shape):
@@ -142,9 +148,12 @@ def replayed(work, wires, ranks, shards):
         adding = operations_of(lambda tree=tree: tree.add_up(lambda shard: np.ones(5, "f4")))
         computed.append((tree.stop - tree.first) * work.gradients + adding * (work.call + work.add))
     brought = np.ones((sum(trees[0].counts), 5), "f4").view(Counted)
-    summing = operations_of(lambda: trees[0].whole(brought))
-    summing += max(trees[0].counts) + 1  # its own sums are copied to the others', and the whole to its place
-    return max(computed) + seconds + summing * (work.call + work.add / ranks) + work.update
+    summing = operations_of(lambda: trees[0].whole(brought)) * (work.call + work.add / ranks)
+    if in_common:
+        summing += work.call + work.add  # each copies the whole
+    else:  # its own sums are copied to the others', and the whole to its place
+        summing += (max(trees[0].counts) + 1) * (work.call + work.add / ranks)
+    return max(computed) + seconds + summing + work.update
 
 
 NEAR, FAR = (3e-6, 1e-6, 5e9), (8e-6, 2e-6, 1e9)
@@ -154,12 +163,13 @@ NEAR, FAR = (3e-6, 1e-6, 5e9), (8e-6, 2e-6, 1e9)
     ("ranks", "shards", "node"),
     [(1, 8, 8), (2, 8, 8), (3, 8, 8), (4, 8, 2), (8, 8, 4), (8, 16, 2), (5, 5, 8), (4, 6, 1)],
 )
-def test_the_model_takes_as_long_as_the_calls_of_the_engine_replayed(model, ranks, shards, node):
+@pytest.mark.parametrize("in_common", [False, True])
+def test_the_model_takes_as_long_as_the_calls_of_the_engine_replayed(model, ranks, shards, node, in_common):
     work = model.Work(UNITS, 50e-6, 0.3e-6, 7e-6, 20e-6)
     wires = model.Wires(node, model.Link(*NEAR), model.Link(*FAR))
-    found = model.step(work, wires, ranks, shards)
+    found = model.step(work, wires, ranks, shards, in_common=in_common)
     # parts of arrays that ranks do not divide evenly differ by a number
-    assert found.seconds == pytest.approx(replayed(work, wires, ranks, shards), rel=1e-3)
+    assert found.seconds == pytest.approx(replayed(work, wires, ranks, shards, in_common), rel=1e-3)
     assert found.share == pytest.approx(1 - (found.gradients + found.update) / found.seconds)
 
 
@@ -348,7 +358,7 @@ def test_the_parts_of_a_rank_are_measured_on_steps_that_hardly_move_the_weights(
     workload = Workload("small", (6, 8, 3), 16, optimizer="sgd")
     task = {"kind": "ranks", "ranks": 1, "workloads": [workload.to_dict()], "backend": "numpy", "seconds": 0.01}
     found = measure.child(task)["small"]
-    assert set(found) == {"step", "reduction", "gradients", "update", "call", "add", "at_once"}
+    assert set(found) == {"step", "reduction", "gradients", "update", "call", "add", "at_once", "in_common"}
     assert all(value >= 0 for value in found.values())
     assert 0 < found["reduction"] < found["step"] and found["gradients"] < found["step"]
     assert measure.child({**task, "kind": "plain"}) > 0
@@ -363,14 +373,15 @@ def test_the_parts_of_a_rank_are_measured_on_steps_that_hardly_move_the_weights(
 def test_a_prediction_is_made_of_the_parts_of_one_rank_or_of_two_at_once(module):
     scaling, model = module("scaling"), module("scaling_model")
     workload = Workload("small", UNITS, 64)
-    parts = {"gradients": 1e-3, "call": 1e-6, "add": 1e-5, "update": 1e-4, "at_once": 0.0}
+    parts = {"gradients": 1e-3, "call": 1e-6, "add": 1e-5, "update": 1e-4, "at_once": 0.0, "in_common": 0.0}
     slower = {name: 2 * value for name, value in parts.items()}
     sizes = [[size, *[5e-6 + size / 2e9] * 2] for size in (64, 4096)]
-    found = {1: {"small": parts}, 2: {"small": slower, "links": {"sizes": sizes, "message": 1e-6}}}
+    two = {"small": slower, "links": {"sizes": sizes, "message": 1e-6}}
+    found = {1: {"small": parts}, 2: two, 4: {"small": {"in_common": 1.0}}}
     link = model.Link(4e-6, 1e-6, 2e9)
     for ranks, own, crowd in ((1, parts, 1), (2, slower, 1), (4, slower, 2)):
         work = model.Work(UNITS, *list(own.values())[:4])
-        expected = model.step(work, model.Wires(8, link, link), ranks, crowd=crowd)
+        expected = model.step(work, model.Wires(8, link, link), ranks, crowd=crowd, in_common=ranks == 4)
         assert scaling.predicted(workload, found, ranks, 2) == pytest.approx(expected)
 
 

@@ -66,7 +66,7 @@ def opened(backend, session, tree, bounds, threads):
     from fastmlp.backends.cpu.shards import NumbaShards
 
     backend.prepare(session, lambda: None)
-    return NumbaShards(session, backend.forms, tree.share, bounds, threads, tree.sums).add_up
+    return NumbaShards(session, backend.forms, tree.share, bounds, threads, tree).add_up
 
 
 WIDE = Scenario("wide", (37, 70, 11), {"activation": "gelu", "dropout": 0.2}, SGD(), rows=320, batch=320)
@@ -179,7 +179,7 @@ def test_a_shorter_batch_may_have_a_row_more_in_a_shard():
     for ranks in range(1, 9):
         for rank in range(ranks):
             tree = TreeSum(8, ranks, rank, session.grads.size, partial(np.empty, dtype="f4"), np_add)
-            memory = NumbaShards(session, backend.forms, tree.share, whole, 1, tree.sums)._memory
+            memory = NumbaShards(session, backend.forms, tree.share, whole, 1, tree)._memory
             most = max(cut(count, 8)[tree.stop] - cut(count, 8)[tree.first] for count in range(23))
             assert len(memory.counting) >= most and memory.x.size >= most * 5 and memory.z.size >= most * 7
         found, _ = summed(backend, scenario, "f4", 8, ranks=ranks, count=21)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.session import StepReport
+from fastmlp.engine.reductions import ByMessages, InCommon
 from fastmlp.formulas.optimizers import StepScalars
 from fastmlp.parallel.tree import Share, TreeSum, cut
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 class ShardedSteps:
     """What `Backend.train_steps` does, by several ranks; of one shard, to its very bits where that is composed.
 
-    A rank takes the gradients of its shards, and brings the sums of them that the tree has.  Each rank then adds up a
-    slice of the flat buffer over all shards, and the slices are gathered: what a rank sends and gets does not grow with
-    the number of ranks.
+    A rank takes the gradients of its shards, and brings the sums of them that the tree has; `reductions` make the sums
+    over all shards of these.
 
     A backend may take whole steps by itself.  Else, on a device, all of that is queued on one stream, and the host
     waits once a step for ranks and device, for the totals of the batch: they tell whether its loss is finite, without
@@ -45,6 +45,8 @@ class ShardedSteps:
 
     def __init__(self, carrier: Carrier, shards: int, backend: Backend, session: Session) -> None:
         self._carrier, self._backend, self._session, self._shards = carrier, backend, session, shards
+        self.reduction: ByMessages | InCommon | None = None
+        """How sums become those of whole batches, from the first step on that is composed."""
         self._whole = backend.open_shared(session, carrier, Share(shards, carrier.size, carrier.rank))
         if self._whole is None:
             self._compose()
@@ -52,18 +54,22 @@ class ShardedSteps:
     def _compose(self) -> None:
         """Make what steps are composed of; some backends compile it."""
         carrier, backend, session, shards = self._carrier, self._backend, self._session, self._shards
-        rank, size, grads = carrier.rank, carrier.size, session.grads
-
-        def empty(shape: tuple[int, ...]) -> Array:
-            return backend.empty(shape, grads.dtype)
-
-        self._tree = TreeSum(shards, size, rank, grads.size, empty, backend.add)
-        self._bounds = cut(grads.size, size)
-        self._slice = slice(self._bounds[rank], self._bounds[rank + 1])
-        self._brought = empty((sum(self._tree.counts), self._slice.stop - self._slice.start))
+        self._tree = TreeSum(shards, carrier.size, carrier.rank, session.grads.size, self._empty, backend.add)
         self._at_once = backend.open_shards(session, self._tree, cut(session.plan.batch, shards))
         self._totals = backend.zeros((shards, 3), np.dtype(np.float64))
-        self._totals_bounds = [3 * bound for bound in cut(shards, size)]
+        self._totals_bounds = [3 * bound for bound in cut(shards, carrier.size)]
+
+    def _empty(self, shape: tuple[int, ...]) -> Array:
+        return self._backend.empty(shape, self._session.grads.dtype)
+
+    def _share_memory(self) -> ByMessages | InCommon:
+        """Return how sums are reduced; all ranks ask at once."""
+        carrier, tree, grads = self._carrier, self._tree, self._session.grads
+        common = carrier.common(tree.sums.shape, np.dtype(grads.dtype))
+        if common is None:
+            return ByMessages(carrier, tree, grads.size, self._empty)
+        tree.sums = common[carrier.rank]
+        return InCommon(carrier, tree, common)
 
     def train_steps(
         self,
@@ -81,6 +87,8 @@ class ShardedSteps:
                 return report
             self._whole = None
             self._compose()
+        if self.reduction is None:
+            self.reduction = self._share_memory()
         batch = self._session.plan.batch
         for i, row in enumerate(table.tolist()):
             start = (first + i) * batch
@@ -119,9 +127,8 @@ class ShardedSteps:
         sums = np.add.reduce(self._backend.to_numpy(self._totals), axis=0)  # row by row
         if not math.isfinite(sums[0]):
             return False
-        carrier.exchange(self._tree.sums, self._tree.counts, self._bounds, self._brought)
-        grads[self._slice] = self._tree.whole(self._brought)
-        carrier.gather(grads, self._bounds)
+        assert self.reduction is not None, "shared before"
+        self.reduction(grads)
         self._backend.finish_step(session, state, scalars)
         totals += sums
         return True

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from fastmlp.errors import ParallelError
 
 if TYPE_CHECKING:
@@ -70,6 +72,18 @@ class Carrier(ABC):
             Overwritten: this rank's columns, of all rows in the order of the ranks.
         """
 
+    def common(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Array] | None:
+        """Return an array of each rank, of the shape that it asks for, which all read and write; of zeros.
+
+        None, on all ranks, where they have no memory in common.  What one has written the others see after `meet`, or
+        after what else all of them wait for each other in.
+        """
+        return None
+
+    def meet(self) -> None:
+        """Wait until all ranks are here, the hosts alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no memory in common, in which ranks could meet")
+
     def settle(self) -> None:
         """Wait until all that is queued so far is done; what waits for other ranks waits no longer than `timeout`."""
         return
@@ -118,6 +132,9 @@ class Group(Carrier):
     def __init__(self, rank: int, size: int, shards: int | None, timeout: float = TIMEOUT) -> None:
         super().__init__(rank, size)
         self.shards, self.timeout, self.kept = shards, timeout, Kept()
+
+    def meet(self) -> None:
+        self.share(None)
 
     def on_gpu(self, cupy: Any) -> Carrier:
         """Return what carries arrays of CuPy's between ranks that share a GPU, as those of one process may."""

@@ -7,6 +7,9 @@ fail alike (as they do where the loss is not finite, or an argument makes no sen
 
 from __future__ import annotations
 
+import itertools
+import math
+import mmap
 import pickle
 import sys
 import time
@@ -18,6 +21,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from fastmlp.parallel.common import common_memory
 from fastmlp.parallel.group import Group
 from fastmlp.parallel.waiting import NAP, wait_until
 
@@ -84,6 +88,22 @@ class Processes(Group):
             got = [width if row < count else 0 for count in counts]
             places = [width * (first + row) if n else 0 for first, n in zip(firsts, got, strict=False)]
             self._wait(self._comm.Ialltoallv(sending, [out, got, places, kind]))
+
+    def common(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]] | None:
+        if self.size == 1:
+            return [np.zeros(shape, dtype)]
+        shapes = self.share(shape)
+        sizes = [-(-math.prod(s) * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE for s in shapes]
+        memory = common_memory(self, sum(sizes))
+        if memory is None:
+            return None
+        starts = itertools.accumulate(sizes, initial=0)
+        return [
+            np.frombuffer(memory, dtype, math.prod(s), at).reshape(s) for s, at in zip(shapes, starts, strict=False)
+        ]
+
+    def meet(self) -> None:
+        self._wait(self._comm.Ibarrier())
 
     def tell_in_a_line(self, plain: tuple[type[BaseException], ...]) -> None:
         self._plain = plain

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from fastmlp.arguments import check_callable, check_count, check_number
 from fastmlp.errors import ParallelError
 from fastmlp.parallel.group import TIMEOUT, Carrier, Group
@@ -106,6 +108,12 @@ class Threads(Group):
                 place += 1
         self._done()
 
+    def common(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Array] | None:
+        return self.share(np.zeros(shape, dtype))
+
+    def meet(self) -> None:
+        self._meeting.wait(self.rank)
+
     def failed(self, error: BaseException) -> None:
         self._meeting.note(self.rank, error)
 
@@ -118,6 +126,9 @@ class _ThreadsOnGpu(Threads):
         self._current = cupy.cuda.get_current_stream
         # a graph of one thread cannot wait for events of another's
         self.capturable = meeting.size == 1
+
+    def common(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        return None
 
     def _show(self, value: Any) -> list[Any]:
         stream = self._current()

@@ -131,7 +131,8 @@ class Share:
     def nbytes(self, size: int, itemsize: int, buffers: int | None = None) -> int:
         """Return the bytes of what arrays of so many elements are added up in, and of the totals of shards.
 
-        Of its buffers all are counted, or as many as are told.
+        Of its buffers all are counted, or as many as are told; and what ranks send each other, though those that have
+        memory in common send nothing.
         """
         bounds = cut(size, self.ranks)
         brought = sum(self.counts) * (bounds[self.rank + 1] - bounds[self.rank])
@@ -150,7 +151,7 @@ class TreeSum:
         How many sums of the tree each rank brings.
     share : Share
     sums : (counts[rank], size) array
-        Those of this one.
+        Those of this one; they may be given another place while they are not in use.
     program : list of Step
         How it adds them up.
 
@@ -200,7 +201,10 @@ class TreeSum:
                 self._add(buffers[buffer], buffers[source] if what == "add" else gradients(self.first + source))
 
     def whole(self, sums: Sequence[Array] | Array) -> Array:
-        """Return the sum over all shards, made of the sums of all ranks in their order; these are overwritten."""
+        """Return the sum over all shards, made of the sums of all ranks in their order, which are overwritten.
+
+        It is left in the first of them.
+        """
         return self._whole(0, self._shards, sums)
 
     def _whole(self, lo: int, hi: int, sums: Sequence[Array] | Array) -> Array:

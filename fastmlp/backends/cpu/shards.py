@@ -41,7 +41,7 @@ def add_up_shards(session: NumbaSession, forms: Forms, tree: TreeSum, bounds: Se
 
     dtype = session.plan.precision.products
     threads = _threads(session, forms, tree.share, bounds, most)
-    shards = NumbaShards(session, forms, tree.share, bounds, threads, tree.sums)
+    shards = NumbaShards(session, forms, tree.share, bounds, threads, tree)
     if dtype not in _compiled:
         with said_if_it_takes_long(f"compiling the kernels of shards in {dtype}, about ten seconds"):
             compile_aside(shards.call_without_rows(), lambda: None)
@@ -82,12 +82,18 @@ class NumbaShards:
     bounds : sequence of int
         Those of the shards in a whole batch.
     threads : int
-    sums : (count, size) array or None
-        The process's own of the tree; None where nothing is computed.
+    tree : TreeSum or None
+        Whose sums, wherever they are, are overwritten; None where nothing is computed.
     """
 
     def __init__(
-        self, session: NumbaSession, forms: Forms, share: Share, bounds: Sequence[int], threads: int, sums: Any
+        self,
+        session: NumbaSession,
+        forms: Forms,
+        share: Share,
+        bounds: Sequence[int],
+        threads: int,
+        tree: TreeSum | None,
     ) -> None:
         from fastmlp.kernels.cpu import codes, structures
 
@@ -98,7 +104,7 @@ class NumbaShards:
         self._network = session.network._replace(forms=self._forms)
         # tiles sum each row alike, whatever is beside it
         self._joins = not (self._forms[:, [codes.FORWARD, codes.BACKWARD]] == codes.BLAS).any()
-        self._share, self._session, self._threads, self._dtype, self._sums = share, session, threads, dtype, sums
+        self._share, self._session, self._threads, self._dtype, self._tree = share, session, threads, dtype, tree
         # of a shorter batch the same shards may have a row more: its cuts fall elsewhere
         self._batch = max(1, share.most_rows(bounds[-1])[0])
         layers = list(zip(units, units[1:], self._forms.tolist(), strict=False))
@@ -112,8 +118,8 @@ class NumbaShards:
         self._spare = session._allocate(threads, spare * block)
         panels = max(scratch_size(f, self._batch, i, o, dtype) for i, o, form in layers for f in form)
         self._memory = session.memory_for(self._batch, threads, panels, training=True, gradients=block)
-        if sums is not None:
-            sums[...] = 0  # what does not train stays so
+        if tree is not None:
+            tree.sums[...] = 0  # what does not train stays so, there or where zeros are given instead
         self._data: DeviceData | None = None
         self._record: Any = None
 
@@ -166,10 +172,11 @@ class NumbaShards:
     def _call(self, data: Any, params: Any, asked: tuple[Any, ...], tree: Any, threads: int) -> None:
         from fastmlp.kernels.cpu.shards import shard_gradients_thread
 
+        assert self._tree is not None, "what is only counted adds up nothing"
         self._memory.arrivals[0] = 0
         rows, bounds, *rest, sums = asked
         arguments = (
             *(self._network, data, params, self._memory, rows, bounds, self._batch, *rest),
-            *(tree, self._sums.reshape(-1), self._spare, sums),
+            *(tree, self._tree.sums.reshape(-1), self._spare, sums),
         )
         on_threads(threads, lambda t: shard_gradients_thread(t, threads, *arguments))
