@@ -130,7 +130,8 @@ def _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, sc
     kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))
     averages = rule.has_average and net.max_norm == zero
     fused = rule.optimizer == SGD and rule.mean_decay == zero and not there
-    for layer in range(net.lowest, net.units.size - 1):
+    # from the top: the next step begins with what was written last, and may still be in the cache
+    for layer in range(net.units.size - 2, net.lowest - 1, -1):
         if net.frozen[layer]:
             continue
         i_, o = net.units[layer], net.units[layer + 1]
