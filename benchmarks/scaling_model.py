@@ -224,8 +224,8 @@ def step(
 
     def reduced(numbers: int) -> float:
         if in_common:
-            waiting = 2 * wires.gather(0, ranks)
-            return (sum(counts) - 1) * (work.call + work.add * numbers / whole / ranks) + waiting + work.call + work.add
+            add, waiting = work.add * numbers / whole, 2 * wires.gather(0, ranks)
+            return (sum(counts) - 1) * (work.call + add / ranks) + waiting + work.call + add
         part = numbers * work.itemsize / ranks
         adding = operations * (work.call + work.add * numbers / whole / ranks)
         return rounds * wires.exchange(part, ranks) + adding + wires.gather(part, ranks)

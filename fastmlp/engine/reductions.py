@@ -67,5 +67,5 @@ class InCommon:
         """Overwrite a flat buffer with the sums over all shards; all ranks have added up their own, and know it."""
         self._tree.whole(self._slices)
         self._carrier.meet()
-        grads[...] = self._whole
+        grads[...] = self._whole  # a copy, since the update works in its gradients
         self._carrier.meet()  # else a rank that is ahead would overwrite what another still reads

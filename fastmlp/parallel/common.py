@@ -18,7 +18,7 @@ FOLDER = "/dev/shm"
 def common_memory(group: Group, nbytes: int) -> mmap.mmap | None:
     """Return memory that all processes of a group map, each to an address of its own; None where they cannot.
 
-    It has a name until all have opened it alone: then it goes with the last process that holds it, however that ends.
+    It has a name only until all have opened it: then it goes with the last process that holds it, however that ends.
     Called by all ranks, with the same number of bytes, at least one.
 
     Returns

@@ -82,7 +82,7 @@ class Carrier(ABC):
 
     def meet(self) -> None:
         """Wait until all ranks are here, the hosts alone."""
-        raise NotImplementedError(f"{type(self).__name__} has no memory in common, in which ranks could meet")
+        self.share(None)
 
     def settle(self) -> None:
         """Wait until all that is queued so far is done; what waits for other ranks waits no longer than `timeout`."""
@@ -132,9 +132,6 @@ class Group(Carrier):
     def __init__(self, rank: int, size: int, shards: int | None, timeout: float = TIMEOUT) -> None:
         super().__init__(rank, size)
         self.shards, self.timeout, self.kept = shards, timeout, Kept()
-
-    def meet(self) -> None:
-        self.share(None)
 
     def on_gpu(self, cupy: Any) -> Carrier:
         """Return what carries arrays of CuPy's between ranks that share a GPU, as those of one process may."""
