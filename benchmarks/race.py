@@ -100,7 +100,9 @@ def raced(
     try:
         return in_fresh_process(target, arguments, timeout=SECONDS, environment=environment, launcher=launcher)
     except FreshProcessError as e:
-        print(f"{arguments}: {e}", file=sys.stderr)
+        print(
+            f"{arguments}: {e}", *[e.said] * bool(launcher), sep="\n", file=sys.stderr
+        )  # an mpiexec has the last word
         return None
 
 

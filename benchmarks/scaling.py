@@ -66,7 +66,7 @@ def plain(workload: Workload, backend: str, seconds: float, threads: int) -> flo
 
 def _measured(launch: Sequence[str], threads: int, workloads: Sequence[Workload], **task: Any) -> Any:
     given = {"workloads": [w.to_dict() for w in workloads], **task}
-    answer = raced("scaling_measure:answer", pinned_threads(threads), launch, task=given)
+    answer = raced("scaling_measure:child", pinned_threads(threads), launch, task=given)
     if answer is None:
         raise SystemExit("a process has measured nothing, and said why above")
     return answer

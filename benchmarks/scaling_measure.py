@@ -7,7 +7,6 @@ something is timed is settled by rank 0.
 from __future__ import annotations
 
 import operator
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -263,15 +262,3 @@ def child(task: dict[str, Any]) -> Any:
                 if group.size <= 2:
                     found[workload.name] |= parts(group, here, workload, seconds)
     return found if group.rank == 0 else None
-
-
-def answer(task: dict[str, Any]) -> Any:
-    """Return what `child` finds, and end those ranks, of several, that have nothing to tell."""
-    found = child(task)
-    if task["ranks"] > 1:
-        from mpi4py import MPI
-
-        MPI.Finalize()  # a process that is ended by hand does not
-        if found is None:
-            os._exit(0)
-    return found

@@ -38,6 +38,17 @@ def nests(file):
     with open(file, "a") as out:
         print(os.getpid(), file=out, flush=True)
     in_fresh_process("here:starts", {"file": file}, timeout=60.0)
+
+def one_of_several(file, fails=None):
+    import atexit
+    def leave():
+        with open(file, "a") as out:
+            print(rank, file=out, flush=True)
+    rank = int(os.environ["RANK"])
+    atexit.register(leave)
+    if rank == fails:
+        raise ValueError("of rank 1")
+    return {"rank": rank} if rank == 0 else None
 """
 
 
@@ -96,6 +107,32 @@ def test_why_there_is_no_answer_is_in_the_error(how, said, kind, missing):
     if kind:
         assert caught.value.said.startswith("before\nTraceback")
         assert caught.value.__notes__ == [caught.value.said]
+
+
+@pytest.fixture
+def two_at_once(tmp_path):
+    """A launcher of two processes."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text('#!/bin/sh\nRANK=1 "$@" &\nRANK=0 "$@"\nwait\n')
+    launcher.chmod(0o755)
+    return [str(launcher)]
+
+
+def test_of_several_processes_one_answers_and_all_leave_as_python_does(tmp_path, two_at_once):
+    # so that MPI is finalised in each of them: an mpiexec kills the others where it was not
+    file = tmp_path / "left"
+    given = {"file": str(file)}
+    assert in_fresh_process("here:one_of_several", given, timeout=60.0, launcher=two_at_once) == {"rank": 0}
+    assert sorted(file.read_text().split()) == ["0", "1"]
+
+
+def test_of_several_processes_one_that_fails_is_told_and_waits_for_none(tmp_path, two_at_once):
+    file = tmp_path / "left"
+    given = {"file": str(file), "fails": 1}
+    Path(two_at_once[0]).write_text('#!/bin/sh\nRANK=0 "$@"\nRANK=1 "$@"\n')  # whose answer is the last
+    with pytest.raises(FreshProcessError, match="ValueError: of rank 1"):
+        in_fresh_process("here:one_of_several", given, timeout=60.0, launcher=two_at_once)
+    assert file.read_text().split() == ["0"]
 
 
 def test_an_answer_that_is_not_plain_and_a_function_that_is_not_there_are_told():

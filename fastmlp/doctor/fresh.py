@@ -78,7 +78,8 @@ def in_fresh_process(
     log : Path, optional
         A file for all that it writes to stdout and stderr, while it does; a temporary one where there is none.
     launcher : sequence of str, optional
-        What starts it, such as ``("mpiexec", "-n", "2")``; of several processes one must answer, and the others end.
+        What starts it, such as ``("mpiexec", "-n", "2")``; of several processes one must answer, and the function
+        returns None in the others.
 
     Raises
     ------
@@ -91,7 +92,8 @@ def in_fresh_process(
     given = {name: value for name, value in variables.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="fastmlp-", ignore_cleanup_errors=True) as folder:
         answer, said = Path(folder, "answer"), log or Path(folder, "said")
-        words = [target, json.dumps(dict(arguments)) if arguments else "", str(answer), *sys.path]
+        several = "several" if launcher else ""
+        words = [target, json.dumps(dict(arguments)) if arguments else "", str(answer), several, *sys.path]
         with open(said, "wb") as stream, _told_to_end():
             # a session of its own, so that what it has started can be ended with it
             child = subprocess.Popen(
