@@ -11,6 +11,7 @@ import numpy as np
 from fastmlp.arguments import check_callable, check_count, check_number
 from fastmlp.errors import ParallelError
 from fastmlp.parallel.group import TIMEOUT, Carrier, Group
+from fastmlp.streams import reached
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -123,7 +124,7 @@ class _ThreadsOnGpu(Threads):
 
     def __init__(self, rank: int, shards: int | None, meeting: _Meeting, cupy: Any) -> None:
         super().__init__(rank, shards, meeting)
-        self._current = cupy.cuda.get_current_stream
+        self._cupy = cupy
         # a graph of one thread cannot wait for events of another's
         self.capturable = meeting.size == 1
 
@@ -131,8 +132,8 @@ class _ThreadsOnGpu(Threads):
         return None
 
     def _show(self, value: Any) -> list[Any]:
-        stream = self._current()
-        shown = super()._show((value, stream.record()))
+        stream = self._cupy.cuda.get_current_stream()
+        shown = super()._show((value, reached(self._cupy, stream)))
         for _, event in shown:
             stream.wait_event(event)
         return [theirs for theirs, _ in shown]
@@ -140,8 +141,8 @@ class _ThreadsOnGpu(Threads):
     def _done(self) -> None:
         """Let nobody overwrite what others are still about to read."""
         super()._done()
-        stream = self._current()
-        for event in super()._show(stream.record()):
+        stream = self._cupy.cuda.get_current_stream()
+        for event in super()._show(reached(self._cupy, stream)):
             stream.wait_event(event)
         super()._done()
 

@@ -60,3 +60,16 @@ def ways_are_tried(monkeypatch, tmp_path):
     for name, value in {"SAMPLE_SECONDS": 0.0, "MOST_SECONDS": 60.0, "SHARE": 1e9}.items():
         monkeypatch.setattr(contest, name, value)
     return tmp_path / "kernels"
+
+
+@pytest.fixture
+def timed_events(monkeypatch):
+    """Whether each event that is made from now on keeps the time, which makes the device write it down."""
+    timed, init = [], cp.cuda.Event.__init__
+
+    def noted(self, *args, **options):
+        init(self, *args, **options)
+        timed.append(self._timed)
+
+    monkeypatch.setattr(cp.cuda.Event, "__init__", noted)
+    return timed

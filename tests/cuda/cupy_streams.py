@@ -369,7 +369,7 @@ class Graph:
             streams, events = [stream, *(Stream(non_blocking=True) for _ in self._forks)], {}
             for branch, what, item in self._parts:
                 if what == "record":
-                    events[item] = streams[branch].record()
+                    events[item] = streams[branch].record(Event(disable_timing=True))
                 elif what == "wait":
                     streams[branch].wait_event(events[item])
                 elif what == "call":  # of a library, which makes it anew on the stream that it is given

@@ -6,6 +6,7 @@ LINT, PRODUCTS, KERNELS, COSTS = (f"tests/cuda/test_{name}.py" for name in ("lin
 FIRST_FIT, WAITS = (f"tests/cuda/test_{name}.py" for name in ("first_fit", "waits"))
 ARRAYS = tuple(f"tests/cuda/test_arrays{name}.py" for name in ("", "_and_streams", "_refused"))
 UPLOADS, WAYS, LIBRARIES = (f"tests/cuda/test_{n}.py" for n in ("uploads", "measured_ways", "libraries_that_fail"))
+COMPILE = "tests/cuda/test_compile.py"
 LATE = "tests/cuda/test_late_work.py"
 CAPTURES = "tests/cuda/test_double_captures.py"
 IN_GRAPHS = "tests/cuda/test_captured_products.py"
@@ -31,7 +32,7 @@ TESTS = {
     "kernels/cuda/philox.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "kernels/cuda/activations.cuh": (LINT, OPERATIONS[0], PRODUCTS, STEP),
     "kernels/cuda/step.cuh": (LINT, STEP, SHARED),
-    "kernels/cuda/common.cuh": (LINT, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
+    "kernels/cuda/common.cuh": (LINT, COMPILE, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
     "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
     "fastmlp/backends/cuda/capture.py": (UPLOADS, CAPTURES, STEP, LATE),
     "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
@@ -51,6 +52,7 @@ TESTS = {
         SHARED,
         BRANCHES,
     ),
+    "fastmlp/streams.py": (UPLOADS, RANKS[2]),
     "fastmlp/floating.py": (FIRST_FIT, "tests/test_shared_parts.py", "tests/test_seterr.py", "tests/test_parity.py"),
     "fastmlp/backends/foreign.py": (*ARRAYS, "tests/test_shared_parts.py"),
     "fastmlp/backends/cuda/products.py": (
@@ -66,7 +68,7 @@ TESTS = {
     ),
     "fastmlp/backends/cuda/blas.py": (IN_GRAPHS, OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
     "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, ARRAYS[1], *OPERATIONS, STEP, SHARED, BRANCHES),
-    "fastmlp/backends/cuda/sources.py": ("tests/cuda/test_compile.py", STEP, OPERATIONS[0], SHARED, BRANCHES),
+    "fastmlp/backends/cuda/sources.py": (COMPILE, STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/nccl.py": RANKS,
     "fastmlp/backends/cuda/shards.py": RANKS,
     "fastmlp/backends/cuda/update.py": (*RANKS, SHARED),

@@ -78,6 +78,15 @@ def cupy_options():
     return tuple(option for option in seen if not option.startswith("-arch"))
 
 
+def instructions_of(architecture, source, names, file="kernels.cu"):
+    """Return the instructions of kernels, one text for all, as NVRTC hands them to its assembler (PTX)."""
+    from cupy.cuda import compiler
+
+    program = compiler._NVRTCProgram(source, file, (), (), name_expressions=list(names), method="ptx")
+    code, _ = program.compile((*cupy_options(), f"-arch=compute_{architecture}"), io.StringIO())
+    return code.decode()
+
+
 def compile_for(architecture, source, names, file="kernels.cu"):
     """Compile kernels; return the `Usage` of each by name.
 

@@ -4,7 +4,7 @@ import re
 from importlib import resources
 
 import pytest
-from nvrtc import ARCHITECTURES, SHARED_MEMORY, compile_for, cupy_options, needs_nvrtc
+from nvrtc import ARCHITECTURES, SHARED_MEMORY, compile_for, cupy_options, instructions_of, needs_nvrtc
 
 from fastmlp.backends.cuda import sources
 from fastmlp.formulas.activations import activation_names, get_activation
@@ -49,6 +49,19 @@ def test_kernels_compile_without_spilling(architecture, real, file):
             budget = PRODUCT_REGISTERS
             assert usage.shared <= 32 * 1024, f"{name} on sm_{architecture}: {usage}"
         assert usage.registers <= budget[real], f"{name} on sm_{architecture}: {usage}"
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("real", "loads"), [("float", 1), ("double", 2)])
+def test_four_numbers_side_by_side_are_moved_at_once_where_they_are_aligned(real, loads):
+    probe = """
+    extern "C" __global__ void probe(const REAL* from, REAL* to, bool wide, int count) {
+      store_four(to, load_four(from, wide, count), wide, count);
+    }
+    """
+    source = sources.expanded("layers.cu") + probe.replace("REAL", real)
+    own = instructions_of(75, source, ["probe"]).split(".entry probe")[1]
+    assert re.findall(r"(ld|st)\.global(?:\.nc)?\.v4\.\w32", own) == ["ld"] * loads + ["st"] * loads
 
 
 @needs_nvrtc

@@ -176,6 +176,14 @@ def test_the_host_waits_once_a_step():
     assert found[0][0] == 2 + 2  # and once for the weights of rank 0, and once before the call ends
 
 
+@by_nccl
+@pytest.mark.parametrize(("made", "options"), [ALL, EAGER], ids=["auto", "eager"])
+def test_events_of_ranks_take_no_time(made, options, timed_events):
+    by_ranks(2, made, {**options, "epochs": 1})
+    assert timed_events
+    assert not any(timed_events)
+
+
 # --- order ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,9 @@ from fastmlp.backends.cuda import uploads
 pytestmark = [needs_emulator, pytest.mark.cuda_host, pytest.mark.usefixtures("cupy_is_its_double")]
 
 
+PIECE = uploads.PIECE
+
+
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Bring 1 KiB at once, and count from nothing."""
@@ -54,17 +57,27 @@ def test_a_large_array_pins_two_pieces_and_gives_them_back():
     assert cp.pooled == {1024}  # rounded up, and little enough
 
 
-def test_events_that_only_order_take_no_time(monkeypatch):
-    """One that keeps the time makes the device write it down."""
-    timed, init = [], cp.cuda.Event.__init__
+def test_no_more_than_eight_megabytes_are_pinned(monkeypatch):
+    monkeypatch.setattr(uploads, "PIECE", PIECE)
+    monkeypatch.setattr("fastmlp.backends.cuda.operations.PIECE", PIECE)
+    make("eager").asarray(np.zeros(PIECE // 2, np.float32))
+    assert 0 < cp.pinned["peak"] <= 8 * 2**20
 
-    def noted(self, *args, **options):
-        init(self, *args, **options)
-        timed.append(self._timed)
 
-    monkeypatch.setattr(cp.cuda.Event, "__init__", noted)
+def test_events_that_only_order_take_no_time(timed_events):
     make("eager").asarray(np.zeros(1000, np.float32))
-    assert timed == [False] * 4
+    assert timed_events == [False] * 4
+
+
+@pytest.mark.parametrize("way", ["captured", "eager"])
+def test_streams_wait_for_events_that_take_no_time(way, timed_events):
+    x, y = rows()
+    model = model_on(make(way))
+    with cp.cuda.Stream(non_blocking=True):
+        train(model, x, y)
+        model.predict(x)
+    assert len(timed_events) > 4
+    assert not any(timed_events)
 
 
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])

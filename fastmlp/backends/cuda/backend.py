@@ -28,6 +28,7 @@ from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Session, StepReport
 from fastmlp.errors import DataError
+from fastmlp.streams import reached
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -156,7 +157,7 @@ class CupyBackend(CupyOperations):
             if caller.ptr == self._stream.ptr:
                 yield
                 return
-            self._stream.wait_event(caller.record())
+            self._stream.wait_event(reached(self._cupy, caller))
             try:
                 with self._stream:
                     yield
@@ -168,7 +169,7 @@ class CupyBackend(CupyOperations):
 
     def _hand_back(self, caller: Any) -> None:
         """Let the caller's stream go on after ours; and wait for ours where nobody knows who else does."""
-        caller.wait_event(self._stream.record())
+        caller.wait_event(reached(self._cupy, self._stream))
         if self._foreign:
             # their owner writes them, or gives their memory away, on a stream of its own that we cannot make wait
             self._stream.synchronize()
@@ -383,7 +384,6 @@ class CupySession(Session):
         alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
         if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
             self.resumed, self._way, self._training = choices["way"], None, None
-            self._settled = False
 
     @property
     def way(self) -> str:

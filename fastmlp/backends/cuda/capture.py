@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fastmlp.streams import reached
+
 one_at_a_time = threading.Lock()
 """Held while a stream is captured, and by whoever waits for a whole device, for which CUDA gives up a capture."""
 
@@ -17,12 +19,13 @@ class Branch:
 
     Parameters
     ----------
+    cupy : module
     stream, side : cupy.cuda.Stream
         The one that is captured, and another, which is captured with it from a fork to the next join.
     """
 
-    def __init__(self, stream: Any, side: Any) -> None:
-        self._stream, self.side = stream, side
+    def __init__(self, cupy: Any, stream: Any, side: Any) -> None:
+        self._cupy, self._stream, self.side = cupy, stream, side
 
     @contextlib.contextmanager
     def beside(self, after: Branch | None = None) -> Iterator[None]:
@@ -33,16 +36,16 @@ class Branch:
         if not self._stream.is_capturing():
             yield
             return
-        self.side.wait_event(self._stream.record())
+        self.side.wait_event(reached(self._cupy, self._stream))
         if after is not None and after.side.is_capturing():
-            self.side.wait_event(after.side.record())
+            self.side.wait_event(reached(self._cupy, after.side))
         with self.side:
             yield
 
     def join(self) -> None:
         """Let what follows come after all that ran beside."""
         if self.side.is_capturing():
-            self._stream.wait_event(self.side.record())
+            self._stream.wait_event(reached(self._cupy, self.side))
 
 
 def captured(stream: Any, queue: Callable[[], object], errors: tuple[type[Exception], ...]) -> Any:

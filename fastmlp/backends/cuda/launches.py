@@ -13,7 +13,7 @@ from fastmlp.backends.cuda.capture import Branch
 from fastmlp.backends.cuda.kernels import column_grid, row_grid
 from fastmlp.backends.cuda.memory import NORM_BLOCKS, Gradients
 from fastmlp.backends.cuda.operations import loss_grid
-from fastmlp.backends.cuda.products import Masks, StepProducts
+from fastmlp.backends.cuda.products import NO_MASKS, Masks, StepProducts
 from fastmlp.formulas.activations import get_activation
 from fastmlp.formulas.random_bits import keep_threshold
 
@@ -69,7 +69,7 @@ class StepLaunches:
         """Gather n rows of a batch, from one of its rows on."""
         real = sources.REALS[self._plan.precision.products.name]
         types = ", ".join((*(sources.CTYPES[a.dtype.name] for a in (self._x, self._y)), real))
-        masks = self._masks(0) or Masks(0, 1.0, 0, 0)
+        masks = self._masks(0) or NO_MASKS
         args = (
             *(self._x, self._y, self._weights, self.memory["order"], self.memory["cursor"], np.int32(index)),
             *(np.int64(self._plan.batch), views["x"], views["y"], views["weights"], np.int64(n)),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastmlp.errors import BackendUnavailable, ParallelError
 from fastmlp.parallel.group import Carrier, Group
 from fastmlp.parallel.waiting import wait_until
+from fastmlp.streams import reached
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -48,7 +49,7 @@ class Nccl(Carrier):
 
     def __init__(self, group: Group, cupy: Any) -> None:
         super().__init__(group.rank, group.size)
-        self._group, self._cuda, self._nccl = group, cupy.cuda, import_nccl()
+        self._group, self._cupy, self._nccl = group, cupy, import_nccl()
         self._graphs: list[dict[Any, Any]] = []
         self.capturable = self._nccl.get_version() >= CAPTURED_FROM
         self._types = {"float32": self._nccl.NCCL_FLOAT32, "float64": self._nccl.NCCL_FLOAT64}
@@ -60,7 +61,7 @@ class Nccl(Carrier):
 
     def _joined(self, name: Any) -> Any:
         """Return the communicator of a name, for which NCCL waits until all ranks are there: in a thread, not here."""
-        device, made, errors = self._cuda.Device(), [], []
+        device, made, errors = self._cupy.cuda.Device(), [], []
 
         def join() -> None:
             try:
@@ -115,7 +116,7 @@ class Nccl(Carrier):
 
     @property
     def _stream(self) -> int:
-        stream: int = self._cuda.get_current_stream().ptr
+        stream: int = self._cupy.cuda.get_current_stream().ptr
         return stream
 
     def settle(self) -> None:
@@ -126,15 +127,14 @@ class Nccl(Carrier):
         ParallelError
             It takes longer than the group's timeout, another rank has failed, or NCCL reports an error.
         """
-        reached = self._cuda.Event(disable_timing=True)
-        reached.record()
+        queued = reached(self._cupy, self._cupy.cuda.get_current_stream())
 
         def look() -> None:
             self._group.look()
             with self._errors():
                 self._communicator.check_async_error()
 
-        wait_until(lambda: bool(reached.done), self.rank, self._group.timeout, look)
+        wait_until(lambda: bool(queued.done), self.rank, self._group.timeout, look)
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -152,7 +152,7 @@ class Nccl(Carrier):
             yield
         except self._nccl.NcclError as e:
             raise ParallelError(
-                f"parallel: NCCL fails on rank {self.rank}, GPU {self._cuda.Device().id} ({e}); the environment "
+                f"parallel: NCCL fails on rank {self.rank}, GPU {self._cupy.cuda.Device().id} ({e}); the environment "
                 "variable NCCL_DEBUG=INFO makes it say why"
             ) from e
 

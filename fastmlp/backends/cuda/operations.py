@@ -301,7 +301,7 @@ class CupyOperations(Backend):
 
     def hits(self, loss: Loss, outputs: Array, targets: Array, out: Array) -> None:
         if loss.compiled:
-            self._loss_rows(loss, outputs, targets, None, 1.0, None, None, out)
+            self._loss_rows(loss, outputs, targets, None, math.nan, None, None, out)  # no gradient is asked for
         else:
             self._on_host(loss.name, loss.hits, (outputs, targets, out), (out,))
 

@@ -7,6 +7,7 @@ product (bias, activation, slope, bias gradient) in the same launch.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -72,6 +73,10 @@ class Masks(NamedTuple):
     key: int
     layer: int
     first_row: int = 0
+
+
+NO_MASKS = Masks(0, math.nan, 0, 0)
+"""A threshold that keeps all: nobody looks at the scale, or would be seen to."""
 
 
 class StepProducts(Protocol):
@@ -181,7 +186,7 @@ class OwnProducts(_Products):
         index: int,
     ) -> None:
         (n, i), o = x.shape, w.shape[1]
-        masks = masks or Masks(0, 1.0, 0, 0)
+        masks = masks or NO_MASKS
         args = (
             *(x, w, b, z, slope, np.int64(n), np.int64(i), np.int64(o), is_wide(i, (x,)), is_wide(o, (w,))),
             sources.code_of("activation", activation),

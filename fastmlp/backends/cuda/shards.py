@@ -151,7 +151,7 @@ class ShardedStep(TrainingStep):
         memory = self.memory
         for name in ("sums", "grads"):
             memory[name][...] = 0  # what does not train stays so
-        self._wire = Branch(self._stream, self._cupy.cuda.Stream(non_blocking=True))
+        self._wire = Branch(self._cupy, self._stream, self._cupy.cuda.Stream(non_blocking=True))
         counts = (share.shards, share.ranks, share.rank, plan.layout.size)
         self._tree = TreeSum(*counts, lambda shape: memory["sums"][: shape[0]], operations.add)
         self._totals_bounds = [3 * bound for bound in cut(share.shards, share.ranks)]

@@ -33,6 +33,7 @@ from fastmlp.backends.cuda.memory import (
 from fastmlp.backends.cuda.operations import rule_numbers
 from fastmlp.backends.cuda.products import StepProducts
 from fastmlp.errors import KernelError
+from fastmlp.streams import reached
 
 if TYPE_CHECKING:
     from fastmlp._typing import Array
@@ -89,7 +90,7 @@ class TrainingStep(StepLaunches):
         self._params, self._average = state.params, state.average
         self._moments = plan.optimizer.by_role(state.moments)
         self._stream, side, ahead = (self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
-        self._side, self._ahead = Branch(self._stream, side), Branch(self._stream, ahead)
+        self._side, self._ahead = (Branch(self._cupy, self._stream, other) for other in (side, ahead))
         self._graphs: dict[tuple[int, int], Any] = {}
         self._listed: dict[int, list[Call]] = {}
         self.gradients = gradients_of(self._part, products)
@@ -262,7 +263,7 @@ class TrainingStep(StepLaunches):
     def _own_stream(self) -> Iterator[Any]:
         """Work on a stream that may be captured, after what the caller has queued and before what it queues next."""
         caller = self._cupy.cuda.get_current_stream()
-        self._stream.wait_event(caller.record())
+        self._stream.wait_event(reached(self._cupy, caller))
         try:
             with self._stream:
                 self._products.bind(self._workspaces)
@@ -270,9 +271,9 @@ class TrainingStep(StepLaunches):
         except BaseException:
             # what is queued may still be at work on memory that the caller is about to free
             with contextlib.suppress(*self._operations.cuda_errors):
-                caller.wait_event(self._stream.record())
+                caller.wait_event(reached(self._cupy, self._stream))
             raise
-        caller.wait_event(self._stream.record())
+        caller.wait_event(reached(self._cupy, self._stream))
 
     def _upload(self, table: NDArray[np.float64], first: int, step: int) -> None:
         memory = self.memory

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.streams import reached
+
 if TYPE_CHECKING:
     from fastmlp._typing import Array
 
@@ -44,7 +46,7 @@ def upload(cupy: Any, array: NDArray[Any], refused: tuple[type[Exception], ...])
             piece = buffers[which][: source.size - start]
             piece[...] = source[start : start + PIECE]
             target[start : start + PIECE].set(piece)
-            read[which] = stream.record(cupy.cuda.Event(disable_timing=True))
+            read[which] = reached(cupy, stream)
     finally:
         stream.synchronize()
     return there
