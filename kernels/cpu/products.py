@@ -16,7 +16,7 @@ are one product.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from . import tiles, vectors
 from .blas import gemm
@@ -29,15 +29,16 @@ from .vectors import run
 DEPTH = max(128, 16 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
 """Rows of a batch that a weight gradient is summed over at a time: a panel of B takes half of the smallest first-level
 cache there is, 32 KiB, so that rows of A pass by it; and a tile's sums are written once for at least 128 products."""
-DEEPEST = 384
-"""Of packed blocks along k: a tile's rows of A stay in the first-level cache while a panel of B passes by."""
+DEEPEST = min(384, 36 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
+"""Of packed blocks along k: a panel of B stays in a first-level cache of 48 KiB while rows of A pass by it."""
 PANELS = 8
 """Panels of B that are packed at once: a copy of whole rows would be spread over the cache, one of single panels over
 the pages."""
-MOST_PANELS = 48
-"""Panels of B of which copies are kept for several blocks of A."""
-MANY_ROWS = 192
-"""Rows of a packed block of A, which fills about the smallest second-level cache there is, 256 KiB."""
+KEPT = 4 * 1024 * 1024
+"""Numbers of B at most of which copies are kept for several blocks of A's rows: all of it, where that is possible, so
+that the sums of a block of rows go on in the second-level cache from one block along k to the next."""
+MANY_ROWS = 144
+"""Rows of a packed block of A, a multiple of every tile's: with their sums it fits a second-level cache."""
 FEW_OUTPUTS, LONG = 4, 6
 """Outputs that are summed at once where there is no more than a vector of them, and vectors of inputs beside each."""
 MANY_SUMMED = 64
@@ -72,19 +73,39 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
     return max(outputs * width, *(_packed_size(width, *shape) for shape in shapes))
 
 
-def _packed_size(width: int, rows: int, k: int, columns: int) -> int:
-    """Return how many numbers of scratch `_packed` needs at most, for A (rows, k), B (k, columns)."""
-    panels = min(-(-columns // width), MOST_PANELS if rows > MANY_ROWS else PANELS)
-    at_once = min(MANY_ROWS, -(-rows // ROWS) * ROWS)
-    room = min(DEEPEST, -(-k // 8) * 8) | 8
-    return room * (panels * width + at_once) + vectors.VECTOR_BYTES
-
-
-@part
+@register_jitable(**OPTIONS)
 def _equal_parts(count, most, unit):
     """Return the size of equal parts of at most `most`, a multiple of `unit` as that is."""
     parts = max(1, (count + most - 1) // most)
     return min(most, ((count + parts - 1) // parts + unit - 1) // unit * unit)
+
+
+@register_jitable(**OPTIONS)
+def _blocks(width, rows, k, columns):
+    """Return how `_packed` divides a product, for A (rows, k), B (k, columns).
+
+    Returns
+    -------
+    deep, many : int
+        Along k, and rows of A, of a block.
+    room : int
+        What there is for `deep` in a panel: those at powers of two from each other would lie in the same few sets of
+        the cache.
+    panels, layers : int
+        Of B that are kept: beside each other, and blocks along k.
+    """
+    deep, many = _equal_parts(k, DEEPEST, 8), _equal_parts(rows, MANY_ROWS, ROWS)
+    room, panels = deep | 8, (columns + width - 1) // width
+    if rows <= many:  # each is read once
+        return deep, many, room, min(panels, PANELS), 1
+    panels = min(panels, max(PANELS, KEPT // (room * width)))
+    return deep, many, room, panels, min((k + deep - 1) // deep, max(1, KEPT // (panels * room * width)))
+
+
+def _packed_size(width: int, rows: int, k: int, columns: int) -> int:
+    """Return how many numbers of scratch `_packed` needs, for A (rows, k), B (k, columns)."""
+    _, many, room, panels, layers = _blocks(width, rows, k, columns)
+    return int(room * (layers * panels * width + many) + vectors.VECTOR_BYTES)
 
 
 def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
@@ -149,8 +170,9 @@ def _packed(
     """Compute `multiply`, or with `by_columns` `multiply_transposed`, from copies of blocks of both operands.
 
     A copy of a block of B is a row of panels, one of A as many panels as there are tiles below each other, and in both
-    of them the numbers lie in the order in which tiles read them.  The blocks of A stay in the second-level cache, and
-    each panel of B passes by in the first-level one.
+    of them the numbers lie in the order in which tiles read them.  A block of A and the sums of its rows stay in the
+    second-level cache, a panel of B in the first-level one while A passes by; the panel that comes next is fetched
+    meanwhile, where it was copied for a block of A before this one.
     """
 
 
@@ -165,38 +187,41 @@ def _compiled_packed(
     def packed(
         by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
     ):
-        deep, many = _equal_parts(k, DEEPEST, 8), _equal_parts(rows, MANY_ROWS, ROWS)
-        room = deep | 8  # panels at powers of two from each other would lie in the same few sets of the cache
-        at_once = min((columns + width - 1) // width, MOST_PANELS if rows > many else PANELS)
-        copy_at = at_once * room * width
-        most = columns if rows <= many else at_once * width
+        deep, many, room, panels, layers = _blocks(width, rows, k, columns)
+        size = room * width
+        copy_at = layers * panels * size
+        most = columns if rows <= many else panels * width
         g = 0
         while g < columns:
             grouped = share_of(columns - g, most, lanes)
-            for start in range(0, k, deep):
-                depth = min(deep, k - start)
-                onward = start > 0 and not by_columns
-                kept = one if start > 0 and by_columns else beta
+            for first in range(0, k, layers * deep):
                 for r in range(0, rows, many):
                     n = min(many, rows - r)
-                    if by_columns:
-                        pack_columns(a, at + r, index, index_at + start, lda, depth, n, scratch, copy_at, room)
-                    else:
-                        ahead = after if r + n == rows else index_at + r + n
-                        pack_rows(a, at + start, index, index_at + r, ahead, lda, depth, n, scratch, copy_at, room)
-                    c, p = 0, 0
-                    while c < grouped:
-                        valid = share_of(grouped - c, width, lanes)
-                        place = p % at_once * room * width
-                        if r == 0 and p % PANELS == 0:
-                            several = share_of(grouped - c, PANELS * width, lanes)
-                            pack(b, b_at + start * columns + g + c, columns, depth, several, scratch, place, room)
-                        panel(
-                            *(scratch, copy_at, index, 0, ROWS * room, ROWS, n, depth, scratch, place, width, valid),
-                            *(alpha, kept, onward, out, out_at + r * columns + g + c, columns),
-                        )
-                        c += valid
-                        p += 1
+                    for start in range(first, min(k, first + layers * deep), deep):
+                        depth = min(deep, k - start)
+                        onward = start > 0 and not by_columns
+                        kept = one if start > 0 and by_columns else beta
+                        if by_columns:
+                            pack_columns(a, at + r, index, index_at + start, lda, depth, n, scratch, copy_at, room)
+                        else:
+                            ahead = after if r + n == rows else index_at + r + n
+                            pack_rows(a, at + start, index, index_at + r, ahead, lda, depth, n, scratch, copy_at, room)
+                        layer_at = (start - first) // deep * panels * size
+                        c, p = 0, 0
+                        while c < grouped:
+                            valid = share_of(grouped - c, width, lanes)
+                            place = layer_at + p % panels * size
+                            if r == 0 and p % PANELS == 0:
+                                several = share_of(grouped - c, PANELS * width, lanes)
+                                pack(b, b_at + start * columns + g + c, columns, depth, several, scratch, place, room)
+                            following = place + size if r > 0 else -1
+                            panel(
+                                *(scratch, copy_at, index, 0, ROWS * room, ROWS, n, depth),
+                                *(scratch, place, width, valid, alpha, kept, onward),
+                                *(out, out_at + r * columns + g + c, columns, following),
+                            )
+                            c += valid
+                            p += 1
             g += grouped
 
     return packed
@@ -408,11 +433,11 @@ def _compiled_multiply_transposed(
                     panels, panel_at, step = scratch, 0, width
                 panel(
                     *(a, at, index, index_at + start, ROWS, lda, whole, depth, panels, panel_at, step, valid),
-                    *(alpha, kept, False, out, out_at + c, columns),
+                    *(alpha, kept, False, out, out_at + c, columns, -1),
                 )
                 rest(
                     *(scratch, copy_at, index, 0, 0, ROWS, rows - whole, depth, panels, panel_at, step, valid),
-                    *(alpha, kept, False, out, out_at + whole * columns + c, columns),
+                    *(alpha, kept, False, out, out_at + whole * columns + c, columns, -1),
                 )
                 c += valid
 

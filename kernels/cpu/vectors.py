@@ -65,12 +65,15 @@ def first_element(context, builder, array_type, array, offset, real):
     return builder.gep(builder.bitcast(data, context.get_value_type(real).as_pointer()), [offset])
 
 
-def prefetch(builder, place):
+ALL_CACHES, ALL_BUT_THE_FIRST = 3, 2
+
+
+def prefetch(builder, place, into=ALL_CACHES):
     """Ask for a line of memory, which will be read."""
     byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
     function = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
     fetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0i8")
-    flags = [ir.Constant(flag, n) for n in (0, 3, 1)]  # to read, into all caches, data
+    flags = [ir.Constant(flag, n) for n in (0, into, 1)]  # to read; data
     builder.call(fetch, [builder.bitcast(place, byte), *flags])
 
 
