@@ -240,6 +240,20 @@ def test_no_product_writes_beyond_its_scratch(form, dtype):
             np.testing.assert_allclose(out, wanted, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "whole"), [((512, 1024, 1024), True), ((512, 4096, 4096), False), ((512, 8, 10**6), False)]
+)
+def test_copies_of_b_are_kept_as_far_as_there_is_room(shape, whole):
+    """All of it, as many blocks along k as fit, or some of its columns."""
+    (_, k, columns), width = shape, products.tiles.VECTORS * products.vectors.VECTOR_BYTES // 4
+    deep, many, room, panels, layers = products._blocks(width, *shape)
+    assert many % products.ROWS == 0 and deep <= room
+    assert (panels * width >= columns and layers * deep >= k) == whole
+    kept = panels * layers * room * width
+    assert kept <= products.KEPT
+    assert whole or kept > products.KEPT // 2
+
+
 @pytest.mark.parametrize("form", ["direct", "packed"])
 def test_no_tile_multiplies_what_old_memory_holds(form):
     """Which may be subnormal, and then take twenty times as long: the copy of the last columns of A' ends in zeros."""

@@ -390,7 +390,7 @@ def panel_of_columns(lanes: int, source: int):
     # where there is one vector of sums for a row, there are registers for those of more rows
     tall = VECTORS * ROWS if source == COLUMNS_OF_A else ROWS
     tall1, tall_narrow = tile(tall, 1, lanes, source), tile(tall, 1, max(quarter, 1), source)
-    line = max(1, lanes * LINE_BYTES // vectors.VECTOR_BYTES)
+    line = lanes * LINE_BYTES // vectors.VECTOR_BYTES
 
     @part
     def panel(
