@@ -100,9 +100,8 @@ def raced(
     try:
         return in_fresh_process(target, arguments, timeout=SECONDS, environment=environment, launcher=launcher)
     except FreshProcessError as e:
-        print(
-            f"{arguments}: {e}", *[e.said] * bool(launcher), sep="\n", file=sys.stderr
-        )  # an mpiexec has the last word
+        said = [e.said] if launcher else []  # of what a launcher starts the message has the launcher's last words alone
+        print(f"{arguments}: {e}", *said, sep="\n", file=sys.stderr)
         return None
 
 

@@ -254,6 +254,20 @@ def test_copies_of_b_are_kept_as_far_as_there_is_room(shape, whole):
     assert whole or kept > products.KEPT // 2
 
 
+@pytest.mark.parametrize("columns", [1, 40, 500, 30_000])
+@pytest.mark.parametrize("k", [1, 8, 9, 97, 193, 200, 385, 777, 2000])
+@pytest.mark.parametrize("rows", [1, 9, 144, 145, 200, 289, 784])
+def test_scratch_for_a_product_is_enough_for_any_smaller_one(rows, k, columns):
+    """A short batch, and a thread's share of rows: blocks of less may be the larger ones."""
+    width = products.tiles.VECTORS * products.vectors.VECTOR_BYTES // 4
+    room = products._packed_size(width, rows, k, columns)
+    for fewer in {*range(max(1, rows - 150), rows + 1), *range(1, min(rows, 150))}:
+        for less in {k, *(n for n in (k - 1, k - 7, k - 10, k // 2 + 1, 192, 96) if 0 < n <= k)}:
+            for some in {columns, (columns + 1) // 2}:
+                _, many, depth, panels, layers = products._blocks(width, fewer, less, some)
+                assert depth * (layers * panels * width + many) + products.vectors.VECTOR_BYTES <= room
+
+
 @pytest.mark.parametrize("form", ["direct", "packed"])
 def test_no_tile_multiplies_what_old_memory_holds(form):
     """Which may be subnormal, and then take twenty times as long: the copy of the last columns of A' ends in zeros."""

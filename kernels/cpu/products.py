@@ -103,9 +103,15 @@ def _blocks(width, rows, k, columns):
 
 
 def _packed_size(width: int, rows: int, k: int, columns: int) -> int:
-    """Return how many numbers of scratch `_packed` needs, for A (rows, k), B (k, columns)."""
-    _, many, room, panels, layers = _blocks(width, rows, k, columns)
-    return int(room * (layers * panels * width + many) + vectors.VECTOR_BYTES)
+    """Return how many numbers of scratch `_packed` needs at most, for A (rows, k), B (k, columns).
+
+    And for any smaller product, such as of a short batch or of a thread's rows, whose blocks may be the larger ones.
+    """
+    many, room = min(MANY_ROWS, -(-rows // ROWS) * ROWS), min(DEEPEST, -(-k // 8) * 8) | 8
+    panels, layers = -(-columns // width), -(-k // DEEPEST)
+    if rows <= MANY_ROWS:
+        panels, layers = min(panels, PANELS), 1
+    return min(KEPT, layers * panels * room * width) + room * many + vectors.VECTOR_BYTES
 
 
 def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
