@@ -209,7 +209,7 @@ def test_bias_activation_and_dropout_go_round_too(cupy, dtype, monkeypatch):
             unset(cupy, (rows, columns), dtype),
             on(cupy, np.zeros(3, np.int64)),
         )
-        products.forward(x, w, b, z, slope, "tanh", Masks(keep_threshold(0.3), 1 / 0.7, 99, 1), cursor, 2)
+        products.forward(x, w, b, z, slope, "tanh", Masks(keep_threshold(0.3), 1 / 0.7, 99, 1, 0), cursor, 2)
         found.append((z.get(), slope.get()))
     for own, other in zip(*found, strict=True):
         assert_close(own, other, k=2, scale=2)

@@ -12,6 +12,7 @@ import fastmlp
 from fastmlp.backends.cuda import choice, nccl, shards
 from fastmlp.backends.cuda.capture import Branch
 from fastmlp.errors import KernelError
+from fastmlp.network.layout import layout_of
 from fastmlp.parallel import in_threads
 from fastmlp.parallel.group import Alone
 from fastmlp.parallel.tree import cut
@@ -31,6 +32,15 @@ def without_a_proof(monkeypatch):
 def small_pieces(monkeypatch):
     """Let the gradients of each layer be worth a call of their own."""
     monkeypatch.setattr(shards, "PIECE", 1)
+
+
+@pytest.fixture
+def no_padding(monkeypatch):
+    """Let parameters lie right behind each other, so that the biases of an output are fewer than ranks."""
+    layout_of.cache_clear()
+    monkeypatch.setattr("fastmlp.network.layout.ALIGNMENT", 8)
+    yield
+    layout_of.cache_clear()
 
 
 @pytest.fixture
@@ -99,10 +109,11 @@ def test_a_batch_that_weighs_nothing_is_no_step():
     np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=1e-5)
 
 
-def test_more_ranks_than_a_piece_has_columns_and_one_shard_for_each_of_them_give_the_same_bits(monkeypatch):
+def test_more_ranks_than_a_piece_has_columns_and_one_shard_for_each_of_them_give_the_same_bits(
+    no_padding, monkeypatch
+):
     made = {"way": "captured", "dtype": "float64"}
     monkeypatch.setattr(shards, "PIECE", 1)
-    monkeypatch.setattr("fastmlp.network.layout.ALIGNMENT", 8)  # so that the biases of an output are fewer than ranks
 
     def trained(group):
         where = network(**made).backend

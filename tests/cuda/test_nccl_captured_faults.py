@@ -97,6 +97,30 @@ def test_a_rank_that_does_not_launch_is_not_waited_for_longer_than_told(monkeypa
     ended("^parallel: rank 0 has waited 1 s for the others", timeout=1)
 
 
+def test_the_host_waits_for_exchanges_only_where_it_gives_up_after_a_time(monkeypatch):
+    queued, waits = threading.local(), []
+
+    def noted(owner, name, *, leaves):
+        made = getattr(owner, name)
+
+        def call(*args, **options):
+            if leaves is None and getattr(queued, "exchange", False):
+                waits.append(name)
+            found = made(*args, **options)
+            queued.exchange = queued.__dict__.get("exchange", False) if leaves is None else leaves
+            return found
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(cupy_streams.Graph, "launch", leaves=True)
+    noted(shards.ShardedStep, "_enqueue", leaves=True)
+    noted(shards.ShardedStep, "_settle", leaves=False)
+    noted(cp.ndarray, "get", leaves=None)
+    noted(cp.cuda.Stream, "synchronize", leaves=None)
+    by_ranks(2, CAPTURED, ONE_EPOCH)
+    assert not waits
+
+
 def test_a_device_that_waits_for_ever_is_not_asked_whether_cuda_is_past_use(monkeypatch):
     """After an error the communicator ends first, and its graphs before it."""
     order, abort, poisoned = [], nccl.Nccl.abort, CupyOperations.poisoned

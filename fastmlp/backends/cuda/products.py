@@ -72,10 +72,10 @@ class Masks(NamedTuple):
     scale: float
     key: int
     layer: int
-    first_row: int = 0
+    first_row: int
 
 
-NO_MASKS = Masks(0, math.nan, 0, 0)
+NO_MASKS = Masks(0, math.nan, 0, 0, 0)
 """A threshold that keeps all: nobody looks at the scale, or would be seen to."""
 
 
