@@ -109,9 +109,7 @@ def test_a_batch_that_weighs_nothing_is_no_step():
     np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=1e-5)
 
 
-def test_more_ranks_than_a_piece_has_columns_and_one_shard_for_each_of_them_give_the_same_bits(
-    no_padding, monkeypatch
-):
+def test_more_ranks_than_a_piece_has_columns_and_one_shard_for_each_of_them_give_the_same_bits(no_padding, monkeypatch):
     made = {"way": "captured", "dtype": "float64"}
     monkeypatch.setattr(shards, "PIECE", 1)
 
