@@ -49,6 +49,7 @@ TESTS = {
         UPLOADS,
         KERNELS,
         COSTS,
+        RANKS[1],
         SHARED,
         BRANCHES,
     ),
