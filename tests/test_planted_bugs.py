@@ -67,9 +67,9 @@ BUGS = {
     "products: a long row": ("kernels/cpu/products.py", "*(one, zero, False, out, out_at + c, columns),", "*(one, zero, False, out, out_at, columns),"),
     "parts: of another thread": ("kernels/cpu/train.py", "_update_slice(net, rule, buffers, batch, memory, p, parts,", "_update_slice(net, rule, buffers, batch, memory, t, parts,"),
     "products: a second block of rows": ("kernels/cpu/products.py", "index, index_at + r, ahead", "index, index_at, ahead"),
-    "products: few outputs, a second block": ("kernels/cpu/products.py", "min(DEPTH, k - start), start > 0, at + c", "min(DEPTH, k - start), False, at + c"),
-    "products: few outputs, more than four": ("kernels/cpu/products.py", "min(FEW_OUTPUTS, columns - q), q * rows + c", "min(FEW_OUTPUTS, columns - q), c"),
-    "products: few outputs, what was there": ("kernels/cpu/products.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),
+    "products: few outputs, a second block": ("kernels/cpu/few.py", "min(DEPTH, k - start), start > 0, at + c", "min(DEPTH, k - start), False, at + c"),
+    "products: few outputs, more than four": ("kernels/cpu/few.py", "min(outputs, columns - q), q * rows + c", "min(outputs, columns - q), c"),
+    "products: few outputs, what was there": ("kernels/cpu/few.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),
     "tiles: tall ones": ("kernels/cpu/tiles.py", "at += VECTORS * step", "at += step"),
     "tiles: what is written as it is": ("kernels/cpu/tiles.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
 }  # fmt: skip

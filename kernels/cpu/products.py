@@ -22,13 +22,11 @@ from . import tiles, vectors
 from .blas import gemm
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS, part
+from .few import few_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
-from .tiles import ROWS, readable, share_of
+from .tiles import DEPTH, ROWS, readable, share_of
 from .vectors import run
 
-DEPTH = max(128, 16 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
-"""Rows of a batch that a weight gradient is summed over at a time: a panel of B takes half of the smallest first-level
-cache there is, 32 KiB, so that rows of A pass by it; and a tile's sums are written once for at least 128 products."""
 DEEPEST = min(384, 36 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
 """Of packed blocks along k: a panel of B stays in a first-level cache of 48 KiB while rows of A pass by it."""
 PANELS = 8
@@ -39,8 +37,6 @@ KEPT = 4 * 1024 * 1024
 that the sums of a block of rows go on in the second-level cache from one block along k to the next."""
 MANY_ROWS = 144
 """Rows of a packed block of A, a multiple of every tile's: with their sums it fits a second-level cache."""
-FEW_OUTPUTS, LONG = 4, 6
-"""Outputs that are summed at once where there is no more than a vector of them, and vectors of inputs beside each."""
 MANY_SUMMED = 64
 """Rows of a batch from which on this is worth the transpose of a gradient."""
 ROWS_OF_ZEROS = 64
@@ -343,57 +339,6 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
     return multiply_by_transposed
 
 
-def _few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch):
-    """`multiply_transposed` for so few columns that they would leave a vector half empty: by rows of the transpose.
-
-    With masks alone, for which it does not matter where the vectors of inputs end.
-    """
-
-
-@overload(_few_outputs, jit_options=OPTIONS)
-def _compiled_few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch):
-    if not vectors.MASKS:
-        return lambda a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch: None
-    lanes = vectors.lanes(out.dtype)
-    wide, half = LONG * lanes, LONG // 2 * lanes
-    tile1, tile3, tile6 = (tiles.tile(FEW_OUTPUTS, n, lanes, tiles.ROWS_OF_B) for n in (1, LONG // 2, LONG))
-    one, zero = (getattr(np, str(out.dtype))(n) for n in (1, 0))
-
-    def few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch):
-        for c in range(0, rows, wide):
-            valid = min(wide, rows - c)
-            for start in range(0, k, DEPTH):
-                i, depth, onward, x_at = index_at + start, min(DEPTH, k - start), start > 0, at + c
-                for q in range(0, columns, FEW_OUTPUTS):
-                    d_at, n, o = b_at + start * columns + q, min(FEW_OUTPUTS, columns - q), q * rows + c
-                    if valid > half:
-                        tile6(
-                            *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
-                            *(one, zero, onward, scratch, o, rows),
-                        )
-                    elif valid > lanes:
-                        tile3(
-                            *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
-                            *(one, zero, onward, scratch, o, rows),
-                        )
-                    else:
-                        tile1(
-                            *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
-                            *(one, zero, onward, scratch, o, rows),
-                        )
-        count = rows * columns
-        transpose(scratch, 0, rows, columns, rows, scratch, count, columns)
-        target, sums = run(out, out_at, count), run(scratch, count, count)
-        if beta == zero:  # what is there may be NaN
-            for q in range(count):
-                target[q] = alpha * sums[q]
-        else:
-            for q in range(count):
-                target[q] = beta * target[q] + alpha * sums[q]
-
-    return few_outputs
-
-
 @overload(multiply_transposed, jit_options=OPTIONS)
 def _compiled_multiply_transposed(
     form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
@@ -422,7 +367,7 @@ def _compiled_multiply_transposed(
             )
             return
         if columns <= few and k >= MANY_SUMMED:
-            _few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch)
+            few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch)
             return
         deep, whole = _equal_parts(k, DEPTH, 8), rows // ROWS * ROWS
         copy_at = deep * width

@@ -26,6 +26,9 @@ FEW_ROWS = 4 if vectors.REGISTERS == 16 else 1
 ROW_VECTORS = 4 if vectors.REGISTERS == 32 and vectors.MASKS else 8
 """Vectors of a tile of one row: a sum is ready for the next product after four cycles, in each of which two begin."""
 LINE_BYTES = 64
+DEPTH = max(128, 16 * 1024 // (VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
+"""Rows of a batch that a weight gradient is summed over at a time: a panel of B takes half of the smallest first-level
+cache there is, 32 KiB, so that rows of A pass by it; and a tile's sums are written once for at least 128 products."""
 
 
 @part
