@@ -190,7 +190,7 @@ def test_gradients_of_few_outputs(rows, dtype):
     """Of as many as a vector holds, one more and fewer, four or five at once; of inputs of none to six vectors."""
     rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
     lanes = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize
-    for inputs in (3, lanes, 2 * lanes + 1, 3 * lanes, 4 * lanes + 1, 6 * lanes + 5):
+    for inputs in (3, lanes, 2 * lanes, 2 * lanes + 1, 3 * lanes, 4 * lanes + 1, 6 * lanes + 5):
         for outputs in (1, 3, 5, 10, lanes, lanes + 1):
             x, w, d = (rng.normal(size=s).astype(dtype) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
             dw, db = np.full(w.shape, np.nan, dtype), np.empty(outputs, dtype)
