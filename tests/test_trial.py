@@ -55,13 +55,46 @@ def test_the_fastest_by_more_than_noise_is_taken(clock):
     assert len(noise.seconds) > 1 and len(slow.seconds) == 0  # hopeless after the sample that warms caches
 
 
+def test_who_is_far_behind_is_found_out_in_few_steps(clock):
+    """Sixteen threads of a tiny step may take a hundred times as long as one: a whole sample would be a second."""
+    ruled, slow, slower = clock.contender(1e-5), clock.contender(1e-3), clock.contender(1e-2)
+    fastest(ruled, iter([]), 10**6, clock)
+    alone = clock.now
+    assert fastest(ruled, iter([slow, slower]), 10**6, clock) is ruled
+    assert clock.now - 2 * alone < 0.15 and not slow.seconds and not slower.seconds
+
+
+def test_a_trial_ends_where_ways_take_longer_than_was_thought(clock):
+    others = [clock.contender(*[0.9e-3] * 3, 5e-3) for _ in range(100)]
+    fastest(clock.contender(1e-3), iter(others), 5000, clock)
+    assert clock.now < contest.MOST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ruled", "tried"),
+    [
+        ({1: 2, 2: 1, 4: 3, 8: 4}, 8, [4, 2, 1]),
+        ({1: 5, 2: 4, 4: 3, 8: 1}, 8, [4]),
+        ({1: 5, 2: 4, 4: 3, 8: 1}, 1, [2, 4, 8]),
+        ({1: 5, 2: 4, 3: 1, 6: 2, 8: 1}, 3, [1, 6]),
+        ({1: 5, 5: 3, 2: 4, 8: 1}, 5, [2, 8]),
+        ({1: 1}, 1, []),
+    ],
+)
+def test_parts_are_halved_or_doubled_as_long_as_that_is_faster(seconds, ruled, tried):
+    found = [ruled]
+    for parts in trial._halves_and_doubles(ruled, max(seconds), lambda: min(found, key=seconds.get)):
+        found.append(parts)
+    assert found[1:] == tried
+
+
 def test_where_nothing_is_faster_the_rule_stands(clock):
     ruled, noise = clock.contender(1e-3), clock.contender(0.98e-3)
     assert fastest(ruled, iter([noise]), 10_000, clock) is ruled
 
 
 def test_who_is_not_faster_in_each_pair_of_samples_is_not_taken(clock):
-    now_and_then = clock.contender(0.9e-3, 0.9e-3, 1.01e-3, 0.9e-3)
+    now_and_then = clock.contender(*[0.9e-3] * 3, 1.01e-3, 0.9e-3)
     ruled = clock.contender(1e-3)
     assert fastest(ruled, iter([now_and_then]), 10_000, clock) is ruled
 
@@ -69,7 +102,7 @@ def test_who_is_not_faster_in_each_pair_of_samples_is_not_taken(clock):
 @pytest.mark.parametrize("who", ["ruled", "winner"])
 def test_on_a_busy_machine_nothing_is_decided(clock, who):
     ruled = clock.contender(*[1e-3] * 7, 1.4e-3) if who == "ruled" else clock.contender(2e-3)  # 6 do not count
-    other = clock.contender(1e-4) if who == "ruled" else clock.contender(*[1e-3] * 3, 1.4e-3)  # 2 do not
+    other = clock.contender(1e-4) if who == "ruled" else clock.contender(*[1e-3] * 4, 1.4e-3)  # 3 do not
     assert fastest(ruled, iter([other]), 10_000, clock) is None
 
 

@@ -37,6 +37,8 @@ ROUNDS, LONG_STEP = 3, SAMPLE_SECONDS
 """Samples of each of two contenders in turn, after one that warms caches; of steps of so many seconds one less."""
 HOPELESS = 1.3
 """Who takes so many times as long as the best in the first sample has no other."""
+FEWER = 8
+"""A way is looked at in a sample of so many times fewer steps first: who takes as long for these is very far behind."""
 GAIN = 1.03
 """How much faster than the best so far another has to be, and in each pair of samples it has to be the faster one."""
 UNSTEADY = 1.3
@@ -129,22 +131,37 @@ def fastest(
     expected = expected_steps * step
     limit = min(max(MOST_SECONDS, LONG_SHARE * expected), SHARE * expected)
     rounds = ROUNDS if step < LONG_STEP else ROUNDS - 1
-    each = step + steps * step * (1 + 2 * rounds)  # of a contender, and of the best so far in turn with it
+    few = 1 / (FEWER - 1)  # of a sample, by which one finds who is far behind
+    each = step + steps * step * (1 + few + 2 * rounds)  # of a contender, and of the best so far in turn with it
     if clock() - began + 2 * each > limit:
         return None
     best = ruled
     best.sample(steps)
     for other in others:
-        if clock() - began + each > limit:
+        start = clock()
+        if start - began + each > limit:
             break
-        other.sample(1, counts=False)  # which touches its memory for the first time
-        if other.sample(steps, counts=False) < HOPELESS * best.best:
+        if not _is_hopeless(other, steps, best.best):
             # in turns: a machine that slows down slows both
             pairs = [(other.sample(steps), best.sample(steps)) for _ in range(rounds)]
             if all(a < b for a, b in pairs) and other.best * GAIN < best.best:
                 best, other = other, best
         other.release()
+        each = max(each, clock() - start)
     return best if best.steady and ruled.steady else None
+
+
+def _is_hopeless(other: Contender[Way], steps: int, best: float) -> bool:
+    """Tell whether a way is far from the best so far; found out in few steps where it is very far."""
+    other.sample(1, counts=False)  # which touches its memory for the first time
+    few = steps
+    while few > FEWER:
+        few //= FEWER
+    while few < steps:
+        if few * other.sample(few, counts=False) > SAMPLE_SECONDS:
+            return True
+        few *= FEWER
+    return other.sample(steps, counts=False) >= HOPELESS * best
 
 
 def decided(

@@ -196,8 +196,8 @@ class Memory(NamedTuple):
     counting, order : (batch,) int64
         0, 1, 2 ...; and rows of the data, in prediction.
     norms : (threads,) float64
-    arrivals : (1,) int64
-        The barrier's counter, 0 at the start of a call.
+    arrivals : (`threads.SIZE`,) int64
+        The barrier's counters, 0 at the start of a call.
     """
 
     x: Any

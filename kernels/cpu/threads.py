@@ -19,6 +19,9 @@ SPINS = 4000
 YIELDS = 200
 """Offers of the core before the thread sleeps instead."""
 SLEEP_MICROSECONDS = 50
+OPEN, SIZE = 16, 32
+"""Where a barrier's counters are, and how many numbers it takes: two lines, of 128 bytes where a processor fetches two
+at a time."""
 
 _MACHINE = platform.machine().lower()
 _WINDOWS = platform.system() == "Windows"
@@ -40,6 +43,16 @@ def _load(typing, array, index):
         return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
 
     return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def _store(typing, array, index, value):
+    def codegen(context, builder, signature, args):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        builder.store_atomic(args[2], builder.gep(data, [args[1]]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), codegen
 
 
 @intrinsic
@@ -85,10 +98,13 @@ else:
 def barrier(counter, threads, passed):
     """Wait until all threads are here.
 
+    Where they are more than two, all but the last look at a line of their own, which the last one writes: who looks at
+    the line in which the others count themselves takes it from them, each time for each of them.
+
     Parameters
     ----------
-    counter : (1,) int64
-        Arrivals so far, of all barriers of the call.
+    counter : (`SIZE`,) int64
+        Arrivals so far, of all barriers of the call, and at `OPEN` how many have been met by all.
     threads : int
     passed : int
         How many barriers this thread has passed, this one included.
@@ -98,15 +114,22 @@ def barrier(counter, threads, passed):
 @overload(barrier, jit_options=OPTIONS)
 def _barrier(counter, threads, passed):
     def wait(counter, threads, passed):
-        if threads > 1:
-            _fetch_add(counter, 0, 1)
-            spins = 0
-            # first the core alone, then whoever else wants it: threads may be more than cores
-            while _load(counter, 0) < threads * passed:
-                spins += 1
-                if spins < SPINS:
-                    _pause()
-                else:
-                    _offer_core(spins)
+        if threads == 1:
+            return
+        arrived = _fetch_add(counter, 0, 1) + 1
+        place, wanted = 0, threads * passed
+        if threads > 2:
+            place, wanted = OPEN, passed
+            if arrived == threads * passed:
+                _store(counter, OPEN, passed)
+                return
+        spins = 0
+        # first the core alone, then whoever else wants it: threads may be more than cores
+        while _load(counter, place) < wanted:
+            spins += 1
+            if spins < SPINS:
+                _pause()
+            else:
+                _offer_core(spins)
 
     return wait

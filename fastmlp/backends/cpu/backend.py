@@ -267,7 +267,7 @@ class NumbaBackend(NumbaOperations):
         rows, key = (np.asarray(order[0], np.int64), order[1]), np.uint64(state.key)
         steps = 0
         for threads, count in session.chosen.crew.calls(len(table)):
-            memory.arrivals[0] = 0
+            memory.arrivals[:] = 0
             arguments = (
                 *(threads, parts, *shared, *rows, session.plan.batch, first + steps, table[steps : steps + count]),
                 *(key, np.uint64(state.step + steps), *sums, done),

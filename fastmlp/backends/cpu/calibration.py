@@ -168,8 +168,9 @@ def _nothing(t: int) -> None:
 def time_meeting() -> float:
     """Return the seconds that two threads take to wait for each other at a barrier."""
     from fastmlp.kernels.cpu.operations import meet
+    from fastmlp.kernels.cpu.threads import SIZE
 
-    best, arrivals = [math.inf, math.inf], np.zeros(16, np.int64)[:1]
+    best, arrivals = [math.inf, math.inf], np.zeros(SIZE, np.int64)
 
     def work(t: int) -> None:
         for first in range(0, TRIES * MEETINGS, MEETINGS):

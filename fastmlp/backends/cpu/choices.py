@@ -79,17 +79,21 @@ class Choices:
         self._note_what_is_known()
         if self._decided is not None:
             return self._decided[0]
-        return self._by_rule(plan.batch if plan.optimizer is None else -(-plan.batch // self.parts))
+        return self._by_rule(plan.batch) if plan.optimizer is None else self.forms_in(self.parts)
+
+    def forms_in(self, parts: int) -> NDArray[np.int64]:
+        """Return the forms by the rule in training steps that are divided into so many parts."""
+        return self._by_rule(-(-self._plan.batch // parts), parts)
 
     def forms_of(self, rows: int) -> NDArray[np.int64]:
         """Return the forms in a prediction of so many rows: few may take others than a whole chunk."""
         return self.forms if self._given or rows >= self._chunk else self._by_rule(rows)
 
-    def _by_rule(self, rows: int) -> NDArray[np.int64]:
+    def _by_rule(self, rows: int, parts: int | None = None) -> NDArray[np.int64]:
         plan = self._plan
         rows = rows if plan.optimizer is not None else min(rows, self._chunk)
         units, dtype = plan.spec.units, plan.precision.products
-        return self._deciding.of_layers(rows, self.parts, units, dtype, gradients=plan.gradients)
+        return self._deciding.of_layers(rows, parts or self.parts, units, dtype, gradients=plan.gradients)
 
     @cached_property
     def _decided(self) -> tuple[NDArray[np.int64], int] | None:

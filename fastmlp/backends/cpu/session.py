@@ -131,6 +131,7 @@ class NumbaSession(Session):
         """Return memory to work on so many rows, `kernels.cpu.structures.Memory`; numbers are those of each thread."""
         from fastmlp.kernels.cpu import structures
         from fastmlp.kernels.cpu.losses import work_size
+        from fastmlp.kernels.cpu.threads import SIZE
 
         spec, allocate = self.plan.spec, self._allocate
         # a barrier's counter and a lane of scratch each on cache lines of their own
@@ -150,18 +151,19 @@ class NumbaSession(Session):
             counting=np.arange(batch, dtype=np.int64),
             order=np.empty(0 if training else batch, np.int64),
             norms=self.backend.empty((threads,), np.dtype(np.float64)),
-            arrivals=self.backend.zeros((16,), np.dtype(np.int64)),
+            arrivals=self.backend.zeros((SIZE,), np.dtype(np.int64)),
         )
 
     def _shares_features(self) -> bool:
         """Tell whether threads share out the lowest layer's products by input features instead of rows.
 
-        What they pass each other is then a sum for each row and output, not the weights that each of them changed: that
-        is less where a batch is small beside the inputs (measured with two threads; it is even at two thirds).
+        What a thread fetches from the others is then a sum for each row and output, not the weights that they changed:
+        that is less where a batch is small beside the inputs, for any number of threads (it is even at a third, with
+        two threads and with sixteen: each sum is also written, and added up).
         """
         from fastmlp.kernels.cpu.codes import BLAS, FORWARD
 
-        small = 5 * self.plan.batch * self.chosen.parts < 3 * self.plan.spec.units[0]
+        small = 10 * self.plan.batch < 3 * self.plan.spec.units[0]
         by_tiles = self.chosen.forms[0, FORWARD] != BLAS
         return bool(self.chosen.parts > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
 

@@ -173,7 +173,7 @@ class NumbaShards:
         from fastmlp.kernels.cpu.shards import shard_gradients_thread
 
         assert self._tree is not None, "what is only counted adds up nothing"
-        self._memory.arrivals[0] = 0
+        self._memory.arrivals[:] = 0
         rows, bounds, *rest, sums = asked
         arguments = (
             *(self._network, data, params, self._memory, rows, bounds, self._batch, *rest),

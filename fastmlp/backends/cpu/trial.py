@@ -110,7 +110,7 @@ def _contender(
 def _others(
     ruled: Contender[FormsAndParts], make: Callable[[FormsAndParts], Contender[FormsAndParts]], session: NumbaSession
 ) -> Iterator[Contender[FormsAndParts]]:
-    """Yield what may be faster than the rule: one form for all products, then others for one layer, or other parts."""
+    """Yield what may be faster than the rule: other parts, then one form for all products, then others for a layer."""
     from fastmlp.kernels.cpu.products import available_forms
 
     tried = [ruled]
@@ -124,13 +124,28 @@ def _others(
     def best() -> FormsAndParts:
         return min(tried, key=lambda c: c.best).way
 
+    for parts in _halves_and_doubles(ruled.way.parts, session.chosen.most, lambda: best().parts):
+        yield from trial(session.chosen.forms_in(parts), parts)
     for form in available_forms():
-        yield from trial(np.full_like(ruled.way.forms, form), ruled.way.parts)
-    for parts in {1, session.chosen.most} - {ruled.way.parts}:
-        yield from trial(best().forms, parts)
+        yield from trial(np.full_like(ruled.way.forms, form), best().parts)
     units = session.plan.spec.units
     for layer in sorted(range(len(units) - 1), key=lambda k: -units[k] * units[k + 1]):
         for form in available_forms():
             forms = best().forms.copy()
             forms[layer] = form
             yield from trial(forms, best().parts)
+
+
+def _halves_and_doubles(parts: int, most: int, best: Callable[[], int]) -> Iterator[int]:
+    """Yield half as many, then half of those, as long as that is the best; then, if none was, twice as many, and so on.
+
+    What parts cost and earn grows steadily with their number, so what lies beyond a worse one is not looked at.
+    """
+    fewer = parts
+    while fewer > 1 and best() == fewer:
+        fewer //= 2
+        yield fewer
+    more = parts
+    while more < most and best() == more:
+        more = min(2 * more, most)
+        yield more
