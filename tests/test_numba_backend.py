@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from compare import assert_same_bits
 import fastmlp
 from fastmlp.backends.cpu import backend as numba_backend
 from fastmlp.backends.cpu.forms import Forms
-from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.formulas.activations import activation_names
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import OPTIMIZERS, StepScalars
-from fastmlp.network.plan import Plan, Precision
-from fastmlp.network.spec import make_spec
+from fastmlp.network.plan import Precision
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
@@ -71,26 +68,6 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads):
 
 
 @needs_jit
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_nobody_passes_a_barrier_before_all_are_there(threads):
-    from fastmlp.kernels.cpu.operations import meet
-    from fastmlp.kernels.cpu.threads import SIZE
-
-    times, counter, at, wrong = 60, np.zeros(SIZE, np.int64), [0] * threads, []
-
-    def work(t):
-        for i in range(times):
-            if i % threads == t:  # each is the last one now and then
-                time.sleep(1e-3)
-            at[t] = i + 1
-            meet(threads, 1, counter, i)
-            wrong.extend(there for there in at if there not in (i + 1, i + 2))
-
-    on_threads(threads, work)
-    assert at == [times] * threads and not wrong
-
-
-@needs_jit
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_other_numbers_of_threads_agree_within_rounding(threads):
     for a, b in zip(trained(threads), trained(1), strict=True):
@@ -109,37 +86,6 @@ def test_predictions_and_figures_have_the_same_bits_on_any_number_of_threads(row
         figures = model.evaluate(x, y, sample_weight=weights)
         found.append((model.predict_proba(x, batch_size=rows).tobytes(), figures["loss"], figures["accuracy"]))
     assert found == found[:1] * 4
-
-
-def session_of(units, batch, optimizer, threads):
-    """Return a session that trains by tiles."""
-    plan = Plan(make_spec(units), batch, Precision.of(np.dtype("float64")), True, optimizer.without_schedule())
-    session = backend(threads, "direct").open(plan)
-    session.chosen.fix(session.chosen.forms_in(threads), threads)
-    return session
-
-
-@needs_jit
-@pytest.mark.parametrize("threads", [1, 2, 3, 16])
-def test_how_the_lowest_layer_is_shared_out_does_not_depend_on_how_many_share_it(threads):
-    """What a thread fetches from the others is as much for any number of them."""
-    for batch, by_features in ((28, True), (29, False)):
-        parts = session_of((96, 21, 9, 4), batch, fastmlp.SGD(0.01), threads).memory.parts
-        assert (parts.size > 0) == (by_features and threads > 1)
-
-
-@needs_jit
-@pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("options", [{}, {"dropout": (0.3, 0.2, 0.2)}, {"dtype": "float32"}], ids=str)
-@pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.01), fastmlp.Adam(1e-2, ema=0.9)], ids=["sgd", "adam"])
-def test_many_inputs_and_small_batches_are_shared_out_by_features(threads, options, optimizer):
-    # by tiles, whatever was measured here: for the BLAS, rows are gathered
-    wide = {"units": (96, 21, 9, 4), "batch_size": 11, "optimizer": optimizer, "products": "direct", **options}
-    assert session_of(wide["units"], 11, optimizer, threads).memory.parts.size  # else this tests nothing
-    tolerance = {"rtol": 2e-4, "atol": 1e-5} if options.get("dtype") == "float32" else {"rtol": 1e-9, "atol": 1e-12}
-    for a, b, c in zip(trained(threads, **wide), trained(1, **wide), trained(threads, **wide), strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
-        assert_same_bits(a, c)
 
 
 @needs_jit
