@@ -18,10 +18,12 @@ STEPS = (
     *("tests/test_composition.py", "tests/test_numba_backend.py"),
     *("-k", "numba and not cupy and (composition or l2_and_decay_is_numpys)"),
 )
-SHARED = ("tests/test_numba_backend.py", "-k", "many_inputs")
+SHARED = ("tests/test_shared_steps.py", "-k", "many_inputs")
 PRODUCTS = ("tests/test_products.py", "-k", "edges")
 MASKS = ("tests/test_products.py", "-k", "avx512")
 FORMS = ("tests/test_products.py", "-k", "train_as_on_numpy")
+ROW = ("tests/test_products.py", "-k", "single_row")
+STEPS = ("tests/test_shared_steps.py",)
 PARTS = ("tests/test_crew.py", "-k", "may_change")
 FEW = ("tests/test_products.py", "-k", "few_outputs")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
@@ -36,7 +38,7 @@ BUGS = {
     "loss: gradient of the label": ("kernels/cpu/losses.py", "-= kept * scales[i]", "-= scales[i]"),
     "loss: the first quantile for all": ("kernels/cpu/losses.py", "quantiles[k % quantiles.size]", "quantiles[0]"),
     "loss: weights of rows": ("kernels/cpu/forward.py", "scales[i] *= data.weights[chosen[i]]", "pass"),
-    "backward: slopes of the layer above": ("kernels/cpu/train.py", "has = net.needs_slope[layer]", "has = False"),
+    "backward: slopes of the layer above": ("kernels/cpu/train.py", "net.activations[layer], net.needs_slope[layer]", "net.activations[layer], False"),
     "bias gradient: last row left out": ("kernels/cpu/layers.py", "    for i in range(rows):\n        start = at + i * columns\n        row = run(d, start", "    for i in range(rows - 1):\n        start = at + i * columns\n        row = run(d, start"),
     "fused descent: L2 lost": ("kernels/cpu/train.py", "kept - rate * l2, params", "kept, params"),
     "Adam: mean of squares": ("kernels/cpu/optimizers.py", "v = square_decay * square[i] + (one - square_decay) * (d * d)", "v = square_decay * square[i] + (one - square_decay) * d"),
@@ -63,7 +65,11 @@ BUGS = {
     "products: a second group of panels": ("kernels/cpu/products.py", "if r == 0 and p % PANELS == 0:", "if r == 0 and p == 0:"),
     "products: more panels than are kept": ("kernels/cpu/products.py", "most = columns if rows <= many else panels * width", "most = columns"),
     "products: blocks along k that are kept": ("kernels/cpu/products.py", "layer_at = (start - first) // deep * panels * size", "layer_at = 0"),
-    "products: the gradient of one row": ("kernels/cpu/products.py", "row[q] = beta * row[q] + factor * v[q]", "row[q] = row[q] + factor * v[q]"),
+    "products: the gradient of one row": ("kernels/cpu/single.py", "row[q] = beta * row[q] + factor * v[q]", "row[q] = row[q] + factor * v[q]"),
+    "products: what is not zero in a row": ("kernels/cpu/single.py", "count += row[i] != 0\n    return", "count += row[i] > 0\n    return"),
+    "products: where it is not zero": ("kernels/cpu/single.py", "out_at + places[j] * v.size", "out_at + j * v.size"),
+    "threads: a barrier that opens early": ("kernels/cpu/threads.py", "if arrived == threads * passed:", "if arrived >= threads * passed - 1:"),
+    "train: gradients by features, of other inputs": ("kernels/cpu/train.py", "net.z_at[layer - 1] * batch + first\n    form, w", "net.z_at[layer - 1] * batch\n    form, w"),
     "products: a long row": ("kernels/cpu/products.py", "*(one, zero, False, out, out_at + c, columns),", "*(one, zero, False, out, out_at, columns),"),
     "parts: of another thread": ("kernels/cpu/train.py", "_update_slice(net, rule, buffers, batch, memory, p, parts,", "_update_slice(net, rule, buffers, batch, memory, t, parts,"),
     "products: a second block of rows": ("kernels/cpu/products.py", "index, index_at + r, ahead", "index, index_at, ahead"),
@@ -86,6 +92,10 @@ COMPILED = {
     "products: a second block of depth": BLOCKS,
     "products: a second group of panels": BLOCKS,
     "products: the gradient of one row": FORMS,
+    "products: what is not zero in a row": ROW,
+    "products: where it is not zero": ROW,
+    "threads: a barrier that opens early": STEPS,
+    "train: gradients by features, of other inputs": STEPS,
     "products: a long row": PRODUCTS,
     "parts: of another thread": PARTS,
     "products: a second block of rows": BLOCKS,

@@ -21,9 +21,10 @@ from numba.extending import overload, register_jitable
 from . import tiles, vectors
 from .blas import gemm
 from .codes import BLAS, DIRECT, PACKED
-from .compiling import OPTIONS, part
+from .compiling import OPTIONS
 from .few import few_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
+from .single import add_outer_product, multiply_sparse_row, notes_size
 from .tiles import DEPTH, ROWS, readable, share_of
 from .vectors import run
 
@@ -39,9 +40,6 @@ MANY_ROWS = 144
 """Rows of a packed block of A, a multiple of every tile's: with their sums it fits a second-level cache."""
 MANY_SUMMED = 64
 """Rows of a batch from which on this is worth the transpose of a gradient."""
-ROWS_OF_ZEROS = 64
-"""Columns from which on the rows of B that a single row's zeros ask for are left out: shorter ones are read sooner than
-it is found out."""
 
 
 def available_forms() -> tuple[int, ...]:
@@ -66,7 +64,8 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
         return max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
     # a product with W' copies panels that are as deep as W is wide, in either form
     shapes = (rows, inputs, outputs), (inputs, rows, outputs)
-    return max(outputs * width, *(_packed_size(width, *shape) for shape in shapes))
+    notes = notes_size(inputs, vectors.VECTOR_BYTES * tiles.VECTORS // width)
+    return max(outputs * width, notes, *(_packed_size(width, *shape) for shape in shapes))
 
 
 @register_jitable(**OPTIONS)
@@ -230,46 +229,6 @@ def _compiled_packed(
     return packed
 
 
-@part
-def _is_sparse(row, columns):
-    """Whether so much of a row is 0, as of pixels and one-hot columns, that to pass over it pays."""
-    if columns < ROWS_OF_ZEROS:
-        return False
-    found = 0
-    for i in range(row.size):
-        found += row[i] != 0
-    return 2 * found <= row.size
-
-
-@part
-def _multiply_sparse_row(row, b, b_at, columns, out, out_at):
-    """``out = row @ b``, without the rows of B that a 0 asks for: they are neither read nor looked at."""
-    sums = run(out, out_at, columns)
-    for q in range(columns):
-        sums[q] = 0
-    for i in range(row.size):
-        if row[i] != 0:
-            factors = run(b, b_at + i * columns, columns)
-            for q in range(columns):
-                sums[q] += row[i] * factors[q]
-
-
-@part
-def _add_outer_product(u, v, alpha, beta, out, out_at):
-    """``out = beta out + alpha u v.T``: the gradient of a single row, which no tile has to sum."""
-    is_sparse = beta == 1 and _is_sparse(u, v.size)
-    for i in range(u.size):
-        if is_sparse and u[i] == 0:
-            continue
-        row, factor = run(out, out_at + i * v.size, v.size), alpha * u[i]
-        if beta == 0:
-            for q in range(v.size):
-                row[q] = factor * v[q]
-        else:
-            for q in range(v.size):
-                row[q] = beta * row[q] + factor * v[q]
-
-
 @overload(multiply, jit_options=OPTIONS)
 def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
     real = getattr(np, str(out.dtype))
@@ -290,9 +249,7 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
             return
         c = 0
         if rows == 1:
-            row = run(a, at + index[index_at] * lda, k)
-            if _is_sparse(row, columns):
-                _multiply_sparse_row(row, b, b_at, columns, out, out_at)
+            if multiply_sparse_row(run(a, at + index[index_at] * lda, k), b, b_at, columns, out, out_at, scratch):
                 return
             while share_of(columns - c, long, lanes) == long:
                 long_row(
@@ -357,9 +314,8 @@ def _compiled_multiply_transposed(
             gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
             return
         if k == 1:
-            _add_outer_product(
-                run(a, at + index[index_at] * lda, rows), run(b, b_at, columns), alpha, beta, out, out_at
-            )
+            row = run(a, at + index[index_at] * lda, rows)
+            add_outer_product(row, run(b, b_at, columns), alpha, beta, out, out_at, scratch)
             return
         if form == PACKED:
             _packed(
