@@ -23,7 +23,7 @@ PRODUCTS = ("tests/test_products.py", "-k", "edges")
 MASKS = ("tests/test_products.py", "-k", "avx512")
 FORMS = ("tests/test_products.py", "-k", "train_as_on_numpy")
 ROW = ("tests/test_products.py", "-k", "single_row")
-STEPS = ("tests/test_shared_steps.py",)
+TOGETHER = ("tests/test_shared_steps.py",)
 PARTS = ("tests/test_crew.py", "-k", "may_change")
 FEW = ("tests/test_products.py", "-k", "few_outputs")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
@@ -94,8 +94,8 @@ COMPILED = {
     "products: the gradient of one row": FORMS,
     "products: what is not zero in a row": ROW,
     "products: where it is not zero": ROW,
-    "threads: a barrier that opens early": STEPS,
-    "train: gradients by features, of other inputs": STEPS,
+    "threads: a barrier that opens early": TOGETHER,
+    "train: gradients by features, of other inputs": TOGETHER,
     "products: a long row": PRODUCTS,
     "parts: of another thread": PARTS,
     "products: a second block of rows": BLOCKS,
