@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 LEAST = 0.01
 """Seconds that a sample lasts at least: so long that no clock and no interrupt decides."""
+LEAST_TRAINED = 0.1
+"""Seconds of a call that trains, in as many epochs: a call of ``fit`` costs up to 5 ms beside its steps, of a GPU."""
 
 FEWEST = 4
 """Samples of a process at least: those of two processes are enough for a verdict."""
@@ -25,7 +27,9 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "train": Measure("training step", "a step of training: forward, backward, optimizer; the mean of an epoch's"),
+    "train": Measure(
+        "training step", "a step of training: forward, backward, optimizer; the mean of the epochs of a call"
+    ),
     "predict": Measure("a row of many", "prediction of many rows in one call, a row"),
     "row": Measure("one row", "prediction of one row, from the host's memory and back"),
     "first": Measure(
@@ -88,12 +92,32 @@ def take_samples(
     least: float = LEAST,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Return how long a call takes, several times, each the mean over so many calls that they last `least` together.
+    """Return how long a call takes, several times: each the mean over so many calls that they last `least` together.
+
+    Parameters are those of `samples_of`.
+    """
+
+    def repeated(calls: int) -> None:
+        for _ in range(calls):
+            work()
+
+    return samples_of(repeated, count, seconds, least=least, clock=clock)
+
+
+def samples_of(
+    work: Callable[[int], Any],
+    count: int,
+    seconds: float,
+    *,
+    least: float = LEAST,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Return how long one of many takes, several times: each the mean of so many that they last `least` together.
 
     Parameters
     ----------
     work : callable
-        What is timed; it was called before.
+        What is timed, does so many at once; it was called before.
     count : int
         Samples.
     seconds : float
@@ -107,8 +131,7 @@ def take_samples(
     found: list[float] = []
     while len(found) < count and (len(found) < FEWEST or clock() - begun < seconds):
         start = clock()
-        for _ in range(calls):
-            work()
+        work(calls)
         lasted = clock() - start
         if lasted < least:  # too short to tell, and so were those before
             wanted = 1.2 * calls * least / lasted if lasted > 0 else math.inf

@@ -11,7 +11,7 @@ from typing import Any
 from fastmlp.bench.costs import Cost, of_rows, of_step
 from fastmlp.bench.limits import Limits, best_of
 from fastmlp.bench.verdicts import Summary, Verdict, compare, summarize
-from fastmlp.bench.workloads import MANY, Workload
+from fastmlp.bench.workloads import SCALES, Workload
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
 
@@ -33,6 +33,8 @@ class Case:
         Why nothing more was measured.
     moments : int
         Arrays as large as the parameters that the optimizer keeps.
+    many : int
+        Rows that are predicted at once.
     """
 
     workload: Workload
@@ -42,6 +44,7 @@ class Case:
     rounds: list[dict[str, list[float]]] = field(default_factory=list)
     failure: str | None = None
     moments: int = 0
+    many: int = SCALES["cpu"].many
 
     def samples(self, measure: str) -> list[float]:
         """Return all samples of a measure, of all rounds."""
@@ -58,8 +61,8 @@ class Case:
         if measure == "train":
             return of_step(self.workload.units, self.workload.batch, itemsize, self.moments)
         if measure == "predict":
-            many = of_rows(self.workload.units, MANY, itemsize)
-            return Cost(many.operations / MANY, many.bytes / MANY)
+            whole = of_rows(self.workload.units, self.many, itemsize)
+            return Cost(whole.operations / self.many, whole.bytes / self.many)
         return None
 
     @classmethod
@@ -153,8 +156,8 @@ class Results:
         if cost is None or limits is None or summary is None:
             return None
         if measure == "predict":  # all rows are one call, whose bytes are not in a cache because those of a row are
-            seconds, what = limits.least_seconds(Cost(cost.operations * MANY, cost.bytes * MANY))
-            return seconds / MANY / summary.median, what
+            seconds, what = limits.least_seconds(Cost(cost.operations * case.many, cost.bytes * case.many))
+            return seconds / case.many / summary.median, what
         seconds, what = limits.least_seconds(cost)
         return seconds / summary.median, what
 

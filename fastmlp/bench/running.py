@@ -16,7 +16,7 @@ from fastmlp.bench.machine import commit, machine, versions
 from fastmlp.bench.measures import TIMED, Effort
 from fastmlp.bench.peers import NoCounterpartError
 from fastmlp.bench.results import Case, Results
-from fastmlp.bench.workloads import Workload
+from fastmlp.bench.workloads import Workload, predicted_rows
 from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
 
 Said = Callable[[str], object]
@@ -83,7 +83,8 @@ def run(
     for workload in workloads:
         moments = workload.optimizer_record().moments
         for name, one in chosen.items():
-            found.cases.append(Case(workload, name, one.label, one.device, [], failing[name], moments))
+            many = predicted_rows(workload.units, effort.operations, one.device)
+            found.cases.append(Case(workload, name, one.label, one.device, [], failing[name], moments, many))
     if effort.of_compilers != TIMED:
         labels = [one.label for name, one in chosen.items() if one.compiles and failing[name] is None]
         found.notes += [
