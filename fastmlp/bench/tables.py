@@ -22,8 +22,8 @@ LIMITED = ("train", "predict")
 """Measures beside which stands the fraction of the machine's limit."""
 NOTHING = "–"  # noqa: RUF001 - a dash
 RULE = (
-    f"Figures are medians of samples of {1e3 * LEAST:g} ms or more, of training {1e3 * LEAST_TRAINED:g} ms, ± half of the "
-    "distance between the quartiles. One is said to "
+    f"Figures are medians of samples of {1e3 * LEAST:g} ms or more, of training {1e3 * LEAST_TRAINED:g} ms, ± half of "
+    "the distance between the quartiles. One is said to "
     f"take so many times as long as another where the medians differ by {FACTOR - 1:.0%} or more and a Mann-Whitney "
     f"test over the samples of all rounds gives p < {CHANCE:g}."
 )
