@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastmlp.bench.machine import commit
 from fastmlp.bench.results import read
 from fastmlp.bench.running import MeasuringError
 from fastmlp.bench.workloads import Workload
-from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError, in_fresh_process
 from fastmlp.errors import FileFormatError
 
 SMALL = Workload("small", (4, 3, 2), 8)
@@ -231,8 +232,8 @@ def test_contenders_take_turns_and_nobody_is_always_the_first():
     found = run(ask)
     first = ["small numpy", "small numba", "small sklearn", "other numpy", "other numba", "other sklearn"]
     second = ["small numba", "small sklearn", "small numpy", "other numba", "other sklearn", "other numpy"]
-    assert ask.asked[:9] == ["tiny numba", "limits", *first, "limits"]
-    assert ask.asked[9:15] == second
+    assert ask.asked[:8] == ["tiny numba", "limits", *first]
+    assert ask.asked[8:15] == [*second, "limits"]
     assert ask.asked[-1] == "cold small numba" and len(ask.asked) == 2 + 3 * 7
     assert [len(case.rounds) for case in found.cases] == [3] * 6
 
@@ -244,7 +245,7 @@ def test_the_first_call_is_measured_once_with_nothing_compiled():
     assert set(map(tuple, samples.values())) == {()}
     assert found.cases[1].samples("first") != [70.0] * 3
     found = run(Measuring(failing=("cold small numba",)))
-    words = "fastmlp numba: the first call with nothing compiled was not measured: it is broken"
+    words = "not measured: the first call of fastmlp numba with nothing compiled: it is broken"
     assert words in found.notes and found.failures == []
 
 
@@ -262,9 +263,7 @@ def test_failures_of_one_reason_are_told_together():
         case.failure = {"fastmlp numba": None}.get(case.label, "too slow")
     found.cases[2].rounds = []
     assert found.failures == [
-        "measured in fewer rounds: fastmlp numpy: too slow",
-        "not measured: scikit-learn (small): too slow",
-        "measured in fewer rounds: scikit-learn (other): too slow",
+        "not measured: scikit-learn (small); measured in fewer rounds: fastmlp numpy, scikit-learn (other): too slow"
     ]
 
 
@@ -276,8 +275,86 @@ def test_a_run_that_measures_nothing_is_an_error():
 
 
 def test_where_the_time_is_over_nobody_is_dropped_silently():
-    with pytest.raises(MeasuringError, match="not measured: fastmlp numpy: no time was left of the 0 s"):
+    with pytest.raises(MeasuringError, match="not measured: fastmlp numpy: no time was left of 0 s"):
         run(Measuring(), ["numpy"], total=0.0)
+
+
+class Slow(Measuring):
+    """Takes so many seconds for each, by a clock of its own, and is ended where it takes too long."""
+
+    def __init__(self, monkeypatch, seconds):
+        super().__init__()
+        self.now, self.seconds, self.took = 0.0, seconds, {}
+        monkeypatch.setattr(running, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+
+    def __call__(self, target, task, *, timeout, environment=None):
+        seconds = self.seconds[task.get("contender", "limits")]
+        self.now += min(seconds, timeout)
+        found = super().__call__(target, task, timeout=timeout, environment=environment)
+        if seconds > timeout:
+            raise TooLongError(f"took longer than {timeout:g} s")
+        return found
+
+
+MANY = {
+    **{"limits": 4.0, "numpy": 3.0, "numba": 4.0, "cupy": 5.0, "torch": 8.0, "jax": 5.0, "sklearn": 4.0},
+    **{"torch-gpu": 8.0, "torch-gpu-graph": 8.0, "jax-gpu": 8.0, "torch-compiled": 90.0, "torch-gpu-compiled": 26.0},
+}
+"""Seconds of a process where there are a GPU and every library."""
+
+
+def quick_run(monkeypatch, seconds, count):
+    ask, entrants = Slow(monkeypatch, seconds), dict.fromkeys(name for name in seconds if name != "limits")
+    some = [SMALL, replace(SMALL, name="other", batch=4)][:count]
+    found = running.run(some, entrants, measures.QUICK, seed=7, command="fastmlp bench", ask=ask)
+    assert ask.now <= measures.QUICK.total
+    return ask, {(c.workload.name, c.contender): len(c.rounds) for c in found.cases}, found
+
+
+def test_who_compiles_nothing_has_all_rounds_of_a_quick_run_before_others_take_the_time(monkeypatch):
+    _, rounds, found = quick_run(monkeypatch, MANY, 1)
+    plain = [name for name in MANY if name != "limits" and "compiled" not in name]
+    assert all(rounds["small", name] == 2 for name in plain)
+    assert rounds["small", "torch-compiled"] == rounds["small", "torch-gpu-compiled"] == 0
+    assert found.failures == ["not measured: PyTorch compiled, PyTorch compiled (GPU): no time was left of 170 s"]
+    assert set(found.limits) == {"cpu float32", "cuda float32"}
+
+
+def test_who_compiles_is_measured_in_the_time_that_nobody_else_needs(monkeypatch):
+    few = {name: MANY[name] for name in ("limits", "numpy", "torch", "torch-gpu-compiled")}
+    ask, rounds, found = quick_run(monkeypatch, few, 2)
+    assert set(rounds.values()) == {2} and found.failures == []
+    assert ask.asked.index("small torch-gpu-compiled") > ask.asked.index("other torch")
+    assert found.notes[-1] == (
+        "PyTorch compiled (GPU): training alone is measured with --quick, since each shape is compiled anew"
+    )
+
+
+def test_every_workload_has_a_round_before_any_has_two_and_who_was_cut_off_is_said_once(monkeypatch):
+    _, rounds, found = quick_run(monkeypatch, {**MANY, "jax": 15.0}, 2)
+    assert all(rounds[workload, "sklearn"] > 0 for workload in ("small", "other"))
+    assert min(count for (_, name), count in rounds.items() if "compiled" not in name) == 1
+    (line,) = found.failures
+    assert line.startswith("not measured: PyTorch compiled, PyTorch compiled (GPU); measured in fewer rounds: ")
+    assert line.endswith(": no time was left of 170 s") and line.count("JAX") <= 2
+    (note,) = (note for note in found.notes if "busy" not in note)
+    assert note == (
+        "not measured: the first call of fastmlp numba with nothing compiled, the first call of fastmlp cupy with "
+        "nothing compiled: no time was left of 170 s"
+    )
+
+
+def test_a_quick_run_of_many_takes_fewer_workloads_and_says_which_not():
+    some = [SMALL, replace(SMALL, name="other")]
+    many, few = ({name: None for name in names} for names in ((n for n in MANY if n != "limits"), ("numpy", "numba")))
+    assert running.affordable(some, few, measures.QUICK) == (some, [])
+    assert running.affordable(some, many, measures.FULL) == (some, [])
+    assert running.affordable(some[:1], many, measures.QUICK) == (some[:1], [])
+    left, notes = running.affordable(some, many, measures.QUICK)
+    assert left == some[:1]
+    assert notes == [
+        "left out: other: with it there would be 52 processes, too many for 170 s; --workload other measures it"
+    ]
 
 
 def test_progress_counts_every_process():

@@ -17,6 +17,7 @@ from fastmlp.files.atomic import atomic_writer
 
 FORMAT = 1
 NAME = "results.json"
+_SAID = {False: "not measured", True: "measured in fewer rounds"}
 
 
 @dataclass
@@ -121,22 +122,27 @@ class Results:
 
     @property
     def failures(self) -> list[str]:
-        """Who measured less than was asked for, of which workloads and why, in words; those of one reason together."""
-        labels: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
+        """Who measured less than was asked for, of which workloads and why, in words: a line for each reason."""
+        reasons: dict[str, dict[bool, dict[tuple[str, ...], list[str]]]] = {}
         for name in dict.fromkeys(case.contender for case in self.cases):
-            reasons: dict[tuple[str, bool], list[Case]] = {}
+            alike: dict[tuple[str, bool], list[Case]] = {}
             for case in self.cases:
                 if case.contender == name and case.failure is not None:
-                    reasons.setdefault((case.failure, bool(case.rounds)), []).append(case)
-            for (reason, begun), cases in reasons.items():
-                key = reason, begun, tuple(case.workload.name for case in cases)
-                labels.setdefault(key, []).append(cases[0].label)
-        every = len(self.workloads)
+                    alike.setdefault((case.failure, bool(case.rounds)), []).append(case)
+            for (reason, begun), cases in alike.items():
+                names = tuple(case.workload.name for case in cases)
+                reasons.setdefault(reason, {}).setdefault(begun, {}).setdefault(names, []).append(cases[0].label)
         return [
-            f"{'measured in fewer rounds' if begun else 'not measured'}: {', '.join(who)}"
-            f"{'' if len(names) == every else ' (' + ', '.join(names) + ')'}: {reason}"
-            for (reason, begun, names), who in labels.items()
+            "; ".join(f"{_SAID[begun]}: {self._who(by)}" for begun, by in sorted(found.items())) + f": {reason}"
+            for reason, found in reasons.items()
         ]
+
+    def _who(self, labels: Mapping[tuple[str, ...], Sequence[str]]) -> str:
+        """Return contenders by the workloads that they are named with; by none where these are all."""
+        every = len(self.workloads)
+        return ", ".join(
+            ", ".join(who) + ("" if len(names) == every else f" ({', '.join(names)})") for names, who in labels.items()
+        )
 
     def limits_of(self, case: Case) -> Limits | None:
         """Return the limits of the device and type of a case; None where they were not measured."""
