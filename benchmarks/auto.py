@@ -5,10 +5,10 @@
 Asked for is that a run on "auto" is never more than 10 % slower, after its first epoch, than one on the best backend,
 and that what it tries takes at most 0.5 s, or 2 % of the run that is expected.  Nothing that was decided before is
 known to the processes: compiled code lies in a folder of this script's own, and decisions are removed from it before
-each.  "auto" takes a GPU only where its self-test has passed, which is noted beside its compiled kernels; so that test is
-run once first, in the same folder, in time that is not counted, and where it fails the text below the table says so.  A
-figure is the median of samples of 10 ms or more, all after the first epoch; slower is said by the rule of
-`fastmlp bench`.  Exits with 1 where more is given away than that.
+each.  "auto" takes a GPU only where its self-test has passed, which is noted beside its compiled kernels; so that is
+run once first, in the same folder and in time that is not counted, and where it fails the text below the table says so.
+A figure is the median of samples of 10 ms or more, all after the first epoch; slower is said by the rule of `fastmlp
+bench`.  Exits with 1 where more is given away than that.
 """
 
 from __future__ import annotations

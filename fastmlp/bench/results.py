@@ -172,11 +172,14 @@ class Results:
         cases = [case for case in self.of(workload) if case.samples(measure)]
         return min(cases, key=lambda case: summarize(case.samples(measure)).median, default=None)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as a file has them."""
+        return {"format": FORMAT, **vars(self), "cases": [case.to_dict() for case in self.cases]}
+
     def write(self, path: Path) -> None:
         """Write all as JSON, in one piece."""
-        plain = {"format": FORMAT, **vars(self), "cases": [case.to_dict() for case in self.cases]}
         with atomic_writer(path) as file:
-            file.write((json.dumps(plain, indent=1) + "\n").encode())
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 def read(path: Path) -> Results:

@@ -152,6 +152,8 @@ WORKLOADS = {
 }
 FIRST = ("viblo", "keras", "hundred", "mid", "big")
 """Those of published tutorials and two larger ones, which are measured where nobody says what."""
+QUICK_FIRST = ("viblo", "mid")
+"""The same of a quick run."""
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 WIDTHS = (16, 64, 256, 1024, 2048)

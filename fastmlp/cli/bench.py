@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmlp.bench.measures import FULL, QUICK, Effort
-from fastmlp.bench.workloads import FIRST, RATES, SWEEPS, WORKLOADS, Workload, sweep
+from fastmlp.bench.workloads import FIRST, QUICK_FIRST, RATES, SWEEPS, WORKLOADS, Workload, sweep
 
 if TYPE_CHECKING:
     from fastmlp.bench.comparing import Comparison
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 WIDE = 160
 """Columns where the output is no terminal, so that no line is broken."""
-QUICK_FIRST = ("viblo", "mid")
 OWN_BATCH = 128
 
 Options = Callable[[], AbstractContextManager[None]]
