@@ -13,8 +13,8 @@ from typing import Any
 
 from fastmlp.bench.contenders import Running, contender
 from fastmlp.bench.limits import measure, pin
-from fastmlp.bench.measures import LEAST_TRAINED, TIMED, Effort, peak_memory, samples_of, take_samples
-from fastmlp.bench.workloads import Rows, Workload, rows_of
+from fastmlp.bench.measures import TIMED, Effort, peak_memory, samples_of, take_samples
+from fastmlp.bench.workloads import SCALES, Rows, Workload, rows_of
 
 
 def measure_contender(
@@ -48,7 +48,7 @@ def measure_contender(
     if first_alone:
         return found
     wanted = effort.of_compilers if chosen.compiles else TIMED
-    found |= _timed(running, rows, effort, wanted)
+    found |= _timed(running, rows, effort, wanted, SCALES[chosen.device].trained)
     memory = peak_memory()
     if memory is not None:
         found["memory"] = [float(memory)]
@@ -58,11 +58,11 @@ def measure_contender(
     return found
 
 
-def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str]) -> dict[str, list[float]]:
+def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str], least: float) -> dict[str, list[float]]:
     found = {}
     if "train" in wanted:
         running.train(1)
-        samples = samples_of(running.train, effort.samples, effort.seconds, least=LEAST_TRAINED)
+        samples = samples_of(running.train, effort.samples, effort.seconds, least=least)
         found["train"] = [seconds / rows.steps for seconds in samples]
     for name, call, count in (("predict", running.predict, len(rows.many)), ("row", running.row, 1)):
         if name in wanted:

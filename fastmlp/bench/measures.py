@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 LEAST = 0.01
 """Seconds that a sample lasts at least: so long that no clock and no interrupt decides."""
-LEAST_TRAINED = 0.1
-"""Seconds of a call that trains, in as many epochs: a call of ``fit`` costs up to 5 ms beside its steps, of a GPU."""
 
 FEWEST = 4
 """Samples of a process at least: those of two processes are enough for a verdict."""

@@ -33,19 +33,23 @@ class Scale(NamedTuple):
         Operations that a step is counted as at least: those of the time that its launches take whatever it computes.
     many : int
         Rows to predict at once, at most.
+    trained : float
+        Seconds that a call trains at least, in as many epochs: what it costs beside its steps is nothing of theirs.
     """
 
     operations: float
     least: float
     many: int
+    trained: float
 
 
 SCALES = {
-    "cpu": Scale(1.0, 0.0, 10_000),
+    "cpu": Scale(1.0, 0.0, 10_000, 0.1),
     # An H200 has trained at 6e12 operations a second where a step has 4e8 of them, and no step took less than half of
     # its time; 16 cores beside it at 3e11.  So an epoch lasts tens of milliseconds where it did 0.3, and is not much
-    # longer for those who launch every kernel by itself.
-    "cuda": Scale(100.0, 4e8, ROWS),
+    # longer for those who launch every kernel by itself.  A call of `fit` costs 5 ms there, and 20 with data of which
+    # captured steps keep no copy.
+    "cuda": Scale(100.0, 4e8, ROWS, 0.5),
 }
 """By device, so that all contenders of one have the same rows."""
 
