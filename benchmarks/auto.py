@@ -5,8 +5,10 @@
 Asked for is that a run on "auto" is never more than 10 % slower, after its first epoch, than one on the best backend,
 and that what it tries takes at most 0.5 s, or 2 % of the run that is expected.  Nothing that was decided before is
 known to the processes: compiled code lies in a folder of this script's own, and decisions are removed from it before
-each.  A figure is the median of samples of 10 ms or more, all after the first epoch; slower is said by the rule of
-`fastmlp bench`.  Exits with 1 where more is given away than that.
+each.  "auto" takes a GPU only where its self-test has passed, which is noted beside its compiled kernels; so that is
+run once first, in the same folder and in time that is not counted, and where it fails the text below the table says so.
+A figure is the median of samples of 10 ms or more, all after the first epoch; slower is said by the rule of `fastmlp
+bench`.  Exits with 1 where more is given away than that.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ EXPECTED = 6.0
 MOST_SECONDS, SHARE = 0.5, 0.02
 """What a trial may take: so many seconds, or that part of the run that is expected."""
 TOTAL = 220.0
-"""Seconds after which no further process is begun."""
+"""Seconds after which no further process is begun; the self-test of a GPU comes before."""
+DECIDED = ("*steps-*.json", "*backends-*.json")
+"""Files that keep decisions, on the CPU and on a GPU; that its self-test has passed is none."""
 
 
 class Ran(NamedTuple):
@@ -164,13 +168,32 @@ def judged(name: str, found: dict[str, list[Ran]]) -> Judged:
 HEAD = ["units, batch", "auto took", "a step", "on the best backend", "ratio", "auto is", "trials, of what they may"]
 
 
-def race(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str, dict[str, list[Ran]]], str]:
-    """Return the runs of each shape, by backend, and what was left out for want of time, in words."""
+def tested() -> list[str]:
+    """Run the self-test of the GPU, which notes that it has passed; return the stages that failed."""
+    from fastmlp.doctor.selftest import run_all
+
+    return [outcome.stage for outcome in run_all("cupy") if not outcome.passed]
+
+
+def said_of_test(environment: dict[str, str | None]) -> str:
+    """Have the GPU tested in a process with these variables; return in words why "auto" may not take it, if so."""
+    failed = raced("auto:tested", environment)
+    if failed == []:
+        return ""
+    stages = "ended with an error" if failed is None else f"failed: {', '.join(failed)}"
+    return f"The self-test of the GPU {stages}; so auto does not take it."
+
+
+def race(
+    names: Sequence[str], rounds: int, seconds: float, total: float | None = None
+) -> tuple[dict[str, dict[str, list[Ran]]], str]:
+    """Return the runs of each shape, by backend, and in words what is to be known: what was left out, what failed."""
     able = [name for name, state in fastmlp.available_backends().items() if state.available]
     found: dict[str, dict[str, list[Ran]]] = {name: {who: [] for who in ("auto", *able)} for name in names}
-    end, left_out = time.monotonic() + TOTAL, 0
     with tempfile.TemporaryDirectory() as cache:
-        environment = {"NUMBA_CACHE_DIR": cache, "FASTMLP_BACKEND": None}
+        environment = {"NUMBA_CACHE_DIR": cache, "CUPY_CACHE_DIR": str(Path(cache, "cupy")), "FASTMLP_BACKEND": None}
+        said = [said_of_test(environment)] if "cupy" in able else []
+        end, left_out = time.monotonic() + (TOTAL if total is None else total), 0
         tiny = SHAPES["tiny"].to_dict()
         raced("auto:trained", environment, workload=tiny, backend="auto", seconds=0.1)  # compiles
         for _ in range(rounds):
@@ -179,13 +202,21 @@ def race(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str, d
                     if time.monotonic() > end:
                         left_out += 1
                         continue
-                    for what in ("steps", "backends"):
-                        for file in Path(cache).rglob(f"{what}-*.json"):
+                    for pattern in DECIDED:
+                        for file in Path(cache).rglob(pattern):
                             file.unlink()
                     given = {"workload": SHAPES[name].to_dict(), "backend": backend, "seconds": seconds}
                     answer = raced("auto:trained", environment, **given)
                     ran += [] if answer is None else [Ran(*answer)]
-    return found, f"{left_out} runs were left out, for which no time was left" if left_out else ""
+    said += [f"{left_out} runs were left out, for which no time was left"] if left_out else []
+    return found, "\n\n".join(part for part in said if part)
+
+
+def table(names: Sequence[str], found: dict[str, dict[str, list[Ran]]], said: str) -> tuple[str, bool]:
+    """Return the table of some shapes with what is to be known, and whether too much is given away."""
+    rows = [judged(name, found[name]) for name in names]
+    text = "\n\n".join(part for part in (markdown_table(HEAD, [row.cells for row in rows]), said) if part)
+    return text, any(row.too_much for row in rows)
 
 
 def main() -> int:
@@ -199,15 +230,13 @@ def main() -> int:
     names = options.shapes.split(",")
     if unknown := [name for name in names if name not in SHAPES]:
         parser.error(f"--shapes: there is no shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
-    found, left_out = race(names, options.rounds, options.seconds)
-    rows = [judged(name, found[name]) for name in names]
-    text = "\n\n".join(part for part in (markdown_table(HEAD, [row.cells for row in rows]), left_out) if part)
+    text, too_much = table(names, *race(names, options.rounds, options.seconds))
     print(text)
     if options.write:
         from results import write_section
 
         write_section("What auto gives away", f"{options.rounds} rounds of fresh processes in turn.\n\n{text}")
-    return int(any(row.too_much for row in rows))
+    return int(too_much)
 
 
 if __name__ == "__main__":

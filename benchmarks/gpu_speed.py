@@ -219,3 +219,35 @@ def limits(dry: bool) -> Found:
     found |= {"eight threads, s": time.perf_counter() - began, "eight threads, wrong": len(wrong)}
     found["text"] = "; ".join(f"{k}: {v}" for k, v in found.items())
     return failing(found, "threads predict wrong numbers" if wrong else "")
+
+
+AUTO_SHAPES, AUTO_SECONDS = ("tiny", "viblo", "mid", "w2048", "w4096"), 85.0
+"""Shapes on "auto", and the seconds after which none is begun: the self-test before takes half of what is left."""
+
+
+def auto(dry: bool) -> Found:
+    """Look what ``backend="auto"`` takes and gives away, as `auto.py` does: a round of few shapes."""
+    import auto as script
+
+    if dry:
+        return {"text": "not in a dry run: its processes have no double of CuPy"}
+    found, said = script.race(AUTO_SHAPES, 1, 1.0, AUTO_SECONDS)
+    text, too_much = script.table(AUTO_SHAPES, found, said)
+    return failing({"runs": found, "text": text}, "more is given away than was asked for" if too_much else "")
+
+
+def bench(dry: bool) -> Found:
+    """Run ``fastmlp bench --quick --peers``."""
+    if dry:
+        return {"text": "not in a dry run: its processes have no double of CuPy"}
+    from fastmlp.bench.contenders import entrants
+    from fastmlp.bench.measures import QUICK
+    from fastmlp.bench.running import affordable, run
+    from fastmlp.bench.tables import command_line, markdown
+    from fastmlp.bench.workloads import QUICK_FIRST, WORKLOADS
+
+    who = entrants(None, True, gpu=True)
+    workloads, notes = affordable([WORKLOADS[name] for name in QUICK_FIRST], who, QUICK)
+    results = run(workloads, who, QUICK, seed=0, command=command_line(["--quick", "--peers"]))
+    results.notes += notes
+    return {"results": results.to_dict(), "text": markdown(results)}

@@ -1,13 +1,19 @@
 """What the benchmark of `backend="auto"` calls too much, which epochs it counts, and what it takes for a trial."""
 
 import importlib
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import cupy_double
 import pytest
 
+from fastmlp.backends import registry
 from fastmlp.backends.cpu import trial
+from fastmlp.backends.cuda import backend as cuda_backend
+from fastmlp.backends.cuda import tested
+from fastmlp.doctor import selftest
 from fastmlp.engine import runs
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -77,13 +83,49 @@ def test_nothing_that_was_decided_is_known_to_a_process(auto, monkeypatch):
         asked.append((given["backend"], sorted(file.name for file in cache.rglob("*"))))
         for name in ("steps-a-float32.json", "backends-a-float32.json", "threads-a-float32.json", "kernel.nbc"):
             (cache / name).touch()
+        there = Path(variables["CUPY_CACHE_DIR"])
+        assert there.is_relative_to(cache)  # what is decided on a GPU lies there
+        there.mkdir(exist_ok=True)
+        (there / "fastmlp-steps-float32-a.json").touch()
         return ["numba", [1.0], 0.0, 1.0]
 
     monkeypatch.setattr(auto, "raced", raced)
+    monkeypatch.setattr(auto, "said_of_test", lambda environment: "")
     found, left_out = auto.race(["tiny"], 2, 0.1)
-    kept = ["kernel.nbc", "threads-a-float32.json"]
+    kept = ["cupy", "kernel.nbc", "threads-a-float32.json"]
     assert asked[0] == ("auto", []) and all(files == kept for _, files in asked[1:])
     assert [backend for backend, _ in asked[1:]] == list(found["tiny"]) * 2 and left_out == ""
     monkeypatch.setattr(auto, "TOTAL", -1.0)
     found, left_out = auto.race(["tiny"], 1, 0.1)
     assert left_out == f"{len(found['tiny'])} runs were left out, for which no time was left"
+
+
+@pytest.mark.parametrize("failing", [(), ("memory", "race"), None])
+def test_a_gpu_is_tested_first_and_keeps_its_mark_where_it_passes(auto, failing, monkeypatch, tmp_path):
+    """On the double of CuPy; in this process, where the script has one of its own for each."""
+    asked = []
+
+    def raced(target, variables, **given):
+        with monkeypatch.context() as patch:
+            patch.setenv("CUPY_CACHE_DIR", variables["CUPY_CACHE_DIR"])
+            asked.append((target.partition(":")[2], tested.selftest_passed()))
+            if target == "auto:tested":
+                return None if failing is None else auto.tested()
+        return ["numba", [1.0], 0.0, 1.0]
+
+    def run_stage(stage, backend):
+        assert backend == "cupy"
+        return selftest.Outcome(stage, stage not in failing, 100.0, "")
+
+    monkeypatch.setattr(cuda_backend, "probe", lambda: registry.Availability(True, "the double of CuPy"))
+    monkeypatch.setitem(sys.modules, "cupy", cupy_double)
+    monkeypatch.setattr(selftest, "get_backend", lambda name: None)
+    monkeypatch.setattr(selftest, "run_stage", run_stage)
+    monkeypatch.setattr(auto, "raced", raced)
+    found, said = auto.race(["tiny"], 1, 0.1)
+    passed = failing == ()
+    assert asked[:2] == [("tested", False), ("trained", passed)]
+    assert asked[2:] == [("trained", passed)] * len(found["tiny"]) and "cupy" in found["tiny"]
+    text, _ = auto.table(["tiny"], found, said)
+    because = {(): "", ("memory", "race"): "failed: memory, race", None: "ended with an error"}[failing]
+    assert ("The self-test of the GPU" in text) != passed and because in text

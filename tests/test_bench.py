@@ -5,6 +5,8 @@ import json
 import math
 import subprocess
 import sys
+import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,12 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.bench import child, contenders, costs, limits, measures, running, verdicts, workloads
+from fastmlp.bench import child, contenders, measures, running, verdicts, workloads
 from fastmlp.bench.machine import commit
-from fastmlp.bench.results import Case, Results, read
+from fastmlp.bench.results import Case, read
 from fastmlp.bench.running import MeasuringError
 from fastmlp.bench.workloads import Workload
-from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
+from fastmlp.doctor.fresh import FreshProcessError, TooLongError, in_fresh_process
 from fastmlp.errors import FileFormatError
 
 SMALL = Workload("small", (4, 3, 2), 8)
@@ -95,6 +97,19 @@ def test_a_sample_lasts_long_enough_and_is_told_a_call():
     assert 0.01 <= (clock.calls - 2 * calls) * 3e-4 < 0.03  # one more sample
 
 
+def test_what_does_several_at_once_is_asked_for_so_many_that_they_last():
+    """What a call costs beside them counts little then."""
+    clock, asked = Clock(None), []
+
+    def train(epochs):
+        asked.append(epochs)
+        clock.now += 5e-3 + epochs * 1e-3
+
+    found = measures.samples_of(train, 4, 100.0, least=0.1, clock=clock)
+    assert found == pytest.approx([1e-3] * 4, rel=0.06)
+    assert len(found) == 4 and set(asked[-4:]) == {asked[-1]} and asked[-1] < 200
+
+
 def test_samples_that_were_too_short_are_thrown_away():
     """Work that is slow at first and then quick: what was measured while few calls seemed enough does not count."""
     clock = Clock(lambda call: 0.02 if call < 2 else 1e-5)
@@ -126,86 +141,6 @@ def test_peak_memory_is_that_of_the_process_and_of_no_other():
     assert 55 << 20 <= after - before < 70 << 20
 
 
-# --- what a workload asks for, and what a machine gives ---
-
-
-def counted_step(units, batch, moments):
-    """Count multiply-adds and numbers moved one by one."""
-    multiplied = moved = 0
-    for layer, (i, o) in enumerate(itertools.pairwise(units)):
-        for _ in range(batch * i * o):
-            multiplied += 1 + 1 + (layer > 0)  # outputs, gradients of weights, gradients of inputs
-        moved += 2 * batch * o + 2 * batch * o  # activations and their gradients, each written and read
-        moved += (1 + 1 + moments) * 2 * (i * o + o)  # parameters, gradients and moments, each written and read
-    return 2 * multiplied, moved + batch * units[0]
-
-
-@pytest.mark.parametrize("moments", [0, 1, 2])
-def test_the_cost_of_a_step_is_what_is_counted_one_by_one(moments):
-    operations, moved = counted_step((5, 4, 3, 2), 6, moments)
-    assert costs.of_step((5, 4, 3, 2), 6, 8, moments) == (operations, 8 * moved)
-
-
-def test_the_cost_of_a_prediction_is_what_is_counted():
-    assert costs.of_rows((5, 4, 3), 7, 4) == (2 * 7 * (20 + 12), 4 * (7 * 5 + 2 * 7 * (4 + 3) + 20 + 12 + 4 + 3))
-
-
-def machine(**changes):
-    return limits.Limits(100e9, ((1e6, 80e9), (1e8, 20e9)), 0.0)._replace(**changes)
-
-
-def test_the_limit_is_the_longest_of_products_memory_and_launch():
-    assert machine().least_seconds(costs.Cost(100e9, 1e6)) == (pytest.approx(1.0), "products")
-    assert machine().least_seconds(costs.Cost(1e6, 40e9)) == (pytest.approx(2.0), "memory")
-    assert machine(launch=3e-6).least_seconds(costs.Cost(1e3, 1e3)) == (pytest.approx(3e-6), "launch")
-
-
-def test_bandwidth_is_that_of_arrays_of_the_size():
-    found = [machine().bandwidth(size) for size in (1e3, 1e6, 1e7, 1e8, 1e12)]
-    assert found == pytest.approx([80e9, 80e9, 40e9, 20e9, 20e9])
-    assert machine().memory == 20e9
-
-
-def test_a_limit_is_the_best_of_all_rounds():
-    rounds = [
-        {"product": [3.0, 1.0], "copies": [[64, [1.0]], [128, [5.0]]], "launch": [0.3]},
-        {"product": [2.0], "copies": [[64, [2.0, 1.0]], [128, [4.0]]], "launch": [0.2]},
-    ]
-    assert limits.best_of(rounds) == (3.0, ((64.0, 2.0), (128.0, 5.0)), 0.2)
-
-
-def test_sweeps_change_one_thing():
-    base = workloads.WORKLOADS["viblo"]
-    batches = workloads.sweep(base, "batch", 2)
-    assert [w.batch for w in batches] == [w.swept for w in batches] == list(workloads.BATCHES)
-    assert {w.units for w in batches} == {base.units}
-    assert [w.units for w in workloads.sweep(base, "depth", 2)][1] == (784, 64, 64, 10)
-    assert next(w.units for w in workloads.sweep(base, "width", 2)) == (784, 16, 16, 10)
-    assert [w.threads for w in workloads.sweep(base, "threads", 6)] == [1, 2, 4, 6]
-    with pytest.raises(ValueError, match="has no hidden layers"):
-        workloads.sweep(replace(base, units=(3, 2)), "width", 1)
-    with pytest.raises(ValueError, match="is that of a file"):
-        workloads.sweep(replace(base, model="a.safetensors"), "depth", 1)
-
-
-def test_rows_follow_from_the_seed_and_make_whole_batches():
-    a, b, c = (workloads.rows_of(SMALL, SMALL.spec(), 1e4, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(a.x, b.x)
-    assert not np.array_equal(a.x, c.x)
-    assert len(a.x) == len(a.y) == a.steps * SMALL.batch
-    assert (a.x.dtype, a.y.dtype, len(a.many)) == (np.float32, np.int64, 277)  # 1e4 / (2 * 18)
-    double = workloads.rows_of(replace(SMALL, dtype="float64"), SMALL.spec(), 1e4, 0)
-    assert double.x.dtype == np.float64
-
-
-@pytest.mark.parametrize("name", workloads.RATES)
-def test_each_optimizer_has_a_record(name):
-    record = replace(SMALL, optimizer=name).optimizer_record()
-    assert record.name == {"momentum": "sgd"}.get(name, name)
-    assert getattr(record, "momentum", 0.0) == (0.9 if name == "momentum" else 0.0)
-    assert record.learning_rate == workloads.RATES[name]
-
-
 # --- processes ---
 
 
@@ -232,6 +167,23 @@ def test_why_a_contender_was_not_measured_is_told_in_its_own_words(name, said):
     ask = running._Asking(TINY, in_fresh_process)
     with pytest.raises(MeasuringError, match=said):
         ask("of_contender", task(name, activation="gelu"))
+
+
+def test_a_contender_of_a_gpu_gets_the_rows_of_one_and_trains_so_many_epochs_that_a_call_is_nothing(monkeypatch):
+    asked = []
+
+    def make(workload, spec, rows, seed):
+        asked.append((rows.steps, len(rows.many)))
+        return contenders.Running(lambda epochs: asked.append(time.sleep(0.003 + 0.001 * epochs)), int, int)
+
+    for device in ("cpu", "cuda"):
+        there = contenders.Contender("somebody", "json", device, make)
+        monkeypatch.setattr(child, "contender", lambda name, there=there: there)
+        found = child.of_contender("somebody", SMALL.to_dict(), TINY._replace(operations=1e5), 0)
+        steps, many = next(rows for rows in asked if rows is not None)
+        assert min(found["train"]) * steps < (0.0015 if device == "cpu" else 0.00125)
+        assert (steps, many) == ((115, 2777) if device == "cpu" else (8, workloads.ROWS))
+        asked.clear()
 
 
 def test_memory_of_a_gpu_is_told_where_the_contender_knows_it(monkeypatch):
@@ -280,8 +232,8 @@ def test_contenders_take_turns_and_nobody_is_always_the_first():
     found = run(ask)
     first = ["small numpy", "small numba", "small sklearn", "other numpy", "other numba", "other sklearn"]
     second = ["small numba", "small sklearn", "small numpy", "other numba", "other sklearn", "other numpy"]
-    assert ask.asked[:9] == ["tiny numba", "limits", *first, "limits"]
-    assert ask.asked[9:15] == second
+    assert ask.asked[:8] == ["tiny numba", "limits", *first]
+    assert ask.asked[8:15] == [*second, "limits"]
     assert ask.asked[-1] == "cold small numba" and len(ask.asked) == 2 + 3 * 7
     assert [len(case.rounds) for case in found.cases] == [3] * 6
 
@@ -293,7 +245,7 @@ def test_the_first_call_is_measured_once_with_nothing_compiled():
     assert set(map(tuple, samples.values())) == {()}
     assert found.cases[1].samples("first") != [70.0] * 3
     found = run(Measuring(failing=("cold small numba",)))
-    words = "fastmlp numba: the first call with nothing compiled was not measured: it is broken"
+    words = "not measured: the first call of fastmlp numba with nothing compiled: it is broken"
     assert words in found.notes and found.failures == []
 
 
@@ -311,9 +263,7 @@ def test_failures_of_one_reason_are_told_together():
         case.failure = {"fastmlp numba": None}.get(case.label, "too slow")
     found.cases[2].rounds = []
     assert found.failures == [
-        "measured in fewer rounds: fastmlp numpy: too slow",
-        "not measured: scikit-learn (small): too slow",
-        "measured in fewer rounds: scikit-learn (other): too slow",
+        "not measured: scikit-learn (small); measured in fewer rounds: fastmlp numpy, scikit-learn (other): too slow"
     ]
 
 
@@ -325,8 +275,86 @@ def test_a_run_that_measures_nothing_is_an_error():
 
 
 def test_where_the_time_is_over_nobody_is_dropped_silently():
-    with pytest.raises(MeasuringError, match="not measured: fastmlp numpy: no time was left of the 0 s"):
+    with pytest.raises(MeasuringError, match="not measured: fastmlp numpy: no time was left of 0 s"):
         run(Measuring(), ["numpy"], total=0.0)
+
+
+class Slow(Measuring):
+    """Takes so many seconds for each, by a clock of its own, and is ended where it takes too long."""
+
+    def __init__(self, monkeypatch, seconds):
+        super().__init__()
+        self.now, self.seconds, self.took = 0.0, seconds, {}
+        monkeypatch.setattr(running, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+
+    def __call__(self, target, task, *, timeout, environment=None):
+        seconds = self.seconds[task.get("contender", "limits")]
+        self.now += min(seconds, timeout)
+        found = super().__call__(target, task, timeout=timeout, environment=environment)
+        if seconds > timeout:
+            raise TooLongError(f"took longer than {timeout:g} s")
+        return found
+
+
+MANY = {
+    **{"limits": 4.0, "numpy": 3.0, "numba": 4.0, "cupy": 5.0, "torch": 8.0, "jax": 5.0, "sklearn": 4.0},
+    **{"torch-gpu": 8.0, "torch-gpu-graph": 8.0, "jax-gpu": 8.0, "torch-compiled": 90.0, "torch-gpu-compiled": 26.0},
+}
+"""Seconds of a process where there are a GPU and every library."""
+
+
+def quick_run(monkeypatch, seconds, count):
+    ask, entrants = Slow(monkeypatch, seconds), dict.fromkeys(name for name in seconds if name != "limits")
+    some = [SMALL, replace(SMALL, name="other", batch=4)][:count]
+    found = running.run(some, entrants, measures.QUICK, seed=7, command="fastmlp bench", ask=ask)
+    assert ask.now <= measures.QUICK.total
+    return ask, {(c.workload.name, c.contender): len(c.rounds) for c in found.cases}, found
+
+
+def test_who_compiles_nothing_has_all_rounds_of_a_quick_run_before_others_take_the_time(monkeypatch):
+    _, rounds, found = quick_run(monkeypatch, MANY, 1)
+    plain = [name for name in MANY if name != "limits" and "compiled" not in name]
+    assert all(rounds["small", name] == 2 for name in plain)
+    assert rounds["small", "torch-compiled"] == rounds["small", "torch-gpu-compiled"] == 0
+    assert found.failures == ["not measured: PyTorch compiled, PyTorch compiled (GPU): no time was left of 170 s"]
+    assert set(found.limits) == {"cpu float32", "cuda float32"}
+
+
+def test_who_compiles_is_measured_in_the_time_that_nobody_else_needs(monkeypatch):
+    few = {name: MANY[name] for name in ("limits", "numpy", "torch", "torch-gpu-compiled")}
+    ask, rounds, found = quick_run(monkeypatch, few, 2)
+    assert set(rounds.values()) == {2} and found.failures == []
+    assert ask.asked.index("small torch-gpu-compiled") > ask.asked.index("other torch")
+    assert found.notes[-1] == (
+        "PyTorch compiled (GPU): training alone is measured with --quick, since each shape is compiled anew"
+    )
+
+
+def test_every_workload_has_a_round_before_any_has_two_and_who_was_cut_off_is_said_once(monkeypatch):
+    _, rounds, found = quick_run(monkeypatch, {**MANY, "jax": 15.0}, 2)
+    assert all(rounds[workload, "sklearn"] > 0 for workload in ("small", "other"))
+    assert min(count for (_, name), count in rounds.items() if "compiled" not in name) == 1
+    (line,) = found.failures
+    assert line.startswith("not measured: PyTorch compiled, PyTorch compiled (GPU); measured in fewer rounds: ")
+    assert line.endswith(": no time was left of 170 s") and line.count("JAX") <= 2
+    (note,) = (note for note in found.notes if "busy" not in note)
+    assert note == (
+        "not measured: the first call of fastmlp numba with nothing compiled, the first call of fastmlp cupy with "
+        "nothing compiled: no time was left of 170 s"
+    )
+
+
+def test_a_quick_run_of_many_takes_fewer_workloads_and_says_which_not():
+    some = [SMALL, replace(SMALL, name="other")]
+    many, few = ({name: None for name in names} for names in ((n for n in MANY if n != "limits"), ("numpy", "numba")))
+    assert running.affordable(some, few, measures.QUICK) == (some, [])
+    assert running.affordable(some, many, measures.FULL) == (some, [])
+    assert running.affordable(some[:1], many, measures.QUICK) == (some[:1], [])
+    left, notes = running.affordable(some, many, measures.QUICK)
+    assert left == some[:1]
+    assert notes == [
+        "left out: other: with it there would be 52 processes, too many for 170 s; --workload other measures it"
+    ]
 
 
 def test_progress_counts_every_process():
@@ -353,6 +381,8 @@ def test_results_are_the_same_when_read_again(tmp_path):
     assert again == found
     assert json.loads((tmp_path / "results.json").read_text())["seed"] == 7
     assert again.cases[0].samples("train") == found.cases[0].samples("train")
+    before = {name: value for name, value in found.cases[0].to_dict().items() if name != "many"}
+    assert Case.from_dict(before).many == 10_000  # as earlier versions measured and did not say
 
 
 @pytest.mark.parametrize(
@@ -370,17 +400,6 @@ def test_a_file_that_holds_no_results_is_refused_by_name(tmp_path, text, said):
     with pytest.raises(FileFormatError, match=said) as caught:
         read(tmp_path / "a.json")
     assert str(caught.value).startswith(str(tmp_path / "a.json"))
-
-
-def test_the_share_of_the_limit_is_that_of_the_cost():
-    case = Case(SMALL, "numpy", "fastmlp numpy", "cpu", [{"train": [1e-6] * 3, "predict": [1e-7] * 3}], moments=2)
-    found = Results("", "", 0, 1, None, {}, {}, None, cases=[case])
-    assert found.share(case, "train") is None  # no limit was measured
-    found.limits["cpu float32"] = [{"product": [1e9], "copies": [[1000, [1e12]], [2000, [1e12]]], "launch": [0.0]}]
-    operations = counted_step((4, 3, 2), 8, 2)[0]
-    assert found.share(case, "train") == (pytest.approx(operations / 1e9 / 1e-6), "products")
-    assert found.share(case, "predict") == (pytest.approx(2 * 18 / 1e9 / 1e-7), "products")
-    assert found.share(case, "row") is None
 
 
 def git(folder, *words):

@@ -9,7 +9,7 @@ from bench_runs import SMALL, made
 from fastmlp.bench import labels, pictures
 from fastmlp.bench.costs import Cost
 from fastmlp.bench.limits import best_of
-from fastmlp.bench.workloads import FIRST, MANY, WORKLOADS, sweep
+from fastmlp.bench.workloads import FIRST, WORKLOADS, sweep
 
 MACHINES = {
     "server": {"product": [180e9], "copies": [[1 << 18, [150e9]], [1 << 27, [18e9]]], "launch": [0.0]},
@@ -33,7 +33,7 @@ def drawn(which, machine, most=0.95):
     rng, limits = np.random.default_rng(len(which)), best_of([MACHINES[machine]])
     for case in found.cases:
         share = rng.uniform(0.02, most)
-        for measure, rows in (("train", 1), ("predict", MANY)):
+        for measure, rows in (("train", 1), ("predict", case.many)):
             cost = case.cost(measure)
             seconds = limits.least_seconds(Cost(cost.operations * rows, cost.bytes * rows))[0] / rows / share
             case.rounds[0][measure] = case.rounds[1][measure] = [seconds]

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_runs import made
 from emulator import needs_emulator
+
+from fastmlp.bench import contenders
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -28,7 +31,8 @@ def run(*options):
     "stages",
     [
         pytest.param(
-            "environment,ceilings,race,limits,memcheck,racecheck,synccheck,counters", marks=pytest.mark.thorough
+            "environment,ceilings,race,limits,auto,bench,memcheck,racecheck,synccheck,counters",
+            marks=pytest.mark.thorough,
         ),
         pytest.param("selftest,selftest_warm,proof,ranks,suite,steps,products,kernels", marks=pytest.mark.whole_ladder),
     ],
@@ -67,6 +71,34 @@ def test_a_stage_that_hangs_is_stopped_and_one_that_fails_says_why(gpu_day, tmp_
         assert json.loads((tmp_path / "proof.json").read_text()) == found
         assert f"**failed**: {said}" in gpu_day.summary(tmp_path)
         assert ("asleep" in (tmp_path / "proof.log").read_text()) == ("asleep" in code)
+
+
+def test_what_auto_takes_and_the_bench_are_stages_of_the_second_part(gpu_day, monkeypatch):
+    """Their own functions; the processes of neither are started here."""
+    gpu_speed, auto = importlib.import_module("gpu_speed"), importlib.import_module("auto")
+    asked = []
+
+    def race(names, rounds, seconds, total):
+        asked.append((names, rounds, total))
+        ran = [auto.Ran("cupy", [1.0 + i / 1e4 for i in range(8)], 0.1, 6.0)]
+        return {name: {"auto": ran, "numba": ran} for name in names}, "The self-test of the GPU failed: memory"
+
+    monkeypatch.setattr(auto, "race", race)
+    found = gpu_speed.auto(False)
+    assert asked == [(("tiny", "viblo", "mid", "w2048", "w4096"), 1, 85.0)]
+    assert "784-4096-10, 64 | cupy" in found["text"] and "failed: memory" in found["text"] and "failed" not in found
+    assert json.loads(json.dumps(found))["runs"]["mid"]["auto"][0][0] == "cupy"
+
+    def run(workloads, entrants, effort, **options):
+        asked.append(([workload.name for workload in workloads], set(entrants), effort.total))
+        return made({"numpy": 1e-3}, workloads)
+
+    monkeypatch.setattr("fastmlp.bench.running.run", run)
+    found = gpu_speed.bench(False)
+    assert asked[-1][0] in (["viblo"], ["viblo", "mid"]) and set(contenders.PEERS) < asked[-1][1]
+    assert asked[-1][2] < gpu_day.STAGES["bench"].seconds
+    assert "### viblo: 784-64-32-10" in found["text"]
+    assert json.loads(json.dumps(found["results"]))["format"] == 1
 
 
 def test_an_unknown_stage_is_refused_before_anything_runs(tmp_path):

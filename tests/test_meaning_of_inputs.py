@@ -44,6 +44,22 @@ def test_ones_and_zeros_train_to_the_same_bits_in_every_type(backend, kind):
     assert_same_bits(untrained.predict_proba(ONE_HOT), untrained.predict_proba(ONE_HOT.astype(kind)))
 
 
+@pytest.mark.parametrize("kind", ["float16", "longdouble", ">f8"])
+def test_inputs_targets_and_weights_of_rarer_types_are_those_of_float64(backend, kind):
+    """Of which a GPU has not each: the first fit, what it is held against, and all that is asked of the model."""
+    x, y = RNG.integers(-8, 8, (60, 6)) / 4, RNG.integers(-8, 8, (60, 3)) / 4
+    weights = RNG.integers(1, 8, 60) / 4
+    found = []
+    for given in (kind, "float64"):
+        model, rows = small(backend, loss="mse"), [a.astype(given) for a in (x, y, weights)]
+        validation = tuple(a[:20] for a in rows)
+        history = model.fit(*rows[:2], epochs=2, sample_weight=rows[2], validation_data=validation, verbose=0).history
+        del history["epoch_seconds"]
+        asked = model.evaluate(*rows), model.predict(rows[0]).tolist()
+        found.append((history, *asked, model.predictor().outputs(rows[0][0]).tolist()))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("kind", ["int16", "int64", "float32", "float64", "list"])
 def test_a_model_trained_on_bytes_divides_every_type(backend, kind):
     model = trained(backend)

@@ -13,8 +13,8 @@ from typing import Any
 
 from fastmlp.bench.contenders import Running, contender
 from fastmlp.bench.limits import measure, pin
-from fastmlp.bench.measures import TIMED, Effort, peak_memory, take_samples
-from fastmlp.bench.workloads import Rows, Workload, rows_of
+from fastmlp.bench.measures import TIMED, Effort, peak_memory, samples_of, take_samples
+from fastmlp.bench.workloads import SCALES, Rows, Workload, rows_of
 
 
 def measure_contender(
@@ -40,7 +40,7 @@ def measure_contender(
     importlib.import_module(chosen.module)
     found = {"import": [time.perf_counter() - start]}
     spec = workload.spec()
-    rows = rows_of(workload, spec, effort.operations, seed)
+    rows = rows_of(workload, spec, effort.operations, seed, chosen.device)
     start = time.perf_counter()
     running = chosen.make(workload, spec, rows, seed)
     running.train(1)
@@ -48,7 +48,7 @@ def measure_contender(
     if first_alone:
         return found
     wanted = effort.of_compilers if chosen.compiles else TIMED
-    found |= _timed(running, rows, effort, wanted)
+    found |= _timed(running, rows, effort, wanted, SCALES[chosen.device].trained)
     memory = peak_memory()
     if memory is not None:
         found["memory"] = [float(memory)]
@@ -58,15 +58,16 @@ def measure_contender(
     return found
 
 
-def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str]) -> dict[str, list[float]]:
-    units = {"train": rows.steps, "predict": len(rows.many), "row": 1}
-    work = {"train": lambda: running.train(1), "predict": running.predict, "row": running.row}
+def _timed(running: Running, rows: Rows, effort: Effort, wanted: Sequence[str], least: float) -> dict[str, list[float]]:
     found = {}
-    for name in wanted:
-        call = work[name]
-        call()
-        samples = take_samples(call, effort.samples, effort.seconds)
-        found[name] = [seconds / units[name] for seconds in samples]
+    if "train" in wanted:
+        running.train(1)
+        samples = samples_of(running.train, effort.samples, effort.seconds, least=least)
+        found["train"] = [seconds / rows.steps for seconds in samples]
+    for name, call, count in (("predict", running.predict, len(rows.many)), ("row", running.row, 1)):
+        if name in wanted:
+            call()
+            found[name] = [seconds / count for seconds in take_samples(call, effort.samples, effort.seconds)]
     return found
 
 

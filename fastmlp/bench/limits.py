@@ -15,6 +15,11 @@ SIDE = {"cpu": 2048, "cuda": 4096}
 """Rows and columns of the matrices whose product is timed."""
 COPIED = {"cpu": (1 << 18, 1 << 21, 1 << 24, 1 << 27), "cuda": (1 << 22, 1 << 29)}
 """Bytes that copies read and write: in caches of the first and second level, in the last one, in memory."""
+WORK = 1 << 26
+"""Bytes that a thread reads and writes in one call of NumPy's, at least: a millisecond, beside which it is nothing that
+threads take turns in Python's own code, and wait for each other."""
+LINE = 64
+"""Bytes of a line of a cache."""
 
 
 class Limits(NamedTuple):
@@ -95,21 +100,33 @@ def _of_cpu(dtype: str, effort: Effort) -> _Found:
     side, threads = SIDE["cpu"], default_threads()
     a, b, c = (np.ones((side, side), dtype) for _ in range(3))
     products = _samples(lambda: np.matmul(a, b, out=c), effort)
-    copies = []
-    with ThreadPoolExecutor(threads) as pool:
-        for size in COPIED["cpu"]:
-            part, times = size // 2 // threads, max(1, (1 << 24) // size)
-            pairs = [(np.ones(part, np.uint8), np.ones(part, np.uint8)) for _ in range(threads)]
+    return products, [(size, _copy_seconds(size, threads, effort)) for size in COPIED["cpu"]], [0.0]
 
-            def copy(pair: tuple[Any, Any], times: int = times) -> None:
-                for _ in range(times):  # many in one call, so that waiting for threads is not what is timed
-                    np.copyto(*pair)
 
-            def all_threads(pairs: Any = pairs, copy: Any = copy) -> None:
-                list(pool.map(copy, pairs))
+def _copy_seconds(size: int, threads: int, effort: Effort) -> list[float]:
+    """Return samples of the seconds of a copy of so many bytes, by one thread and by all: a small one gains by none."""
+    found = []
+    for count in sorted({1, threads}):
+        part = size // 2 // count
+        times = -(-WORK // (2 * part))
+        calls = [_copying(part, times) for _ in range(count)]
+        with ThreadPoolExecutor(count) as pool:
 
-            copies.append((size, [s / times for s in _samples(all_threads, effort)]))
-    return products, copies, [0.0]
+            def copy_all(calls: Any = calls, pool: Any = pool) -> None:
+                list(pool.map(lambda call: call(), calls))
+
+            work = calls[0] if count == 1 else copy_all
+            found += [s * size / (2 * part * count * times) for s in _samples(work, effort)]
+    return found
+
+
+def _copying(part: int, times: int) -> Callable[[], None]:
+    """Return a call that copies so many bytes so many times, each time to where a line of the cache further begins."""
+    import numpy as np
+
+    source, target = np.ones(part, np.uint8), np.zeros(part + LINE * (times - 1), np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(target, part, writeable=True)[::LINE]
+    return lambda: np.copyto(windows, source)
 
 
 def _of_gpu(dtype: str, effort: Effort) -> _Found:
@@ -130,8 +147,15 @@ def _of_gpu(dtype: str, effort: Effort) -> _Found:
     for size in COPIED["cuda"]:
         source, target = cupy.ones(size // 2, "u1"), cupy.empty(size // 2, "u1")
         copies.append((size, seconds(partial(cupy.copyto, target, source), (1 << 29) // size)))
-    one = cupy.zeros(1, "f4")
-    return seconds(lambda: cupy.matmul(a, b, out=c)), copies, seconds(lambda: cupy.add(one, one, out=one), 1000)
+    return seconds(lambda: cupy.matmul(a, b, out=c)), copies, seconds(launching(cupy), 1000)
+
+
+def launching(cupy: Any) -> Callable[[], None]:
+    """Return a call that launches a kernel that does nothing, compiled here: CuPy's own functions take longer."""
+    from fastmlp.backends.cuda.sources import OPTIONS
+
+    module = cupy.RawModule(code="__global__ void nothing() {}", options=OPTIONS, name_expressions=("nothing",))
+    return partial(module.get_function("nothing"), (1,), (1,), ())
 
 
 def pinned_threads(threads: int | None) -> dict[str, str]:

@@ -13,7 +13,6 @@ from fastmlp.bench.labels import Place, columns, place, short
 from fastmlp.bench.limits import Limits, best_of
 from fastmlp.bench.measures import MEASURES, TIMED
 from fastmlp.bench.results import Case, Results
-from fastmlp.bench.workloads import MANY
 from fastmlp.plots.pictures import line_style, panels, plain_frame
 
 if TYPE_CHECKING:
@@ -132,9 +131,10 @@ def _named(points: Sequence[_Point], span: float, share: float) -> list[tuple[fl
 
 
 def _points(results: Results, key: str, measure: str) -> list[_Point]:
-    """Return what the cases of a device and type cost and take: a step, or the prediction of `MANY` rows."""
-    times, found = MANY if measure == "predict" else 1, []
+    """Return what the cases of a device and type cost and take: a step, or the prediction of many rows."""
+    found = []
     for case in results.cases:
+        times = case.many if measure == "predict" else 1
         cost, summary = case.cost(measure), case.summary(measure)
         if f"{case.device} {case.workload.dtype}" == key and cost is not None and summary is not None:
             found.append(_Point(case, Cost(cost.operations * times, cost.bytes * times), summary.median * times))

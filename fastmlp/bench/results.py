@@ -11,12 +11,13 @@ from typing import Any
 from fastmlp.bench.costs import Cost, of_rows, of_step
 from fastmlp.bench.limits import Limits, best_of
 from fastmlp.bench.verdicts import Summary, Verdict, compare, summarize
-from fastmlp.bench.workloads import MANY, Workload
+from fastmlp.bench.workloads import SCALES, Workload
 from fastmlp.errors import FileFormatError
 from fastmlp.files.atomic import atomic_writer
 
 FORMAT = 1
 NAME = "results.json"
+_SAID = {False: "not measured", True: "measured in fewer rounds"}
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Case:
         Why nothing more was measured.
     moments : int
         Arrays as large as the parameters that the optimizer keeps.
+    many : int
+        Rows that are predicted at once.
     """
 
     workload: Workload
@@ -42,6 +45,7 @@ class Case:
     rounds: list[dict[str, list[float]]] = field(default_factory=list)
     failure: str | None = None
     moments: int = 0
+    many: int = SCALES["cpu"].many
 
     def samples(self, measure: str) -> list[float]:
         """Return all samples of a measure, of all rounds."""
@@ -58,8 +62,8 @@ class Case:
         if measure == "train":
             return of_step(self.workload.units, self.workload.batch, itemsize, self.moments)
         if measure == "predict":
-            many = of_rows(self.workload.units, MANY, itemsize)
-            return Cost(many.operations / MANY, many.bytes / MANY)
+            whole = of_rows(self.workload.units, self.many, itemsize)
+            return Cost(whole.operations / self.many, whole.bytes / self.many)
         return None
 
     @classmethod
@@ -118,22 +122,27 @@ class Results:
 
     @property
     def failures(self) -> list[str]:
-        """Who measured less than was asked for, of which workloads and why, in words; those of one reason together."""
-        labels: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
+        """Who measured less than was asked for, of which workloads and why, in words: a line for each reason."""
+        reasons: dict[str, dict[bool, dict[tuple[str, ...], list[str]]]] = {}
         for name in dict.fromkeys(case.contender for case in self.cases):
-            reasons: dict[tuple[str, bool], list[Case]] = {}
+            alike: dict[tuple[str, bool], list[Case]] = {}
             for case in self.cases:
                 if case.contender == name and case.failure is not None:
-                    reasons.setdefault((case.failure, bool(case.rounds)), []).append(case)
-            for (reason, begun), cases in reasons.items():
-                key = reason, begun, tuple(case.workload.name for case in cases)
-                labels.setdefault(key, []).append(cases[0].label)
-        every = len(self.workloads)
+                    alike.setdefault((case.failure, bool(case.rounds)), []).append(case)
+            for (reason, begun), cases in alike.items():
+                names = tuple(case.workload.name for case in cases)
+                reasons.setdefault(reason, {}).setdefault(begun, {}).setdefault(names, []).append(cases[0].label)
         return [
-            f"{'measured in fewer rounds' if begun else 'not measured'}: {', '.join(who)}"
-            f"{'' if len(names) == every else ' (' + ', '.join(names) + ')'}: {reason}"
-            for (reason, begun, names), who in labels.items()
+            "; ".join(f"{_SAID[begun]}: {self._who(by)}" for begun, by in sorted(found.items())) + f": {reason}"
+            for reason, found in reasons.items()
         ]
+
+    def _who(self, labels: Mapping[tuple[str, ...], Sequence[str]]) -> str:
+        """Return contenders by the workloads that they are named with; by none where these are all."""
+        every = len(self.workloads)
+        return ", ".join(
+            ", ".join(who) + ("" if len(names) == every else f" ({', '.join(names)})") for names, who in labels.items()
+        )
 
     def limits_of(self, case: Case) -> Limits | None:
         """Return the limits of the device and type of a case; None where they were not measured."""
@@ -153,8 +162,8 @@ class Results:
         if cost is None or limits is None or summary is None:
             return None
         if measure == "predict":  # all rows are one call, whose bytes are not in a cache because those of a row are
-            seconds, what = limits.least_seconds(Cost(cost.operations * MANY, cost.bytes * MANY))
-            return seconds / MANY / summary.median, what
+            seconds, what = limits.least_seconds(Cost(cost.operations * case.many, cost.bytes * case.many))
+            return seconds / case.many / summary.median, what
         seconds, what = limits.least_seconds(cost)
         return seconds / summary.median, what
 
@@ -163,11 +172,14 @@ class Results:
         cases = [case for case in self.of(workload) if case.samples(measure)]
         return min(cases, key=lambda case: summarize(case.samples(measure)).median, default=None)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as a file has them."""
+        return {"format": FORMAT, **vars(self), "cases": [case.to_dict() for case in self.cases]}
+
     def write(self, path: Path) -> None:
         """Write all as JSON, in one piece."""
-        plain = {"format": FORMAT, **vars(self), "cases": [case.to_dict() for case in self.cases]}
         with atomic_writer(path) as file:
-            file.write((json.dumps(plain, indent=1) + "\n").encode())
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 def read(path: Path) -> Results:

@@ -16,13 +16,17 @@ from fastmlp.bench.machine import commit, machine, versions
 from fastmlp.bench.measures import TIMED, Effort
 from fastmlp.bench.peers import NoCounterpartError
 from fastmlp.bench.results import Case, Results
-from fastmlp.bench.workloads import Workload
+from fastmlp.bench.workloads import Workload, predicted_rows
 from fastmlp.doctor.fresh import FreshProcessError, in_fresh_process
 
 Said = Callable[[str], object]
 """Is told what is measured next."""
 Asking = Callable[..., Any]
 """Calls a function in a process of its own, as `fresh.in_fresh_process` does."""
+
+
+TYPICAL = 6.0
+"""Seconds that a process of a quick run takes, about: it imports a library, trains a first epoch, takes its samples."""
 
 
 class MeasuringError(RuntimeError):
@@ -35,6 +39,19 @@ def processes_of(workloads: Sequence[Workload], entrants: Mapping[str, str | Non
     limits = {(contender(name).device, workload.dtype) for name in able for workload in workloads}
     prepared = sum(contender(name).is_prepared for name in able)
     return 2 * prepared + effort.rounds * (len(limits) + len(able) * len(workloads))
+
+
+def affordable(
+    workloads: Sequence[Workload], entrants: Mapping[str, str | None], effort: Effort
+) -> tuple[list[Workload], list[str]]:
+    """Return the first of some workloads, as many as there is time for, one at least; and in words what is left out."""
+    count = len(workloads)
+    while count > 1 and TYPICAL * processes_of(workloads[:count], entrants, effort) > effort.total:
+        count -= 1
+    left = ", ".join(workload.name for workload in workloads[count:])
+    processes = processes_of(workloads, entrants, effort)
+    said = f"left out: {left}: with it there would be {processes} processes, too many for {effort.total:g} s"
+    return list(workloads[:count]), [f"{said}; --workload {left} measures it"] if left else []
 
 
 def run(
@@ -83,31 +100,62 @@ def run(
     for workload in workloads:
         moments = workload.optimizer_record().moments
         for name, one in chosen.items():
-            found.cases.append(Case(workload, name, one.label, one.device, [], failing[name], moments))
-    if effort.of_compilers != TIMED:
-        labels = [one.label for name, one in chosen.items() if one.compiles and failing[name] is None]
-        found.notes += [
-            f"{label}: training alone is measured with --quick, since each shape is compiled anew" for label in labels
-        ]
-    needed = {(case.device, case.workload.dtype): None for case in found.cases if case.failure is None}
-    for turn in range(effort.rounds):
-        for device, dtype in needed:
-            said(f"limits of the machine: {device}, {dtype}")
-            _add_limits(found, device, dtype, asking)
-        for workload in workloads:
-            cases = found.of(workload)
-            at = turn % len(cases)
-            for case in cases[at:] + cases[:at]:  # nobody is always the first, or always after the same one
-                if case.failure is None:
-                    said(f"round {turn + 1} of {effort.rounds}: {workload.name}, {case.label}")
-                    _measure(case, seed, asking)
+            many = predicted_rows(workload.units, effort.operations, one.device)
+            found.cases.append(Case(workload, name, one.label, one.device, [], failing[name], moments, many))
+    missed = _measure_rounds(found, effort, seed, said, asking)
     for case in found.of(workloads[0]):
         if case.rounds and chosen[case.contender].is_prepared:
             said(f"{case.label}: the first call, nothing compiled yet")
-            found.notes += _add_cold(case, seed, asking)
+            missed |= _add_cold(case, seed, asking)
+    if effort.of_compilers != TIMED:
+        labels = dict.fromkeys(case.label for case in found.cases if case.rounds and chosen[case.contender].compiles)
+        said_of = "training alone is measured with --quick, since each shape is compiled anew"
+        found.notes += [f"{', '.join(labels)}: {said_of}"] if labels else []
+    for reason in dict.fromkeys(missed.values()):
+        found.notes.append(f"not measured: {', '.join(what for what in missed if missed[what] == reason)}: {reason}")
     if not any(case.rounds for case in found.cases):
         raise MeasuringError("; ".join(found.failures))
     return found
+
+
+def _measure_rounds(found: Results, effort: Effort, seed: int, said: Said, ask: _Asking) -> dict[str, str]:
+    """Measure limits and cases round after round; return which limits are not known, and why.
+
+    Where time is scarce, all that compile nothing come first.  Others, who may take a minute for each shape, are the
+    last of a round, and have the time alone that the rounds to come do not need, each as long as this one.
+    """
+    limits = {(case.device, case.workload.dtype): "" for case in found.cases if case.failure is None}
+
+    def measure(case: Case, turn: int, spare: float = 0.0) -> None:
+        if case.failure is None:
+            said(f"round {turn + 1} of {effort.rounds}: {case.workload.name}, {case.label}")
+            _measure(case, seed, ask, spare)
+
+    def measure_limits() -> None:
+        for device, dtype in limits:
+            said(f"limits of the machine: {device}, {dtype}")
+            limits[device, dtype] = _add_limits(found, device, dtype, ask)
+
+    for turn in range(effort.rounds):
+        began = time.monotonic()
+        if turn == 0:
+            measure_limits()
+        for workload in found.workloads:
+            cases = [case for case in found.of(workload) if not contender(case.contender).compiles]
+            at = turn % max(len(cases), 1)
+            for case in cases[at:] + cases[:at]:  # nobody is always the first, or always after the same one
+                measure(case, turn)
+        if turn > 0:  # they are known by then, if not at their best
+            measure_limits()
+        spare = (time.monotonic() - began) * (effort.rounds - turn - 1)
+        for case in found.cases:
+            if contender(case.contender).compiles:
+                measure(case, turn, spare)
+    return {
+        f"limits of the {device} in {dtype}": reason
+        for (device, dtype), reason in limits.items()
+        if f"{device} {dtype}" not in found.limits
+    }
 
 
 class _Asking:
@@ -122,16 +170,18 @@ class _Asking:
         arguments: dict[str, Any],
         longer: float = 1.0,
         environment: Mapping[str, str] | None = None,
+        spare: float = 0.0,
     ) -> Any:
-        over = f"no time was left of the {self.effort.total:g} s of the whole run"
-        left, timeout = self.end - time.monotonic(), longer * self.effort.timeout
+        """Return what a function of `child` returns; `spare` seconds before the end are kept for others."""
+        over, end = f"no time was left of {self.effort.total:g} s", self.end - spare
+        left, timeout = end - time.monotonic(), longer * self.effort.timeout
         if left < 1.0:
             raise MeasuringError(over)
         target, given = f"fastmlp.bench.child:{function}", {**arguments, "effort": self.effort}
         try:
             return self.ask(target, given, timeout=min(timeout, left), environment=environment)
         except FreshProcessError as e:
-            if left < timeout and time.monotonic() >= self.end:  # it was ended because of the others, not by itself
+            if left < timeout and time.monotonic() >= end:  # it was ended because of the others, not by itself
                 raise MeasuringError(over) from None
             # what a contender cannot do it says in its own words
             raise MeasuringError(e.text if e.kind == NoCounterpartError.__name__ else str(e)) from None
@@ -164,33 +214,32 @@ def _task(case: Case, seed: int) -> tuple[dict[str, Any], dict[str, str]]:
     return task, {**pinned_threads(threads), **contender(case.contender).environment}
 
 
-def _measure(case: Case, seed: int, ask: _Asking) -> None:
+def _measure(case: Case, seed: int, ask: _Asking, spare: float) -> None:
     task, environment = _task(case, seed)
     try:
-        case.rounds.append(ask("of_contender", task, environment=environment))
+        case.rounds.append(ask("of_contender", task, environment=environment, spare=spare))
     except MeasuringError as e:
         case.failure = str(e)
 
 
-def _add_cold(case: Case, seed: int, ask: _Asking) -> list[str]:
-    """Measure the first call where nothing is compiled yet, in empty folders; return why not, in words."""
+def _add_cold(case: Case, seed: int, ask: _Asking) -> dict[str, str]:
+    """Measure the first call where nothing is compiled yet, in empty folders; return what is not known, and why."""
     task, environment = _task(case, seed)
     with tempfile.TemporaryDirectory(prefix="fastmlp-", ignore_cleanup_errors=True) as folder:
         empty = {name: str(Path(folder, name)) for name in CACHES}
         try:
             found = ask("of_contender", {**task, "first_alone": True}, 10.0, {**environment, **empty})
         except MeasuringError as e:
-            return [f"{case.label}: the first call with nothing compiled was not measured: {e}"]
+            return {f"the first call of {case.label} with nothing compiled": str(e)}
     case.rounds[0]["cold"] = found["first"]
-    return []
+    return {}
 
 
-def _add_limits(found: Results, device: str, dtype: str, ask: _Asking) -> None:
-    """Measure the limits of a device; where that fails no fraction is told, but why."""
+def _add_limits(found: Results, device: str, dtype: str, ask: _Asking) -> str:
+    """Measure the limits of a device; return why not, where that fails, and no fraction is told then."""
     try:
         limits = ask("of_device", {"device": device, "dtype": dtype})
     except MeasuringError as e:
-        note = f"limits of the {device} in {dtype} were not measured: {e}"
-        found.notes += [] if note in found.notes else [note]
-    else:
-        found.limits.setdefault(f"{device} {dtype}", []).append(limits)
+        return str(e)
+    found.limits.setdefault(f"{device} {dtype}", []).append(limits)
+    return ""

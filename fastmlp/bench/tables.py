@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmlp.bench.limits import best_of
-from fastmlp.bench.measures import MEASURES, TIMED
+from fastmlp.bench.measures import LEAST, MEASURES, TIMED
 from fastmlp.bench.results import Case, Results, against
 from fastmlp.bench.verdicts import CHANCE, FACTOR, FEW, NONE, SLOWER, summarize
-from fastmlp.bench.workloads import Workload
+from fastmlp.bench.workloads import SCALES, Workload
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,8 @@ LIMITED = ("train", "predict")
 """Measures beside which stands the fraction of the machine's limit."""
 NOTHING = "–"  # noqa: RUF001 - a dash
 RULE = (
-    "Figures are medians of samples of 10 ms or more, ± half of the distance between the quartiles. One is said to "
+    f"Figures are medians of samples of {1e3 * LEAST:g} ms or more, of training {1e3 * SCALES['cpu'].trained:g} ms, on "
+    f"a GPU {1e3 * SCALES['cuda'].trained:g} ms, ± half of the distance between the quartiles. One is said to "
     f"take so many times as long as another where the medians differ by {FACTOR - 1:.0%} or more and a Mann-Whitney "
     f"test over the samples of all rounds gives p < {CHANCE:g}."
 )

@@ -18,8 +18,40 @@ RATES = {"sgd": 0.01, "momentum": 0.01, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 
 """The optimizers that contenders are measured with, and their learning rates; momentum is SGD's, of 0.9."""
 ROWS, MOST_STEPS, LEAST_STEPS = 60_000, 2000, 8
 """Rows of a data set, and steps of an epoch."""
-MANY, FEW = 10_000, 100
-"""Rows to predict at once, as many as suit the size of a network."""
+FEW = 100
+"""Rows to predict at once, at least."""
+
+
+class Scale(NamedTuple):
+    """How much is computed at once on a device: what CPU and GPU compute in the same time differs a hundredfold.
+
+    Attributes
+    ----------
+    operations : float
+        How many times the floating-point operations that a CPU is given.
+    least : float
+        Operations that a step is counted as at least: those of the time that its launches take whatever it computes.
+    many : int
+        Rows to predict at once, at most.
+    trained : float
+        Seconds that a call trains at least, in as many epochs: what it costs beside its steps is nothing of theirs.
+    """
+
+    operations: float
+    least: float
+    many: int
+    trained: float
+
+
+SCALES = {
+    "cpu": Scale(1.0, 0.0, 10_000, 0.1),
+    # An H200 has trained at 6e12 operations a second where a step has 4e8 of them, and no step took less than half of
+    # its time; 16 cores beside it at 3e11.  So an epoch lasts tens of milliseconds where it did 0.3, and is not much
+    # longer for those who launch every kernel by itself.  A call of `fit` costs 5 ms there, and 20 with data of which
+    # captured steps keep no copy.
+    "cuda": Scale(100.0, 4e8, ROWS, 0.5),
+}
+"""By device, so that all contenders of one have the same rows."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,8 @@ WORKLOADS = {
 }
 FIRST = ("viblo", "keras", "hundred", "mid", "big")
 """Those of published tutorials and two larger ones, which are measured where nobody says what."""
+QUICK_FIRST = ("viblo", "mid")
+"""The same of a quick run."""
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 WIDTHS = (16, 64, 256, 1024, 2048)
@@ -194,13 +228,21 @@ class Rows(NamedTuple):
     steps: int
 
 
-def steps_of_an_epoch(units: Sequence[int], batch: int, operations: float) -> int:
+def steps_of_an_epoch(units: Sequence[int], batch: int, operations: float, device: str = "cpu") -> int:
     """Return how many steps are trained at once: so many that they take some time, and no more operations than that."""
-    most = max(LEAST_STEPS, int(operations / (6 * batch * products(units))))
+    scale = SCALES[device]
+    step = max(6 * batch * products(units), scale.least)
+    most = max(LEAST_STEPS, int(scale.operations * operations / step))
     return max(1, min(ROWS // batch, MOST_STEPS, most))
 
 
-def rows_of(workload: Workload, spec: NetworkSpec, operations: float, seed: int) -> Rows:
+def predicted_rows(units: Sequence[int], operations: float, device: str = "cpu") -> int:
+    """Return how many rows are predicted at once: as many as suit the size of a network."""
+    scale = SCALES[device]
+    return max(FEW, min(scale.many, int(scale.operations * operations / (2 * products(units)))))
+
+
+def rows_of(workload: Workload, spec: NetworkSpec, operations: float, seed: int, device: str = "cpu") -> Rows:
     """Return rows drawn from a seed.
 
     Parameters
@@ -209,14 +251,16 @@ def rows_of(workload: Workload, spec: NetworkSpec, operations: float, seed: int)
     spec : NetworkSpec
         Its network.
     operations : float
-        How many floating-point operations an epoch, or a prediction, may take.
+        How many floating-point operations an epoch, or a prediction, may take on a CPU.
     seed : int
+    device : {"cpu", "cuda"}
+        Where they are computed with.
     """
     import numpy as np
 
     units = spec.units
-    steps = steps_of_an_epoch(units, workload.batch, operations)
-    many = max(FEW, min(MANY, int(operations / (2 * products(units)))))
+    steps = steps_of_an_epoch(units, workload.batch, operations, device)
+    many = predicted_rows(units, operations, device)
     rng = np.random.default_rng(seed)
     kind: np.dtype[Any] = np.dtype(workload.dtype)
     n = steps * workload.batch

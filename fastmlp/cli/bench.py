@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmlp.bench.measures import FULL, QUICK, Effort
-from fastmlp.bench.workloads import FIRST, RATES, SWEEPS, WORKLOADS, Workload, sweep
+from fastmlp.bench.workloads import FIRST, QUICK_FIRST, RATES, SWEEPS, WORKLOADS, Workload, sweep
 
 if TYPE_CHECKING:
     from fastmlp.bench.comparing import Comparison
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 WIDE = 160
 """Columns where the output is no terminal, so that no line is broken."""
-QUICK_FIRST = ("viblo", "mid")
 OWN_BATCH = 128
 
 Options = Callable[[], AbstractContextManager[None]]
@@ -53,7 +52,12 @@ def add_to(app: typer.Typer, options: Options) -> None:
             bool, typer.Option("--peers", help="PyTorch (eager, compiled, CUDA graph), JAX and scikit-learn beside.")
         ] = False,
         quick: Annotated[
-            bool, typer.Option("--quick", help=f"Three minutes at most; by default {' and '.join(QUICK_FIRST)} alone.")
+            bool,
+            typer.Option(
+                "--quick",
+                help=f"Three minutes at most; by default {' and '.join(QUICK_FIRST)} alone, or, where many take part, "
+                "the first of them.",
+            ),
         ] = False,
         over: Annotated[
             str | None,
@@ -115,7 +119,8 @@ def add_to(app: typer.Typer, options: Options) -> None:
         effort = QUICK if quick else FULL
         effort = effort if rounds is None else effort._replace(rounds=rounds)
         names = None if backends is None else [name.strip() for name in backends.split(",")]
-        results = _run(chosen, names, peers, effort, seed, over, options)
+        unnamed = quick and not (workload or units or model)
+        results = _run(chosen, names, peers, effort, seed, over, options, unnamed)
         _show(results, markdown)
         if out is not None:
             from fastmlp.bench.report import write
@@ -207,18 +212,22 @@ def _run(
     seed: int,
     over: str | None,
     options: Options,
+    few: bool,
 ) -> Results:
-    """Measure, with a bar on stderr where that is a terminal."""
+    """Measure, with a bar on stderr where that is a terminal; `few`: as many workloads as there is time for."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from fastmlp.bench.contenders import entrants
-    from fastmlp.bench.running import MeasuringError, processes_of, run
+    from fastmlp.bench.running import MeasuringError, affordable, processes_of, run
     from fastmlp.bench.tables import command_line
     from fastmlp.doctor.looks import gpus
 
     with options():
         found = entrants(backends, peers, bool(gpus()))
+    notes: list[str] = []
+    if few:
+        workloads, notes = affordable(workloads, found, effort)
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -232,10 +241,12 @@ def _run(
 
         command = command_line(sys.argv[2:])
         try:
-            return run(workloads, found, effort, seed=seed, command=command, sweep=over, said=said)
+            results = run(workloads, found, effort, seed=seed, command=command, sweep=over, said=said)
         except MeasuringError as e:
             print(f"error: {e}", file=sys.stderr)
             raise typer.Exit(1) from None
+    results.notes += notes
+    return results
 
 
 def _show(results: Results, as_markdown: bool) -> None:

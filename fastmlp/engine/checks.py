@@ -88,7 +88,13 @@ def check_inputs(
         array = array.astype(array.dtype.newbyteorder("="))
     rows = np.require(array, requirements=["C", "A"])
     check_held(rows, rules.dtype, argument, training=training, names=rules.names)
-    return as_trained(rows, rules, argument)
+    return _not_wider(as_trained(rows, rules, argument), rules.dtype)
+
+
+@quiet
+def _not_wider(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return numbers in a type where theirs is wider than float64, which no device has."""
+    return array.astype(dtype) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array
 
 
 def _preprocessed(x: Any, rules: InputRules, argument: str) -> NDArray[Any]:
@@ -252,6 +258,7 @@ def check_data(
             weights_there = there
     if targets.ndim == 2 and targets.dtype.kind != "f":
         targets = targets.astype(dtype)
+    targets = _not_wider(targets, np.dtype(np.float64))  # metrics are computed of these
     if targets.shape != given.shape or targets.dtype != given.dtype or not np.shares_memory(targets, given):
         y_there = None  # it has been made into something else
     return HostData(

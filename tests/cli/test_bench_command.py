@@ -233,6 +233,15 @@ def test_options_choose_what_is_measured(cli, runs, tmp_path):
     assert (fourth[3]["sweep"], fourth[3]["seed"]) == ("batch", 5)
 
 
+def test_a_quick_run_of_many_leaves_out_what_was_not_named_and_says_so(cli, runs, monkeypatch):
+    monkeypatch.setattr(contenders, "entrants", lambda *_: dict.fromkeys(("numpy", "numba", *contenders.PEERS)))
+    said = "left out: mid: with it there would be"
+    assert said in cli("bench", "--quick", "--peers")[1]
+    assert said not in cli("bench", "--quick", "--peers", "--workload", "viblo,mid")[1]
+    assert said not in cli("bench", "--peers")[1]
+    assert [[w.name for w in run[0]] for run in runs[:2]] == [["viblo"], ["viblo", "mid"]]
+
+
 def test_a_model_of_ones_own(cli, runs, tmp_path):
     import fastmlp
 

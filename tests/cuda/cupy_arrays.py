@@ -182,9 +182,20 @@ def _only_basic(index):
     return index if Ellipsis in index else (*index, ...)
 
 
+KINDS = "?bhilqBHILQefdFD"
+"""The types of numbers that CuPy has, by NumPy's letters: none wider than float64."""
+
+
+def _known(dtype):
+    dtype = np.dtype(dtype)
+    if dtype.char not in KINDS or not dtype.isnative:
+        raise ValueError(f"Unsupported dtype {dtype}")
+    return dtype
+
+
 def empty(shape, dtype=float, order="C"):
     _refuse_in_capture("an allocation, whose memory the graph would not keep,")
-    dtype = np.dtype(dtype)
+    dtype = _known(dtype)
     shape = (shape,) if np.isscalar(shape) else tuple(shape)
     memory = _Memory(math.prod(map(int, shape)) * dtype.itemsize)
     return ndarray(memory, memory.bytes.view(dtype).reshape(shape))

@@ -114,6 +114,22 @@ def test_everything_that_the_backend_uses_exists_in_cupy_and_in_the_double():
             real = None if real is None or part == "cublas" else getattr(real, part)
 
 
+def test_the_types_of_numbers_are_those_that_cupy_has():
+    known = pytest.importorskip("cupy._core._dtype", reason="CuPy is not installed; pip install 'fastmlp[cuda-test]'")
+    for letter in np.typecodes["All"]:
+        if letter != "V":  # records, which the backend has none of
+            kind = np.dtype(letter)
+            try:
+                known.get_dtype_with_itemsize(kind, True)
+            except ValueError as refused:
+                with pytest.raises(ValueError, match=re.escape(str(refused))):
+                    cp.empty((1,), kind)
+            else:
+                assert cp.empty((1,), kind).dtype == kind
+    with pytest.raises(ValueError, match="Unsupported dtype float"):
+        cp.asarray(np.ones(2, np.longdouble))
+
+
 # --- strictness -----------------------------------------------------------------------------------------------------
 
 

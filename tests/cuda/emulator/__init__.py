@@ -143,7 +143,8 @@ class Module:
 
     def signature(self, name):
         """Return the types of a kernel's parameters, as ``float32*``, ``const float32*`` or ``int64``."""
-        return self._library.emulator_signature(self._numbers[name]).decode().rstrip(",").split(",")
+        found = self._library.emulator_signature(self._numbers[name]).decode().rstrip(",")
+        return found.split(",") if found else []
 
     def launch(self, name, grid, block, args, *, seed=0, owners=()):
         """Run a kernel; return its `Traffic`.
