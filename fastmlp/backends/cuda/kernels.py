@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +77,37 @@ class Kernels:
                     kernel=name,
                 ) from e
         return found
+
+    def ready(
+        self, file: str, name: str, real: str, grid: tuple[Any, Any], errors: tuple[type[Exception], ...]
+    ) -> Callable[[tuple[Any, ...]], None]:
+        """Return a function of its arguments that launches a kernel on a grid.
+
+        Parameters
+        ----------
+        file, name, real
+            As for `get`.
+        grid : (grid, block)
+        errors : tuple of type
+            What CuPy raises where CUDA refuses something; a KernelError is made of it.
+        """
+        try:
+            kernel = self.get(file, name, real)
+        except errors as e:
+            raise refused(name, e) from e
+
+        def launch(args: tuple[Any, ...]) -> None:
+            try:
+                kernel(*grid, args)
+            except errors as e:
+                raise refused(name, e) from e
+
+        return launch
+
+
+def refused(kernel: str, error: Exception) -> KernelError:
+    """Return the error of a launch that CUDA refuses."""
+    return KernelError(f"the kernel {kernel} does not run on this GPU ({error})", kernel=kernel)
 
 
 def _error_in(log: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from fastmlp.backends.cuda.kernels import (
     column_grid,
     flat_grid,
     is_wide,
+    refused,
     row_grid,
     tile_grid,
 )
@@ -55,6 +57,10 @@ class CupyOperations(Backend):
     tf32 : bool
         See `CuBlas`.
     """
+
+    # enough work for the device to last while the host launches what follows
+    chunk_bytes: ClassVar[int] = 64 * 2**20
+    chunk_rows: ClassVar[int] = sys.maxsize
 
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
         self._cupy, self._tf32 = cupy, tf32
@@ -109,7 +115,7 @@ class CupyOperations(Backend):
                 if self.waits:
                     self.synchronize()
         except self.cuda_errors as e:
-            raise KernelError(f"the kernel {kernel} does not run on this GPU ({e})", kernel=kernel) from e
+            raise refused(kernel, e) from e
 
     @property
     def multiprocessors(self) -> int:
@@ -150,7 +156,11 @@ class CupyOperations(Backend):
             if self.waits:
                 self.synchronize()
         except self.cuda_errors as e:
-            raise KernelError(f"the kernel {kernel} does not run on this GPU ({e})", kernel=kernel) from e
+            raise refused(kernel, e) from e
+
+    def ready(self, file: str, name: str, dtype: Any, grid: tuple[Any, Any]) -> Callable[[tuple[Any, ...]], None]:
+        """Return `_launch` of a kernel that is looked up once; it takes the arguments."""
+        return self._kernels.ready(file, *_filled(name, dtype), grid, self.cuda_errors)
 
     def _dense(self, array: Array) -> Array:
         """Return the array with its elements side by side, as kernels read it."""
@@ -414,6 +424,7 @@ class CupyOperations(Backend):
                 self.fill(array, copies[id(array)])
 
 
+@cache  # NumPy takes microseconds to tell a type's name
 def _filled(name: str, dtype: Any) -> tuple[str, str]:
     """Return the name of a kernel with its template arguments, and the C++ type computed in."""
     real = sources.REALS[np.dtype(dtype).name]

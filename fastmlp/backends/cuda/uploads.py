@@ -36,7 +36,7 @@ def upload(cupy: Any, array: NDArray[Any], refused: tuple[type[Exception], ...])
     there: Array = cupy.empty(host.shape, host.dtype)
     source, target = host.reshape(-1).view(np.uint8), there.reshape(-1).view(np.uint8)
     stream = cupy.cuda.get_current_stream()
-    buffers = [_pinned(cupy, refused) for _ in range(2)]
+    buffers = [pinned(cupy, PIECE, refused) for _ in range(2)]
     read: list[Any] = [None, None]
     try:
         for number, start in enumerate(range(0, source.size, PIECE)):
@@ -52,10 +52,10 @@ def upload(cupy: Any, array: NDArray[Any], refused: tuple[type[Exception], ...])
     return there
 
 
-def _pinned(cupy: Any, refused: tuple[type[Exception], ...]) -> NDArray[np.uint8]:
-    """Return a new buffer, of none of CuPy's pools, which is freed with the array."""
+def pinned(cupy: Any, size: int, refused: tuple[type[Exception], ...]) -> NDArray[np.uint8]:
+    """Return a new buffer of so many bytes, of none of CuPy's pools, which is freed with the array."""
     cuda = cupy.cuda
     try:
-        return np.frombuffer(cuda.PinnedMemoryPointer(cuda.PinnedMemory(PIECE), 0), np.uint8, PIECE)
+        return np.frombuffer(cuda.PinnedMemoryPointer(cuda.PinnedMemory(size), 0), np.uint8, size)
     except refused:
-        return np.empty(PIECE, np.uint8)  # CUDA pins a part of it at a time: slower, and as right
+        return np.empty(size, np.uint8)  # CUDA pins a part of it at a time: slower, and as right
