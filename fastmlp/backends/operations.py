@@ -334,6 +334,10 @@ class Operations(ABC):
     def squared_norm(self, array: Array) -> float:
         """Return the sum of squares of a flat array, in float64."""
 
+    def all_finite(self, arrays: Sequence[Array]) -> bool:
+        """Return whether all numbers of some flat arrays are finite; where it is False that has to be looked into."""
+        return all(bool(np.isfinite(self.to_numpy(array)).all()) for array in arrays)
+
     @abstractmethod
     def scale(self, array: Array, factor: float) -> None:
         """``array *= factor``."""

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_flag
-from fastmlp.backends.cuda.choice import choose_way, surely_eager
+from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.kept import kept_path, machine
 from fastmlp.backends.cuda.memory import arena_on, check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.nccl import carried, own_gpu
-from fastmlp.backends.cuda.operations import CupyOperations
+from fastmlp.backends.cuda.predictions import CupyPredictions, ForwardSession
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
-from fastmlp.backends.cuda.session import CupySession
 from fastmlp.backends.cuda.shards import CapturedShares, shared_bytes
 from fastmlp.backends.cuda.tested import selftest_passed as selftest_passed
-from fastmlp.backends.cuda.uploads import pinned
+from fastmlp.backends.cuda.update import Update
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
@@ -34,6 +33,7 @@ from fastmlp.streams import reached
 if TYPE_CHECKING:
     from fastmlp._typing import Array
     from fastmlp.backends.base import SharedSteps
+    from fastmlp.backends.cuda.step import TrainingStep
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.formulas.optimizers import StepScalars
     from fastmlp.network.plan import Plan
@@ -60,7 +60,7 @@ def import_cupy() -> Any:
     return cupy
 
 
-class CupyBackend(CupyOperations):
+class CupyBackend(CupyPredictions):
     """Runs on the GPU that is current where it is made.
 
     Parameters
@@ -100,7 +100,6 @@ class CupyBackend(CupyOperations):
                 f"tf32=True needs a GPU of compute capability {TF32_FROM / 10} (Ampere, 2020) or newer, whose "
                 f"tensor cores know it; this one has {capability / 10}: leave tf32 out"
             )
-        self._stream = cuda.Stream(non_blocking=True)
         self._way = way
         self._ways: dict[Plan, str] = {}
         self._foreign: set[object] = set()  # a mark for each array of another library that is in use
@@ -291,35 +290,6 @@ class CupyBackend(CupyOperations):
             self._ways[session.plan] = found
         return found
 
-    def predict(self, session: Session, params: Array, x: Array, out: Array) -> None:
-        if not isinstance(session, CupySession) or not session.can_be_ready:
-            super().predict(session, params, x, out)
-            return
-        for start in range(0, len(x), session.plan.batch):
-            part = slice(start, min(start + session.plan.batch, len(x)))
-            session.forward(params, part.stop - start).run(session.inputs(x[part]), out[part])
-
-    def staging(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        size = math.prod(shape) * dtype.itemsize
-        with self.placed():
-            array: NDArray[Any] = pinned(self._cupy, size, self.cuda_errors).view(dtype).reshape(shape)
-        array[...] = 0
-        return array
-
-    def bind_predict(
-        self, session: Session, params: Array, x: NDArray[Any], out: NDArray[Any]
-    ) -> Callable[[], object]:
-        there, found = self.empty(x.shape, x.dtype), self.empty(out.shape, out.dtype)
-
-        def run() -> None:
-            with self.placed(), self._stream:
-                there.set(x)
-                self.predict(session, params, there, found)
-                found.get(out=out, blocking=False)
-                self._stream.synchronize()
-
-        return run
-
     def train_steps(
         self,
         session: Session,
@@ -381,3 +351,82 @@ def _compiled(plan: Plan) -> bool:
     """Return whether all that a plan does is in kernels."""
     assert plan.optimizer is not None, "the session was made for prediction"
     return plan.spec.compiled and plan.optimizer.compiled
+
+
+class CupySession(ForwardSession):
+    """A session that also keeps its training steps, with their memory and graphs; those on much data for one run."""
+
+    call_seconds = 0.05
+
+    def __init__(self, backend: CupyBackend, plan: Plan) -> None:
+        super().__init__(backend, plan)
+        self._cupy_backend = backend
+        self._training: TrainingStep | None = None
+        self._way: str | None = None
+        self._settled = False
+        """Whether its way stays as it is."""
+        self.resumed: str | None = None
+        """The way of the run that goes on."""
+        self.shared_way: str | None = None
+        """The way that the steps of its run of several ranks have."""
+
+    def choices(self) -> dict[str, Any]:
+        choices = self._cupy_backend.choices()
+        return {**choices, "way": self._way or self.resumed or choices["way"]}
+
+    def shared_choices(self) -> dict[str, Any]:
+        choices = self._cupy_backend.choices()
+        return {**choices, "way": self.shared_way or self.resumed or choices["way"]}
+
+    def adopt(self, choices: Mapping[str, Any]) -> None:
+        own = self._cupy_backend.choices()
+        alike = all(choices.get(name) == own[name] for name in ("backend", "tf32"))
+        if alike and own["way"] == "auto" and choices.get("way") in ("captured", "eager"):
+            self.resumed, self._way, self._training = choices["way"], None, None
+
+    @property
+    def way(self) -> str:
+        """The way that its steps run."""
+        assert self._way is not None, "it is chosen by the first steps"
+        return self._way
+
+    def fix(self, way: str) -> None:
+        """Let its steps run in this way from now on, and no other any more."""
+        if way != self._way:
+            self._training = None  # whose graphs, or lists of launches, are of no use any more
+        self._way, self._settled = way, True
+
+    def settle(self, state: TrainState, data: DeviceData, table: NDArray[np.float64]) -> None:
+        """Try the ways of steps at the first ones of a run, if that is left open; the table tells of them."""
+        expected, self.expected_steps = self.expected_steps, 0
+        if self._way is None:
+            self._choose(state, data)
+        if expected and not self._settled:
+            found = self._cupy_backend.try_ways(self, state, data, table, expected)
+            if found is not None:
+                self.fix(found)
+
+    def _choose(self, state: TrainState, data: DeviceData) -> None:
+        self._way, self._settled = self._cupy_backend.way_of(self.plan, state, data, self.resumed)
+
+    @cached_property
+    def update(self) -> Update:
+        """The end of a step, from the gradients in ``grads``."""
+        return Update(self._cupy_backend, self.plan, self.grads)
+
+    def training(self, state: TrainState, data: DeviceData) -> TrainingStep:
+        """Return the steps that train these buffers on this data; made anew for others, where they have to be."""
+        step = self._training
+        if step is not None and step.trains(state) and not step.reads(data) and step.can_read(data):
+            step.read(data)
+        if step is None or not step.fits(state, data):
+            step = self._training = None  # its memory is free before more is taken
+            if self._way is None:
+                self._choose(state, data)
+            captured = self._way == "captured"
+            step = self._training = make_step(self._cupy_backend, self.plan, state, data, captured=captured)
+        return step
+
+    def release(self) -> None:
+        if self._training is not None and not self._training.let_go():
+            self._training = None

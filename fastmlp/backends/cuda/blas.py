@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmlp.errors import KernelError
 
@@ -28,7 +29,7 @@ CUBLAS = "cuBLAS"
 """What stands for the name of its kernels."""
 GRAPH_CUBLAS = "cuBLAS in a graph"
 """The same, where it is called by a handle of our own."""
-_NUMBERS = {True: np.array([1, 0], np.float32), False: np.array([1, 0], np.float64)}
+_NUMBERS: dict[bool, NDArray[Any]] = {True: np.array([1, 0], np.float32), False: np.array([1, 0], np.float64)}
 _FACTORS = {single: (a.ctypes.data, a.ctypes.data + a.itemsize) for single, a in _NUMBERS.items()}
 """Where one and zero lie, by whether they are float32: cuBLAS reads them there."""
 TF32_EPS = 2.0**-10

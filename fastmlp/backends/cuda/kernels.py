@@ -20,6 +20,8 @@ WARPS = THREADS // 32
 _FLAT_BLOCKS = 1024
 _ROW_BLOCKS = 4096
 _GRADIENT_SLABS = 8
+WARP_OUTPUTS = 512
+"""Up to so many outputs one warp works on a row of the loss; beyond, a block."""
 
 
 class Kernels:
@@ -124,6 +126,11 @@ def flat_grid(size: int) -> tuple[tuple[int], tuple[int]]:
 def row_grid(rows: int) -> tuple[tuple[int], tuple[int]]:
     """Return grid and block of a kernel with a warp for each row."""
     return (-(-rows // WARPS),), (THREADS,)
+
+
+def loss_grid(rows: int, outputs: int) -> tuple[tuple[Any, Any], int]:
+    """Return grid and block of the loss, and how many warps work on a row."""
+    return (row_grid(rows), 1) if outputs <= WARP_OUTPUTS else (((rows,), (256,)), 8)
 
 
 def tile_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:

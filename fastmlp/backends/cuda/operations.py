@@ -26,6 +26,7 @@ from fastmlp.backends.cuda.kernels import (
     column_grid,
     flat_grid,
     is_wide,
+    loss_grid,
     refused,
     row_grid,
     tile_grid,
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fastmlp")
 
-WARP_OUTPUTS = 512
-"""Up to so many outputs one warp works on a row of the loss; beyond, a block."""
-
 
 class CupyOperations(Backend):
     """What `CupyBackend` adds whole training steps to.
@@ -58,7 +56,7 @@ class CupyOperations(Backend):
         See `CuBlas`.
     """
 
-    # enough work for the device to last while the host launches what follows
+    # work for as long as the host needs to launch the next
     chunk_bytes: ClassVar[int] = 64 * 2**20
     chunk_rows: ClassVar[int] = sys.maxsize
 
@@ -354,11 +352,22 @@ class CupyOperations(Backend):
         self._launch("flat.cu", "add_scaled<{real}>", target.dtype, flat_grid(target.size), args)
 
     def squared_norm(self, array: Array) -> float:
-        grid, block = flat_grid(array.size)
-        partials = self.empty(grid, np.dtype(np.float64))
-        args = (array, partials, np.int64(array.size))
-        self._launch("flat.cu", "squared_norm<{real}>", array.dtype, (grid, block), args)
-        return math.fsum(partials.get().tolist())
+        return math.fsum(self._sums_of_squares([array]).tolist())
+
+    def all_finite(self, arrays: Sequence[Array]) -> bool:
+        # a square that overflows is looked into
+        return bool(np.isfinite(self._sums_of_squares(arrays)).all())
+
+    def _sums_of_squares(self, arrays: Sequence[Array]) -> NDArray[np.float64]:
+        """Return the sums of the squares of parts of some arrays, on the host."""
+        grids, start = [flat_grid(array.size) for array in arrays], 0
+        partials = self.empty((sum(grid[0] for grid, _ in grids),), np.dtype(np.float64))
+        for array, grid in zip(arrays, grids, strict=True):
+            args = (array, partials[start:], np.int64(array.size))
+            self._launch("flat.cu", "squared_norm<{real}>", array.dtype, grid, args)
+            start += grid[0][0]
+        found: NDArray[np.float64] = partials.get()
+        return found
 
     def scale(self, array: Array, factor: float) -> None:
         args = (array, array.dtype.type(factor), np.int64(array.size))
@@ -429,11 +438,6 @@ def _filled(name: str, dtype: Any) -> tuple[str, str]:
     """Return the name of a kernel with its template arguments, and the C++ type computed in."""
     real = sources.REALS[np.dtype(dtype).name]
     return name.format(real=real), real
-
-
-def loss_grid(rows: int, outputs: int) -> tuple[tuple[Any, Any], int]:
-    """Return grid and block of the loss, and how many warps work on a row."""
-    return (row_grid(rows), 1) if outputs <= WARP_OUTPUTS else (((rows,), (256,)), 8)
 
 
 def rule_numbers(optimizer: Optimizer, l2: float) -> NDArray[np.float64]:

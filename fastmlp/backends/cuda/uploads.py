@@ -52,6 +52,11 @@ def upload(cupy: Any, array: NDArray[Any], refused: tuple[type[Exception], ...])
     return there
 
 
+def send(target: Array, host: NDArray[Any]) -> None:
+    """Copy an array in host memory that neither changes nor goes until the stream has been waited for."""
+    target.set(host)
+
+
 def pinned(cupy: Any, size: int, refused: tuple[type[Exception], ...]) -> NDArray[np.uint8]:
     """Return a new buffer of so many bytes, of none of CuPy's pools, which is freed with the array."""
     cuda = cupy.cuda
