@@ -100,6 +100,19 @@ def test_outputs_may_be_where_no_product_is_taken():
     assert not room[0].get().any()
 
 
+@pytest.mark.parametrize("batch", [32, 8])
+def test_what_is_bound_predicts_what_is_there_at_each_call(batch):
+    model, (x, _) = model_on(), rows()
+    params, backend = model._learner.state.params, model.backend
+    there, out = backend.staging(x.shape, x.dtype), backend.staging((len(x), 3), x.dtype)
+    with backend.working():
+        run = backend.bind_predict(session_of(model, batch), params, there, out)
+    for given_rows in (x, x[::-1], x * 2):
+        there[...] = given_rows
+        run()
+        assert_same_bits(out, composed(model, params, cp.asarray(given_rows)))
+
+
 def test_functions_of_a_users_own_are_composed():
     fastmlp.register_activation("cube_there", lambda z: (z**3, 3 * z**2))
     x = rows()[0]

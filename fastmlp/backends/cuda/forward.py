@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -74,14 +75,20 @@ class Forward:
         out : (n, K)
             Overwritten.
         """
+        for call in self.calls(x, out):
+            call()
+
+    def calls(self, x: Array, out: Array) -> Iterator[Callable[[], object]]:
+        """Yield what `run` does one after the other; all of it may be done again, on what the arrays hold then."""
         last = out if is_aligned(out) else self._room[-1]
         a = x
         for layer, room in zip(self._layers, [*self._room[:-1], last], strict=True):
-            layer.multiply(a, room)
-            layer.follow((*layer.before, room, None, *layer.sizes, is_wide(layer.units, (layer.bias, room))))
+            yield partial(layer.multiply, a, room)
+            args = *layer.before, room, None, *layer.sizes, is_wide(layer.units, (layer.bias, room))
+            yield partial(layer.follow, args)
             a = room
         if a is not out:
-            out[...] = a
+            yield partial(out.__setitem__, ..., a)
 
 
 def can_be_ready(spec: NetworkSpec) -> bool:

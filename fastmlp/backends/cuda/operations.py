@@ -31,7 +31,7 @@ from fastmlp.backends.cuda.kernels import (
     row_grid,
     tile_grid,
 )
-from fastmlp.backends.cuda.uploads import PIECE, upload
+from fastmlp.backends.cuda.uploads import PIECE, Buffers, upload
 from fastmlp.errors import KernelError
 from fastmlp.formulas.activations import IDENTITY, get_activation
 from fastmlp.formulas.optimizers import StepScalars
@@ -61,7 +61,7 @@ class CupyOperations(Backend):
     chunk_rows: ClassVar[int] = sys.maxsize
 
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
-        self._cupy, self._tf32 = cupy, tf32
+        self._cupy, self._tf32, self._buffers = cupy, tf32, Buffers()
         self._blas, self._kernels = CuBlas(cupy, tf32=tf32), Kernels(cupy)
         library = load_cublas()
         self.graph_blas = None if library is None else GraphBlas(cupy, library)
@@ -171,7 +171,7 @@ class CupyOperations(Backend):
 
     def asarray(self, array: Any) -> Array:
         if isinstance(array, np.ndarray) and array.nbytes > PIECE:
-            return upload(self._cupy, array, self.cuda_errors)
+            return upload(self._cupy, array, self.cuda_errors, self._buffers)
         return self._cupy.asarray(array)  # by way of memory of CuPy's own, so `array` may change or go at once
 
     def fill(self, target: Array, host: NDArray[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,12 +87,16 @@ class CupyPredictions(CupyOperations):
 
     def bind_predict(self, session: Session, params: Array, x: NDArray[Any], out: NDArray[Any]) -> Callable[[], object]:
         there, found = self.empty(x.shape, x.dtype), self.empty(out.shape, out.dtype)
+        calls: list[Callable[[], object]] = [partial(self.predict, session, params, there, found)]
+        if isinstance(session, ForwardSession) and session.can_be_ready and len(x) <= session.plan.batch:
+            calls = list(session.forward(params, len(x)).calls(there, found))
 
         def run() -> None:
             with self.placed(), self._stream:
                 try:
                     send(there, x)
-                    self.predict(session, params, there, found)
+                    for call in calls:
+                        call()
                     found.get(out=out, blocking=False)
                 except BaseException:
                     # what is queued may still be at work on memory that the caller is about to free
