@@ -92,10 +92,14 @@ def test_the_outputs_are_those_of_the_composition(kind, batch, dtype):
     assert_same_bits(found.get(), expected.get())
 
 
-def test_outputs_may_be_where_no_product_is_taken():
+def test_outputs_may_be_where_no_product_is_taken(monkeypatch):
     model, x = model_on(), cp.asarray(rows()[0])
     room = cp.asarray(np.zeros((22, 3), "f4"))
+    multiply, places = cp.cuda.cublas.gemmEx, []
+    monkeypatch.setattr(cp.cuda.cublas, "gemmEx", lambda *a: places.extend((a[10], a[14])) or multiply(*a))
     model.backend.predict(session_of(model, 32), model._learner.state.params, x, room[1:])
+    assert len(places) == 4
+    assert not any(place % 256 for place in places)  # of the inputs, and of what is filled
     assert_same_bits(room[1:].get(), composed(model, model._learner.state.params, x))
     assert not room[0].get().any()
 
@@ -119,6 +123,30 @@ def test_functions_of_a_users_own_are_composed():
     here, there = (model_on(backend, activation="cube_there") for backend in ("numpy", make()))
     assert_close(there.predict_proba(cp.asarray(x)).get(), here.predict_proba(x), k=8, c=16)
     assert_close(there.predictor().outputs(x[0]), here.predictor().outputs(x[0]), k=8, c=16, scale=10)
+
+
+@pytest.mark.parametrize(("rows_there", "units"), [(2, 200), (300, 5)])
+def test_layers_wider_than_a_block_and_many_rows_are_worked_out_whole(rows_there, units):
+    model = fastmlp.MLP((6, units, 3), backend=make(), activation="tanh", seed=0)
+    x, params = cp.asarray(rows(rows_there)[0]), model._learner.state.params
+    out = cp.empty((rows_there, 3), np.float32)
+    model.backend.predict(session_of(model, 512), params, x, out)
+    assert_same_bits(out.get(), composed(model, params, x, session_of(model, 512)))
+
+
+def test_a_plan_with_dropout_is_composed():
+    model, x = model_on(dropout=0.5), cp.asarray(rows()[0])
+    plan, params = Plan(model.spec, 32, Precision.of(np.dtype("f4"))), model._learner.state.params
+    out = cp.empty((21, 3), np.float32)
+    model.backend.predict(model.backend.open(plan), params, x, out)
+    assert_same_bits(out.get(), composed(model, params, x, model.backend.open(plan)))
+
+
+def test_sessions_work_each_in_memory_of_its_own():
+    model = model_on()
+    first, second = (session_of(model, 8).forward(model._learner.state.params, 3) for _ in "ab")
+    assert first is not second
+    assert first._room[0].data.ptr != second._room[0].data.ptr
 
 
 def test_rows_are_read_where_they_lie():
