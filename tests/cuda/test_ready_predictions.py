@@ -14,6 +14,7 @@ import fastmlp
 from fastmlp.backends.base import Backend
 from fastmlp.backends.cuda import memory
 from fastmlp.backends.cuda.predictions import ForwardSession
+from fastmlp.backends.session import Session
 from fastmlp.network.plan import Plan, Precision
 
 pytestmark = [needs_emulator, pytest.mark.cuda_host, pytest.mark.usefixtures("cupy_is_its_double")]
@@ -142,6 +143,14 @@ def test_a_plan_with_dropout_is_composed():
     assert_same_bits(out.get(), composed(model, params, x, model.backend.open(plan)))
 
 
+def test_a_session_of_any_backend_will_do():
+    model, x = model_on(), cp.asarray(rows()[0])
+    plan, params = session_of(model, 32).plan, model._learner.state.params
+    out = cp.empty((21, 3), np.float32)
+    model.backend.predict(Session(model.backend, plan), params, x, out)
+    assert_same_bits(out.get(), composed(model, params, x))
+
+
 def test_sessions_work_each_in_memory_of_its_own():
     model = model_on()
     first, second = (session_of(model, 8).forward(model._learner.state.params, 3) for _ in "ab")
@@ -170,8 +179,11 @@ def test_a_few_numbers_of_rows_are_kept_and_other_parameters_are_not_taken_for_t
             out = cp.empty((len(rows_there), 3), np.float32)
             model.backend.predict(session, other, rows_there, out)
             assert_same_bits(out.get(), composed(model, other, rows_there, slow))
-    assert session.forward(params, 7) is session.forward(params, 7)
-    assert len(session._forwards) <= 4
+    session = session_of(model, 32)
+    ready = [session.forward(params, n) for n in range(1, 5)]
+    assert all(session.forward(params, n) is found for n, found in enumerate(ready, start=1))
+    session.forward(params, 5)
+    assert list(session._forwards) == [5]
 
 
 def test_weights_that_train_on_are_those_that_predict():
