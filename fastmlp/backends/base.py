@@ -67,8 +67,11 @@ class Backend(Operations):
             self._forward(session, views, session.layers_of("predict", params))
             out[part] = views.z[-1]
 
-    def bind_predict(self, session: Session, params: Array, x: Array, out: Array) -> Callable[[], object]:
-        """Return a function that does `predict` on these arrays, whatever they hold when it is called."""
+    def bind_predict(self, session: Session, params: Array, x: NDArray[Any], out: NDArray[Any]) -> Callable[[], object]:
+        """Return a function that does `predict` on arrays that `staging` made, whatever they hold when it is called.
+
+        The outputs are there when it returns.  It comes after what this backend was asked for, in `working`.
+        """
         return lambda: self.predict(session, params, x, out)
 
     def evaluate(self, session: Session, params: Array, data: DeviceData) -> tuple[float, float, float]:

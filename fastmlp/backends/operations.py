@@ -40,6 +40,10 @@ class Operations(ABC):
     """What a backend does itself.  Holds compiled things and settings, never a model's numbers."""
 
     name: ClassVar[str]
+    chunk_bytes: ClassVar[int] = 16 * 2**20
+    """Memory that the activations of a chunk of rows may take in prediction: of what stays in a cache."""
+    chunk_rows: ClassVar[int] = 4096
+    """Rows, at most, of such a chunk."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -174,6 +178,11 @@ class Operations(ABC):
         """Return an array of zeros."""
         array = self.empty(shape, dtype)
         array[...] = 0
+        return array
+
+    def staging(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return zeros in host memory, from and to which this backend copies fastest."""
+        array: NDArray[Any] = self.zeros(shape, dtype)
         return array
 
     def copy(self, array: NDArray[Any] | Array) -> Array:
@@ -324,6 +333,10 @@ class Operations(ABC):
     @abstractmethod
     def squared_norm(self, array: Array) -> float:
         """Return the sum of squares of a flat array, in float64."""
+
+    def all_finite(self, arrays: Sequence[Array]) -> bool:
+        """Return whether all numbers of some flat arrays are finite; where it is False that has to be looked into."""
+        return all(bool(np.isfinite(self.to_numpy(array)).all()) for array in arrays)
 
     @abstractmethod
     def scale(self, array: Array, factor: float) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CHUNK = 65536
 """Elements that the NumPy optimizers work on at once, so that a chunk's passes stay in a second-level cache."""
 _KEPT_VIEWS = 4
+_APART = 64
+"""Numbers that buffers begin at a multiple of: what a product may be chosen by."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ class Session:
         batch, outputs = self.plan.batch, self.plan.spec.units[1:]
         if self.plan.gradients:
             return [self._allocate(batch * o) for o in outputs]
-        # two buffers in turn are enough: what a layer reads, and what it fills
-        pair = self._allocate(2, batch * max(outputs))
+        # two buffers in turn are enough: what a layer reads, and what it fills; both begin where the first may
+        pair = self._allocate(2, -(-batch * max(outputs) // _APART) * _APART)
         return [pair[layer % 2] for layer in range(len(outputs))]
 
     @cached_property

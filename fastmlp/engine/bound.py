@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Bound:
     """Works out outputs `out` of inputs `x`, (rows, I), whatever they and the parameters hold by then.
 
-    One thread at a time.
+    Both are in host memory.  One thread at a time.
 
     Parameters
     ----------
@@ -28,10 +28,10 @@ class Bound:
     def __init__(self, backend: Backend, plan: Plan, params: Array, rows: int) -> None:
         dtype = plan.precision.products
         self.plan, self.params, self.rows = plan, params, rows
-        self.x = backend.zeros((rows, plan.spec.units[0]), dtype)
-        self.out = backend.empty((rows, plan.spec.units[-1]), dtype)
-        self._session = backend.open(plan)
-        self.run = backend.bind_predict(self._session, params, self.x, self.out)
+        self.x = backend.staging((rows, plan.spec.units[0]), dtype)
+        self.out = backend.staging((rows, plan.spec.units[-1]), dtype)
+        self.session = backend.open(plan)
+        self.run = backend.bind_predict(self.session, params, self.x, self.out)
 
     def fits(self, plan: Plan, params: Array, rows: int) -> bool:
         """Return whether it was bound to just these."""

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from fastmlp.engine.sessions import SessionPool
     from fastmlp.network.spec import NetworkSpec
 
-PREDICT_BYTES = 16 * 2**20
-"""Memory that the activations of a chunk of rows may take in prediction."""
-MAX_PREDICT_ROWS = 4096
 FEW = 2**20
 """Rows times parameters up to which what a call costs beside its products is more than they are."""
 SMALL_BYTES = 2**20
@@ -52,7 +49,7 @@ class Inference:
     def plan(self, spec: NetworkSpec, rows: int, batch_size: int | None = None) -> Plan:
         """Return the plan for so many rows, worked on `batch_size` at once or as many as fit."""
         width = self._dtype.itemsize * (spec.units[0] + 5 * max(spec.units[1:]))
-        most = max(min(PREDICT_BYTES // width, MAX_PREDICT_ROWS), 16)
+        most = max(min(self._pool.backend.chunk_bytes // width, self._pool.backend.chunk_rows), 16)
         if batch_size is None:
             # grows by doubling, so that calls with more and more rows do not each need memory of their own
             while self._rows < min(rows, most):
@@ -75,7 +72,7 @@ class Inference:
         That is so the first time for a number of rows, for numbers or outputs that are not finite and numbers above
         `most`, about which there is something to say, and while another thread is at it.
         """
-        if len(x) * len(params) > FEW or not isinstance(params, np.ndarray):
+        if len(x) * len(params) > FEW:
             return None
         plan, bound = self.plan(spec, len(x)), self._bound
         if not (isinstance(bound, Bound) and bound.fits(plan, params, len(x))):

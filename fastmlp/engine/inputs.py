@@ -209,7 +209,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
     if len(x) == 0 or (scale is None and not is_bytes):
         return x
     if scale is None:
-        return x.view(np.bool_) if range_of(_some(x))[1] <= 1 and range_of(x)[1] <= 1 else x
+        return x.view(np.bool_) if float(_some(x).max()) <= 1 and float(x.max()) <= 1 else x
     if not may_look and not isinstance(x, np.ndarray):
         if scale.divisor == 1:
             return x.astype(np.int16) if is_bytes else x
@@ -217,7 +217,7 @@ def as_trained(x: Array, rules: InputRules, argument: str, *, may_look: bool = T
     if scale.divisor == 1:
         if not is_bytes and not scale.unit:
             return x
-        highest = range_of(x if is_bytes else _some(x))[1]
+        highest = float((x if is_bytes else _some(x)).max())
         if scale.unit and highest >= _FAR:
             warn_caller(
                 f"{argument} has values up to {highest:g}, and the model takes them as they are, since it was trained "

@@ -19,7 +19,7 @@ from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
 from fastmlp.engine.feed import Fed, Feed, feed_of
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
-from fastmlp.engine.nonfinite import loss_error, weights_error
+from fastmlp.engine.nonfinite import loss_error, warn_of_stalled, weights_error
 from fastmlp.engine.run_view import RunView
 from fastmlp.errors import TrainingInterrupted
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
@@ -164,12 +164,9 @@ class Training(RunView):
         finally:
             for callback in self._told:
                 callback.on_train_end(self)
-        self._check_weights()
-        if stalled := learner.state.stalled(learner.to_numpy):
-            warn_caller(
-                f"gradients were so large that their squares overflowed {learner.dtype}: some of {stalled} and perhaps "
-                "others no longer train. Scale the inputs and targets, or set clip_norm"
-            )
+        if not learner.state.sound(learner.backend.all_finite):
+            self._check_weights()
+            warn_of_stalled(learner.state.stalled(learner.to_numpy), learner.dtype)
         if self._interrupted:
             warn_caller(
                 f"training was interrupted in epoch {self.epoch + 1} of {self.epochs}, after {self.steps_done} whole "

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from fastmlp.errors import NonFiniteLossError
+from fastmlp.warned import warn_caller
 
 
 def loss_error(epoch: int, step: int, row: int, where: str) -> NonFiniteLossError:
@@ -33,3 +38,12 @@ def weights_error(epoch: int, step: int, where: str) -> NonFiniteLossError:
         row=-1,
         where=where,
     )
+
+
+def warn_of_stalled(stalled: str, dtype: np.dtype[Any]) -> None:
+    """Warn of a moment that is not finite, as `TrainState.stalled` names it; of nothing where it names none."""
+    if stalled:
+        warn_caller(
+            f"gradients were so large that their squares overflowed {dtype}: some of {stalled} and perhaps others no "
+            "longer train. Scale the inputs and targets, or set clip_norm"
+        )

@@ -77,10 +77,9 @@ class Predictor:
                 check_inputs(x[None], self._inputs, backend, self._rules)
         else:
             row = self._converted(x)
-        with backend.working():
-            self._x[0] = backend.asarray(row)
-            self._run()
-            outputs: NDArray[Any] = backend.to_numpy(self._out)[0].copy()
+        self._x[0] = row
+        self._run()  # with weights of its own and memory of the host nobody's stream has to be waited for
+        outputs: NDArray[Any] = self._out[0].copy()
         return outputs
 
     @quiet
@@ -89,12 +88,10 @@ class Predictor:
             raise DataError(_ONE.format(self._inputs, x.shape))
         rows = check_inputs(x[None], self._inputs, self._backend, self._rules, may_wait=False)
         with self._backend.placed():
-            out = self._backend.empty((self._out.shape[1],), self._dtype)
+            out = self._backend.empty(self._out.shape, self._dtype)
         with self._backend.working():
-            self._backend.gather_rows(rows, slice(0, 1), self._x)
-            self._run()
-            out[...] = self._out[0]
-        return out
+            self._backend.predict(self._bound.session, self._bound.params, rows, out)
+        return out[0]
 
     def __call__(self, x: ArrayLike) -> Any:
         """Return what the network predicts for one example: ``model.predict(x[None])[0]``.

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from fastmlp.arguments import check_number
 from fastmlp.engine.backend_trial import settle
 from fastmlp.engine.batches import DrawOrder, batch_of, split_rows, steps_per_epoch
@@ -25,8 +27,9 @@ from fastmlp.parallel.tree import Share
 from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
+    from fastmlp._typing import Array
     from fastmlp.backends.data import HostData
     from fastmlp.engine.learner import Learner
     from fastmlp.engine.progress import PausedRun
@@ -230,8 +233,8 @@ def go_on(
 def _kept(learner: Learner) -> Iterator[None]:
     """Give a learner back the weights that it had, and no optimizer, where training ends with some not finite."""
     before = replace(learner.state)
-    kept = learner.to_numpy(before.evaluated).copy()
-    params = kept if before.average is None else learner.to_numpy(before.params).copy()
+    kept = _on_host(learner, before.evaluated)
+    params = kept if before.average is None else _on_host(learner, before.params)
     try:
         yield
     except NonFiniteLossError:
@@ -239,3 +242,8 @@ def _kept(learner: Learner) -> Iterator[None]:
             learner.state = replace(before, moments=[], optimizer=None, optimizer_step=0)
             learner.set_parameters(params, kept)
         raise
+
+
+def _on_host(learner: Learner, array: Array) -> NDArray[Any]:
+    """Return a copy in host memory, made once."""
+    return array.copy() if isinstance(array, np.ndarray) else learner.to_numpy(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,10 @@ class TrainState:
         if self.average is not None:
             arrays |= self.layout.named(numpy(self.average), "average.")
         return arrays
+
+    def sound(self, finite: Callable[[Sequence[Array]], bool]) -> bool:
+        """Return whether all numbers are finite, as `Backend.all_finite` tells it."""
+        return finite([self.params, *([] if self.average is None else [self.average]), *self.moments])
 
     def spoilt(self, numpy: Callable[[Array], NDArray[Any]]) -> str:
         """Return the first array that is not finite, such as ``"the weights of layer 0"``; nothing where all are."""

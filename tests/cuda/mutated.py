@@ -18,6 +18,7 @@ RANKS = tuple(
     f"tests/cuda/test_{name}.py"
     for name in ("nccl_captured", "nccl_captured_faults", "nccl", "nccl_faults", "double_nccl")
 )
+READY = "tests/cuda/test_ready_predictions.py"
 SHARED = "tests/test_composition.py"
 FITS = tuple(f"tests/test_{name}.py" for name in ("model", "model_refusals", "training", "predictor"))
 
@@ -35,7 +36,7 @@ TESTS = {
     "kernels/cuda/common.cuh": (LINT, COMPILE, KERNELS, *OPERATIONS, PRODUCTS, STEP, SHARED),
     "fastmlp/backends/cuda/choice.py": (FIRST_FIT, WAYS, LIBRARIES, OWNS, MEMORY, WAITS, BRANCHES),
     "fastmlp/backends/cuda/capture.py": (UPLOADS, CAPTURES, STEP, LATE),
-    "fastmlp/backends/cuda/uploads.py": (UPLOADS, LATE, MEMORY),
+    "fastmlp/backends/cuda/uploads.py": (UPLOADS, READY, LATE, MEMORY),
     "fastmlp/backends/cuda/memory.py": (MEMORY, KEPT, STEP, FIRST_FIT, *ARRAYS, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/launches.py": (STEP, OWNS, LATE, FIRST_FIT, IN_GRAPHS, KERNELS, COSTS, SHARED, BRANCHES),
     "fastmlp/backends/cuda/step.py": (
@@ -67,8 +68,18 @@ TESTS = {
         SHARED,
         BRANCHES,
     ),
-    "fastmlp/backends/cuda/blas.py": (IN_GRAPHS, OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
-    "fastmlp/backends/cuda/kernels.py": (PRODUCTS, KERNELS, LIBRARIES, ARRAYS[1], *OPERATIONS, STEP, SHARED, BRANCHES),
+    "fastmlp/backends/cuda/blas.py": (READY, IN_GRAPHS, OPERATIONS[0], MEMORY, LIBRARIES, STEP, SHARED),
+    "fastmlp/backends/cuda/kernels.py": (
+        READY,
+        PRODUCTS,
+        KERNELS,
+        LIBRARIES,
+        ARRAYS[1],
+        *OPERATIONS,
+        STEP,
+        SHARED,
+        BRANCHES,
+    ),
     "fastmlp/backends/cuda/sources.py": (COMPILE, STEP, OPERATIONS[0], SHARED, BRANCHES),
     "fastmlp/backends/cuda/nccl.py": RANKS,
     "fastmlp/backends/cuda/shards.py": RANKS,
@@ -76,6 +87,7 @@ TESTS = {
     "fastmlp/backends/cuda/probe.py": ("tests/cuda/test_probe.py",),
     "fastmlp/backends/cuda/tested.py": ("tests/test_selftest.py",),
     "fastmlp/backends/cuda/backend.py": (
+        READY,
         *ARRAYS,
         *RANKS,
         FIRST_FIT,
@@ -88,6 +100,8 @@ TESTS = {
         *FITS,
         BRANCHES,
     ),
+    "fastmlp/backends/cuda/predictions.py": (READY, ARRAYS[0], ARRAYS[1], SHARED),
+    "fastmlp/backends/cuda/forward.py": (READY, ARRAYS[0], COSTS, SHARED),
     "fastmlp/backends/cuda/kept.py": (WAYS, "tests/test_selftest.py"),
     "fastmlp/backends/cuda/trial.py": (WAYS,),
     "fastmlp/backends/cuda/operations.py": (

@@ -73,13 +73,13 @@ def test_every_parameter_is_updated_however_many_there_are(way, large, optimizer
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.weighted or s.soft], ids=str)
 def test_row_weights_and_targets_count_however_many_outputs_there_are(way, scenario, monkeypatch):
     """Beyond so many outputs a block works on a row, and a warp up to there."""
-    monkeypatch.setattr(operations, "WARP_OUTPUTS", 2)
-    assert operations.loss_grid(5, 3) == (((5,), (256,)), 8)
+    monkeypatch.setattr(kernels, "WARP_OUTPUTS", 2)
+    assert kernels.loss_grid(5, 3) == (((5,), (256,)), 8)
     hold_against_numpy(replace(scenario, epochs=1), way)
 
 
 def test_row_weights_and_losses_are_right_of_just_512_outputs_and_of_one_more():
-    assert [operations.loss_grid(9, k)[1] for k in (512, 513)] == [1, 8]
+    assert [kernels.loss_grid(9, k)[1] for k in (512, 513)] == [1, 8]
     for k in (512, 513):
         scenario = Scenario("", (3, k), {}, SGD(0.1), weighted=True, rows=9, batch=4, epochs=1)
         hold_against_numpy(scenario, "eager")

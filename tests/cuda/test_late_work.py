@@ -91,7 +91,7 @@ def proven():
 
 def uploaded():
     backend, host = make("eager"), np.arange(3000, dtype=np.float32)
-    return [backend.asarray(host).get(), backend.asarray(host[::-1]).get()]
+    return [a.get() for a in (backend.asarray(host), backend.asarray(host[::-1]))]
 
 
 def filled():
@@ -225,7 +225,7 @@ def plant(patch, what):
             patch.setattr(step, "_views", lambda self, n, index=0: views(self, n))
         case "a buffer filled again while it is read":
             patch.setattr(cp.cuda.Event, "synchronize", lambda self: None)
-        case "buffers freed while they are read":
+        case "buffers of the last upload filled while they are read":
             synchronize = cp.Stream.synchronize
 
             def called_by(name):
@@ -256,7 +256,7 @@ PLANTED = {
     "a batch before it is gathered": "captured",
     "the next batch into the place of this one": "captured",
     "a buffer filled again while it is read": "uploaded",
-    "buffers freed while they are read": "uploaded",
+    "buffers of the last upload filled while they are read": "uploaded",
     "a host array set without a copy": "filled",
     "the order on the stream of who asks": "captured",
     "a producer's array used after the call": "taken",

@@ -86,10 +86,10 @@ def refuse_to_compile(monkeypatch, make_error, kernel=""):
 def test_a_kernel_that_cannot_be_compiled_is_told_with_a_cure(kind, monkeypatch):
     make_error, said = COMPILER[kind]
     refuse_to_compile(monkeypatch, make_error)
-    expected = rf"^the kernel gather_rows<float, float> of gather.cu cannot be compiled .*{said}; .*pip install"
+    expected = rf"^the kernel bias_activation<float> of layers.cu cannot be compiled .*{said}; .*pip install"
     with pytest.raises(fastmlp.KernelError, match=expected) as e:
         model_on().predict(rows()[0])
-    assert e.value.kernel == "gather_rows<float, float>"
+    assert e.value.kernel == "bias_activation<float>"
     expected = r"^the kernel .* cannot be compiled .*backend='numba' avoids the GPU$"
     with pytest.raises(fastmlp.KernelError, match=expected):
         train(model_on(make("eager")), *rows())

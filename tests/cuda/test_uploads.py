@@ -1,6 +1,8 @@
 """Arrays on their way to the device: none changes or goes while it is read, and little memory is pinned."""
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cupy_double as cp
@@ -48,13 +50,53 @@ def test_an_array_in_any_layout_arrives_whole(view):
     assert make("eager").asarray(host).get().tolist() == host.tolist()
 
 
-def test_a_large_array_pins_two_pieces_and_gives_them_back():
+def test_large_arrays_pin_two_pieces_once_which_go_with_the_backend():
     backend = make("eager")
-    backend.asarray(np.zeros(10_000, np.float32))
-    assert (cp.pinned["peak"], cp.pinned["used"]) == (2 * 1024, 0)
+    for _ in range(3):
+        backend.asarray(np.zeros(10_000, np.float32))
+    assert (cp.pinned["peak"], cp.pinned["used"]) == (2 * 1024, 2 * 1024)
     assert not cp.pooled
     backend.asarray(np.zeros(200, np.float32))
     assert cp.pooled == {1024}  # rounded up, and little enough
+    del backend
+    gc.collect()
+    assert cp.pinned["used"] == 0
+
+
+def test_uploads_of_several_threads_at_once_have_pieces_of_their_own(monkeypatch):
+    backend, hosts = make("eager"), [np.arange(3000.0) + n for n in range(3)]
+    meeting, reached = threading.Barrier(3, timeout=60), uploads.reached
+
+    def together(*args):
+        meeting.wait()
+        return reached(*args)
+
+    monkeypatch.setattr(uploads, "reached", together)
+
+    def bring(host):
+        with cp.cuda.Stream(non_blocking=True):
+            return backend.asarray(host).get()
+
+    with ThreadPoolExecutor(3) as pool:
+        for found, host in zip(pool.map(bring, hosts), hosts, strict=True):
+            assert_same_bits(found, host)
+    gc.collect()
+    assert (cp.pinned["peak"], cp.pinned["used"]) == (3 * 2 * 1024, 2 * 1024)
+
+
+def test_pieces_of_an_upload_that_failed_are_not_used_again(monkeypatch):
+    backend = make("eager")
+    with monkeypatch.context() as patch:
+
+        def refused(self):
+            raise cp.CudaError("planted")
+
+        patch.setattr(cp.cuda.Event, "synchronize", refused)
+        with pytest.raises(cp.CudaError, match="planted"):
+            backend.asarray(np.zeros(10_000, np.float32))
+    gc.collect()
+    assert cp.pinned["used"] == 0
+    assert not backend.asarray(np.zeros(10_000, np.float32)).get().any()
 
 
 def test_no_more_than_eight_megabytes_are_pinned(monkeypatch):

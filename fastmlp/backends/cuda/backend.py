@@ -17,7 +17,7 @@ from fastmlp.backends.cuda.choice import choose_way, make_step, surely_eager
 from fastmlp.backends.cuda.kept import kept_path, machine
 from fastmlp.backends.cuda.memory import arena_on, check_fit, data_bytes, steps_bytes
 from fastmlp.backends.cuda.nccl import carried, own_gpu
-from fastmlp.backends.cuda.operations import CupyOperations
+from fastmlp.backends.cuda.predictions import CupyPredictions, ForwardSession
 from fastmlp.backends.cuda.probe import cuda_availability
 from fastmlp.backends.cuda.products import BlasProducts, CapturedProducts, StepProducts
 from fastmlp.backends.cuda.shards import CapturedShares, shared_bytes
@@ -60,7 +60,7 @@ def import_cupy() -> Any:
     return cupy
 
 
-class CupyBackend(CupyOperations):
+class CupyBackend(CupyPredictions):
     """Runs on the GPU that is current where it is made.
 
     Parameters
@@ -100,7 +100,6 @@ class CupyBackend(CupyOperations):
                 f"tf32=True needs a GPU of compute capability {TF32_FROM / 10} (Ampere, 2020) or newer, whose "
                 f"tensor cores know it; this one has {capability / 10}: leave tf32 out"
             )
-        self._stream = cuda.Stream(non_blocking=True)
         self._way = way
         self._ways: dict[Plan, str] = {}
         self._foreign: set[object] = set()  # a mark for each array of another library that is in use
@@ -354,7 +353,7 @@ def _compiled(plan: Plan) -> bool:
     return plan.spec.compiled and plan.optimizer.compiled
 
 
-class CupySession(Session):
+class CupySession(ForwardSession):
     """A session that also keeps its training steps, with their memory and graphs; those on much data for one run."""
 
     call_seconds = 0.05

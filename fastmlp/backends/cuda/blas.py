@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmlp.errors import KernelError
 
@@ -28,6 +29,9 @@ CUBLAS = "cuBLAS"
 """What stands for the name of its kernels."""
 GRAPH_CUBLAS = "cuBLAS in a graph"
 """The same, where it is called by a handle of our own."""
+_NUMBERS: dict[bool, NDArray[Any]] = {True: np.array([1, 0], np.float32), False: np.array([1, 0], np.float64)}
+_FACTORS = {single: (a.ctypes.data, a.ctypes.data + a.itemsize) for single, a in _NUMBERS.items()}
+"""Where one and zero lie, by whether they are float32: cuBLAS reads them there."""
 TF32_EPS = 2.0**-10
 """The distance from 1 to the next larger number of 11 significant bits."""
 
@@ -100,6 +104,19 @@ class CuBlas:
         (n, i), o = x.shape, dz.shape[1]
         self._gemm("x' dz", _NOT_TRANSPOSED, _TRANSPOSED, (o, i, n), (dz, o), (x, i), (dw, o))
 
+    def ready_forward(self, rows: int, w: Array) -> Callable[[Array, Array], None]:
+        """Return ``out = x @ w`` as a function of x (rows, I) and out, which is carried out at once."""
+        i, o = w.shape
+        sizes, dtype = (o, rows, i), w.dtype
+        # x and out are filled in at each call
+        args = self._args(_NOT_TRANSPOSED, _NOT_TRANSPOSED, sizes, (w, o), (w, i), (w, o))
+        before, between, after = args[:9], args[10:13], args[14:]
+
+        def product(x: Array, out: Array) -> None:
+            self._multiply("x w", sizes, dtype, (*before, x.data.ptr, *between, out.data.ptr, *after))
+
+        return product
+
     def _gemm(
         self,
         product: str,
@@ -111,33 +128,42 @@ class CuBlas:
         c: tuple[Array, int],
     ) -> None:
         """``C = op(A) op(B)`` by columns, of `sizes` (m, n, k), each array with its leading dimension."""
-        cuda = self._cupy.cuda
-        dtype = c[0].dtype
-        single = dtype == np.float32
-        kind = cuda.runtime.CUDA_R_32F if single else cuda.runtime.CUDA_R_64F
-        compute = (_COMPUTE_32F_FAST_TF32 if self._tf32 else _COMPUTE_32F) if single else _COMPUTE_64F
-        one, zero = np.ones(1, dtype), np.zeros(1, dtype)
-        args = (
-            *(op_a, op_b, *sizes, one.ctypes.data, a[0].data.ptr, kind, a[1], b[0].data.ptr, kind, b[1]),
-            *(zero.ctypes.data, c[0].data.ptr, kind, c[1], compute, _DEFAULT_ALGORITHM),
-        )
-
+        args, dtype = self._args(op_a, op_b, sizes, a, b, c), c[0].dtype
         # a list that leads back to itself would keep the memory of its step until the garbage is collected
         owner = self._listed_for or self
+        self._call(lambda: owner._multiply(product, sizes, dtype, args))
 
-        def work(_factors: Any = (one, zero)) -> None:  # which it keeps alive
-            try:
-                owner._gemm_ex(args)
-            except cuda.cublas.CUBLASError as e:
-                columns, rows, inner = sizes
-                raise KernelError(
-                    f"the product {product}, ({rows}, {inner}) by ({inner}, {columns}) in {dtype}, fails in cuBLAS on "
-                    f"this GPU ({e}); where it has no memory left for its own work, "
-                    "cupy.get_default_memory_pool().free_all_blocks() gives it some",
-                    kernel=owner.name,
-                ) from e
+    def _args(
+        self,
+        op_a: int,
+        op_b: int,
+        sizes: tuple[int, int, int],
+        a: tuple[Array, int],
+        b: tuple[Array, int],
+        c: tuple[Array, int],
+    ) -> tuple[Any, ...]:
+        """Return what cuBLAS is given of a product, behind its handle."""
+        runtime = self._cupy.cuda.runtime
+        single = c[0].dtype == np.float32
+        kind = runtime.CUDA_R_32F if single else runtime.CUDA_R_64F
+        compute = (_COMPUTE_32F_FAST_TF32 if self._tf32 else _COMPUTE_32F) if single else _COMPUTE_64F
+        one, zero = _FACTORS[single]
+        return (
+            *(op_a, op_b, *sizes, one, a[0].data.ptr, kind, a[1], b[0].data.ptr, kind, b[1]),
+            *(zero, c[0].data.ptr, kind, c[1], compute, _DEFAULT_ALGORITHM),
+        )
 
-        self._call(work)
+    def _multiply(self, product: str, sizes: tuple[int, int, int], dtype: Any, args: tuple[Any, ...]) -> None:
+        try:
+            self._gemm_ex(args)
+        except self._cupy.cuda.cublas.CUBLASError as e:
+            columns, rows, inner = sizes
+            raise KernelError(
+                f"the product {product}, ({rows}, {inner}) by ({inner}, {columns}) in {dtype}, fails in cuBLAS on "
+                f"this GPU ({e}); where it has no memory left for its own work, "
+                "cupy.get_default_memory_pool().free_all_blocks() gives it some",
+                kernel=self.name,
+            ) from e
 
     def _gemm_ex(self, args: tuple[Any, ...]) -> None:
         cuda = self._cupy.cuda

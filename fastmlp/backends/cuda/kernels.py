@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ WARPS = THREADS // 32
 _FLAT_BLOCKS = 1024
 _ROW_BLOCKS = 4096
 _GRADIENT_SLABS = 8
+WARP_OUTPUTS = 512
+"""Up to so many outputs one warp works on a row of the loss; beyond, a block."""
 
 
 class Kernels:
@@ -78,6 +80,37 @@ class Kernels:
                 ) from e
         return found
 
+    def ready(
+        self, file: str, name: str, real: str, grid: tuple[Any, Any], errors: tuple[type[Exception], ...]
+    ) -> Callable[[tuple[Any, ...]], None]:
+        """Return a function of its arguments that launches a kernel on a grid.
+
+        Parameters
+        ----------
+        file, name, real
+            As for `get`.
+        grid : (grid, block)
+        errors : tuple of type
+            What CuPy raises where CUDA refuses something; a KernelError is made of it.
+        """
+        try:
+            kernel = self.get(file, name, real)
+        except errors as e:
+            raise refused(name, e) from e
+
+        def launch(args: tuple[Any, ...]) -> None:
+            try:
+                kernel(*grid, args)
+            except errors as e:
+                raise refused(name, e) from e
+
+        return launch
+
+
+def refused(kernel: str, error: Exception) -> KernelError:
+    """Return the error of a launch that CUDA refuses."""
+    return KernelError(f"the kernel {kernel} does not run on this GPU ({error})", kernel=kernel)
+
 
 def _error_in(log: str) -> str:
     """Return the line of a compiler's log that tells what is wrong."""
@@ -93,6 +126,11 @@ def flat_grid(size: int) -> tuple[tuple[int], tuple[int]]:
 def row_grid(rows: int) -> tuple[tuple[int], tuple[int]]:
     """Return grid and block of a kernel with a warp for each row."""
     return (-(-rows // WARPS),), (THREADS,)
+
+
+def loss_grid(rows: int, outputs: int) -> tuple[tuple[Any, Any], int]:
+    """Return grid and block of the loss, and how many warps work on a row."""
+    return (row_grid(rows), 1) if outputs <= WARP_OUTPUTS else (((rows,), (256,)), 8)
 
 
 def tile_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:

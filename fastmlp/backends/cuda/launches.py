@@ -10,9 +10,8 @@ import numpy as np
 
 from fastmlp.backends.cuda import sources
 from fastmlp.backends.cuda.capture import Branch
-from fastmlp.backends.cuda.kernels import column_grid, row_grid
+from fastmlp.backends.cuda.kernels import column_grid, loss_grid, row_grid
 from fastmlp.backends.cuda.memory import NORM_BLOCKS, Gradients
-from fastmlp.backends.cuda.operations import loss_grid
 from fastmlp.backends.cuda.products import NO_MASKS, Masks, StepProducts
 from fastmlp.formulas.activations import get_activation
 from fastmlp.formulas.random_bits import keep_threshold

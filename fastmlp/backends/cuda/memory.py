@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -48,7 +49,7 @@ class Arena:
         self.parts, self._starts, self.nbytes = parts, {}, 0
         for name, (shape, dtype) in parts.items():
             self._starts[name] = self.nbytes
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            size = math.prod(shape) * np.dtype(dtype).itemsize
             self.nbytes += -(-size // _ALIGNMENT) * _ALIGNMENT
 
     def allocate(self, cupy: Any) -> dict[str, Array]:
@@ -57,7 +58,7 @@ class Arena:
         arrays = {}
         for name, (shape, dtype) in self.parts.items():
             start = self._starts[name]
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            size = math.prod(shape) * np.dtype(dtype).itemsize
             arrays[name] = memory[start : start + size].view(np.dtype(dtype)).reshape(shape)
         return arrays
 
@@ -110,7 +111,7 @@ def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np
     """
     spec, offsets = plan.spec, plan.layout.offsets
     length = _LARGE_CHUNK if plan.layout.size > _LARGE else _CHUNK
-    rows = []
+    parts = [np.empty((0, 6), np.int64)]
     for is_weight in (1, 0):
         for layer, place in enumerate(gradients):
             if place is None:
@@ -118,9 +119,12 @@ def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np
             start = offsets[layer][1 - is_weight]
             stop = start + spec.units[layer + 1] * (spec.units[layer] if is_weight else 1)
             behind = (place.weights if is_weight else place.biases) - start
-            for at in range(start, stop, length):
-                rows.append((at, min(at + length, stop), is_weight, place.slabs[1 - is_weight], behind, place.stride))
-    return np.array(rows, np.int64).reshape(-1, 6)
+            first = np.arange(start, stop, length)
+            part = np.empty((len(first), 6), np.int64)
+            part[:, 0], part[:, 1] = first, np.minimum(first + length, stop)
+            part[:, 2:] = is_weight, place.slabs[1 - is_weight], behind, place.stride
+            parts.append(part)
+    return np.concatenate(parts)
 
 
 def update_parts(chunks: NDArray[np.int64], steps: int) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -290,8 +294,9 @@ def check_fit(
     """
     free, rows = memory["free"] + memory["kept"], len(data)
     resident = data_bytes(plan, data) + 16 * rows
-    way = min(ways, key=lambda needs: needs(plan))
-    needed = more + resident + way(plan)
+    sizes = [way(plan) for way in ways]
+    least = min(sizes)
+    needed, way = more + resident + least, ways[sizes.index(least)]
     if needed <= free:
         return
     left = free - more - resident
@@ -300,6 +305,6 @@ def check_fit(
     else:
         cure = f"of the data, about {max(free - more, 0) * rows // (2 * resident):,} rows would"
     raise MemoryError(
-        f"fit needs {needed:,} bytes on the GPU: {resident:,} for {rows:,} rows of data, {way(plan):,} for "
+        f"fit needs {needed:,} bytes on the GPU: {resident:,} for {rows:,} rows of data, {least:,} for "
         f"batches of {plan.batch} rows, {more:,} for the optimizer; {free:,} are free; {cure}"
     )

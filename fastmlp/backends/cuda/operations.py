@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,12 @@ from fastmlp.backends.cuda.kernels import (
     column_grid,
     flat_grid,
     is_wide,
+    loss_grid,
+    refused,
     row_grid,
     tile_grid,
 )
-from fastmlp.backends.cuda.uploads import PIECE, upload
+from fastmlp.backends.cuda.uploads import PIECE, Buffers, upload
 from fastmlp.errors import KernelError
 from fastmlp.formulas.activations import IDENTITY, get_activation
 from fastmlp.formulas.optimizers import StepScalars
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
     from fastmlp.formulas.optimizers import Optimizer
 
 _log = logging.getLogger("fastmlp")
-
-WARP_OUTPUTS = 512
-"""Up to so many outputs one warp works on a row of the loss; beyond, a block."""
 
 
 class CupyOperations(Backend):
@@ -56,8 +56,12 @@ class CupyOperations(Backend):
         See `CuBlas`.
     """
 
+    # work for as long as the host needs to launch the next
+    chunk_bytes: ClassVar[int] = 64 * 2**20
+    chunk_rows: ClassVar[int] = sys.maxsize
+
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
-        self._cupy, self._tf32 = cupy, tf32
+        self._cupy, self._tf32, self._buffers = cupy, tf32, Buffers()
         self._blas, self._kernels = CuBlas(cupy, tf32=tf32), Kernels(cupy)
         library = load_cublas()
         self.graph_blas = None if library is None else GraphBlas(cupy, library)
@@ -109,7 +113,7 @@ class CupyOperations(Backend):
                 if self.waits:
                     self.synchronize()
         except self.cuda_errors as e:
-            raise KernelError(f"the kernel {kernel} does not run on this GPU ({e})", kernel=kernel) from e
+            raise refused(kernel, e) from e
 
     @property
     def multiprocessors(self) -> int:
@@ -150,7 +154,11 @@ class CupyOperations(Backend):
             if self.waits:
                 self.synchronize()
         except self.cuda_errors as e:
-            raise KernelError(f"the kernel {kernel} does not run on this GPU ({e})", kernel=kernel) from e
+            raise refused(kernel, e) from e
+
+    def ready(self, file: str, name: str, dtype: Any, grid: tuple[Any, Any]) -> Callable[[tuple[Any, ...]], None]:
+        """Return `_launch` of a kernel that is looked up once; it takes the arguments."""
+        return self._kernels.ready(file, *_filled(name, dtype), grid, self.cuda_errors)
 
     def _dense(self, array: Array) -> Array:
         """Return the array with its elements side by side, as kernels read it."""
@@ -163,7 +171,7 @@ class CupyOperations(Backend):
 
     def asarray(self, array: Any) -> Array:
         if isinstance(array, np.ndarray) and array.nbytes > PIECE:
-            return upload(self._cupy, array, self.cuda_errors)
+            return upload(self._cupy, array, self.cuda_errors, self._buffers)
         return self._cupy.asarray(array)  # by way of memory of CuPy's own, so `array` may change or go at once
 
     def fill(self, target: Array, host: NDArray[Any]) -> None:
@@ -344,11 +352,22 @@ class CupyOperations(Backend):
         self._launch("flat.cu", "add_scaled<{real}>", target.dtype, flat_grid(target.size), args)
 
     def squared_norm(self, array: Array) -> float:
-        grid, block = flat_grid(array.size)
-        partials = self.empty(grid, np.dtype(np.float64))
-        args = (array, partials, np.int64(array.size))
-        self._launch("flat.cu", "squared_norm<{real}>", array.dtype, (grid, block), args)
-        return math.fsum(partials.get().tolist())
+        return math.fsum(self._sums_of_squares([array]).tolist())
+
+    def all_finite(self, arrays: Sequence[Array]) -> bool:
+        # a square that overflows is looked into
+        return bool(np.isfinite(self._sums_of_squares(arrays)).all())
+
+    def _sums_of_squares(self, arrays: Sequence[Array]) -> NDArray[np.float64]:
+        """Return the sums of the squares of parts of some arrays, on the host."""
+        grids, start = [flat_grid(array.size) for array in arrays], 0
+        partials = self.empty((sum(grid[0] for grid, _ in grids),), np.dtype(np.float64))
+        for array, grid in zip(arrays, grids, strict=True):
+            args = (array, partials[start:], np.int64(array.size))
+            self._launch("flat.cu", "squared_norm<{real}>", array.dtype, grid, args)
+            start += grid[0][0]
+        found: NDArray[np.float64] = partials.get()
+        return found
 
     def scale(self, array: Array, factor: float) -> None:
         args = (array, array.dtype.type(factor), np.int64(array.size))
@@ -414,15 +433,11 @@ class CupyOperations(Backend):
                 self.fill(array, copies[id(array)])
 
 
+@cache  # NumPy takes microseconds to tell a type's name
 def _filled(name: str, dtype: Any) -> tuple[str, str]:
     """Return the name of a kernel with its template arguments, and the C++ type computed in."""
     real = sources.REALS[np.dtype(dtype).name]
     return name.format(real=real), real
-
-
-def loss_grid(rows: int, outputs: int) -> tuple[tuple[Any, Any], int]:
-    """Return grid and block of the loss, and how many warps work on a row."""
-    return (row_grid(rows), 1) if outputs <= WARP_OUTPUTS else (((rows,), (256,)), 8)
 
 
 def rule_numbers(optimizer: Optimizer, l2: float) -> NDArray[np.float64]:
