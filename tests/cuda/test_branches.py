@@ -17,7 +17,7 @@ from scenarios import SCENARIOS, Scenario, train
 
 import fastmlp
 from fastmlp.backends.choosing import get_backend
-from fastmlp.backends.cuda import choice, kernels, memory, operations, sources
+from fastmlp.backends.cuda import choice, kernels, memory, sources
 from fastmlp.backends.cuda import launches as cupy_launches
 from fastmlp.backends.cuda import step as cupy_step
 from fastmlp.backends.cuda.products import choose_tile, weight_slabs
