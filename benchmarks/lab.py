@@ -82,21 +82,12 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
             below, at, index, first, after = memory.z, start, memory.counting, 0, -1
         for layer in range(layers - 1, 0, -1):
             i, o = net.units[layer], net.units[layer + 1]
-            start, lower, w = net.z_at[layer] * batch, net.z_at[layer - 1] * batch, net.weight_at[layer]
-            first, stop = i * t // threads, i * (t + 1) // threads
-            if net.by_features[layer] or (layer + 1 < layers and net.by_features[layer + 1]):
-                passed += 1
-                barrier(memory.arrivals, threads, passed)
-            if net.by_features[layer]:
-                multiply_by_transposed(
-                    *(net.forms[layer, BACKWARD], memory.dz, start, memory.counting, batch, o, buffers.params),
-                    *(w + first * o, stop - first, memory.dz, lower + first, i, memory.panels[t]),
-                )
-            else:
-                multiply_by_transposed(
-                    *(net.forms[layer, BACKWARD], memory.dz, start + r0 * o, memory.counting, n, o, buffers.params),
-                    *(w, i, memory.dz, lower + r0 * i, i, memory.panels[t]),
-                )
+            start, lower = net.z_at[layer] * batch + r0 * o, net.z_at[layer - 1] * batch + r0 * i
+            w = net.weight_at[layer]
+            multiply_by_transposed(
+                *(net.forms[layer, BACKWARD], memory.dz, start, memory.counting, n, o, buffers.params, w, i),
+                *(memory.dz, lower, memory.panels[t]),
+            )
         passed += 1
         barrier(memory.arrivals, threads, passed)
         for layer in range(layers):

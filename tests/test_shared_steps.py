@@ -7,7 +7,6 @@ import pytest
 from compare import assert_same_bits
 
 import fastmlp
-from fastmlp.backends.cpu import session as cpu_session
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.spec import make_spec
@@ -30,10 +29,7 @@ def trained(threads, *, rows=230, units=(7, 12, 9, 4), epochs=2, batch_size=32, 
     x, y = rng.normal(size=(rows, units[0])), rng.integers(0, units[-1], rows)
     optimizer = options.pop("optimizer", fastmlp.Adam(1e-2, clip_norm=1.0, ema=0.9, weight_decay=1e-3))
     options = {"activation": "tanh", "dropout": 0.2, "l2": 1e-3, "max_norm": 1.5, "dtype": "float64", **options}
-    still = options.pop("frozen", ())
     model = fastmlp.MLP(units, backend=backend(threads, products), seed=seed, **options)
-    if still:
-        model.freeze(*still)
     model.fit(x, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, verbose=0)
     return [*model.get_weights(), model.predict_proba(x)]
 
@@ -84,38 +80,3 @@ def test_many_inputs_and_small_batches_are_shared_out_by_features(threads, optio
     for a, b, c in zip(trained(threads, **wide), trained(1, **wide), trained(threads, **wide), strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
         assert_same_bits(a, c)
-
-
-DEEP = (12, 40, 33, 21, 37, 5)
-
-
-@pytest.mark.parametrize("threads", [2, 3, 8])
-@pytest.mark.parametrize("products", ["blas", "direct", "packed"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"activation": "relu", "dtype": "float32"},
-        {"frozen": (0, 1)},
-        {"optimizer": fastmlp.SGD(0.01), "activation": ("gelu", "relu", "identity", "tanh", "identity")},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("most", [1, 700, 10**9], ids=["all", "some", "none"])
-def test_gradients_of_inputs_are_shared_out_by_features_or_rows(monkeypatch, threads, products, options, most):
-    """Whichever is chosen, layer by layer, for one thread or several, and batches shorter than a batch."""
-    monkeypatch.setattr(cpu_session, "MANY_WEIGHTS", most)
-    given = {"units": DEEP, "batch_size": 23, "rows": 60, "products": products, **options}
-    by_features = session_of(DEEP, 23, fastmlp.SGD(0.01), threads).network.by_features.tolist()
-    assert by_features[1:] == {1: [True] * 4, 700: [True, False, True, False], 10**9: [False] * 4}[most]
-    tolerance = {"rtol": 2e-4, "atol": 1e-5} if options.get("dtype") == "float32" else {"rtol": 1e-9, "atol": 1e-12}
-    for a, b, c in zip(trained(threads, **given), trained(1, **given), trained(threads, **given), strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
-        assert_same_bits(a, c)
-
-
-def test_many_rows_beside_few_inputs_are_not_shared_out_by_features():
-    for batch, by_features in ((159, True), (160, False)):
-        network = session_of((7, 80, 128, 3), batch, fastmlp.SGD(0.01), 2).network
-        assert network.by_features.tolist() == [False, by_features, False]
-    assert not session_of((7, 80, 128, 3), 20, fastmlp.SGD(0.01), 1).network.by_features.any()

@@ -98,8 +98,7 @@ def input_gradient(form, size, dz, w, dx):
     """``dx = dz @ w.T``, as `dense_forward`."""
     (n, o), i = dz.shape, w.shape[0]
     scratch = np.empty(size, dz.dtype)
-    dz, w, dx = dz.reshape(-1), w.reshape(-1), dx.reshape(-1)
-    multiply_by_transposed(form, dz, 0, np.arange(n), n, o, w, 0, i, dx, 0, i, scratch)
+    multiply_by_transposed(form, dz.reshape(-1), 0, np.arange(n), n, o, w.reshape(-1), 0, i, dx.reshape(-1), 0, scratch)
 
 
 @entry
@@ -110,7 +109,7 @@ def product(form, which, repeats, x, w, d, rows, inputs, outputs, index, out, sc
         if which == FORWARD:
             multiply(form, x, 0, index, 0, -1, inputs, rows, inputs, w, 0, outputs, out, 0, scratch)
         elif which == BACKWARD:
-            multiply_by_transposed(form, d, 0, index, rows, outputs, w, 0, inputs, out, 0, inputs, scratch)
+            multiply_by_transposed(form, d, 0, index, rows, outputs, w, 0, inputs, out, 0, scratch)
         else:
             multiply_transposed(
                 *(form, x, 0, index, 0, inputs, inputs, rows, d, 0, outputs, one, zero, out, 0, scratch)

@@ -132,13 +132,12 @@ def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns
     gemm(False, False, rows, columns, k, 1, a, at, lda, b, b_at, columns, 0, out, out_at, columns)
 
 
-def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, ldc, scratch):
-    """``out = a @ w.T``, for a (rows, k) from `at` on and w (columns, k) from `w_at` on.
+def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
+    """``out = a @ w.T``, for a (rows, k) from `at` on and w (columns, k) from `w_at` on; out (rows, columns).
 
-    The result (rows, columns) is `ldc` elements from one row to the next; index (rows,) int64 counts from 0; the rest
-    is as for `multiply`.
+    index (rows,) int64 counts from 0; the rest is as for `multiply`.
     """
-    gemm(False, True, rows, columns, k, 1, a, at, k, w, w_at, k, 0, out, out_at, ldc)
+    gemm(False, True, rows, columns, k, 1, a, at, k, w, w_at, k, 0, out, out_at, columns)
 
 
 def multiply_transposed(
@@ -274,15 +273,15 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
 
 
 @overload(multiply_by_transposed, jit_options=OPTIONS)
-def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, ldc, scratch):
+def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
     real = getattr(np, str(out.dtype))
     lanes = vectors.lanes(out.dtype)
     panel, width = tiles.panel_of_rows(lanes), tiles.VECTORS * lanes
 
-    def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, ldc, scratch):
+    def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
         one, zero = real(1), real(0)
         if form == BLAS:
-            gemm(False, True, rows, columns, k, one, a, at, k, w, w_at, k, zero, out, out_at, ldc)
+            gemm(False, True, rows, columns, k, one, a, at, k, w, w_at, k, zero, out, out_at, columns)
             return
         c = 0
         while c < columns:
@@ -291,7 +290,7 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
                 for q in range(k * width):
                     scratch[q] = 0
             transpose(w, w_at + c * k, k, valid, k, scratch, 0, width)
-            panel(a, at, index, 0, -1, k, rows, k, scratch, 0, width, valid, one, zero, out, out_at + c, ldc)
+            panel(a, at, index, 0, -1, k, rows, k, scratch, 0, width, valid, one, zero, out, out_at + c, columns)
             c += valid
 
     return multiply_by_transposed

@@ -136,7 +136,7 @@ def shard_gradients_thread(
             if not in_place:
                 own, at = run(order, r0, r1 - r0), r0 * net.units[0]
                 load_rows(net, data, own, memory.x, at, place + r0, key, step, memory.scratch[t])
-            rows_of_part(net, data, params, memory, now, order, r0, r1, net.lowest, t, False, inverse_total, key, step)
+            rows_of_part(net, data, params, memory, now, order, r0, r1, t, False, inverse_total, key, step)
     barrier(memory.arrivals, threads, 1)
     for s in range(t, shards, threads):
         loss, weight, hits = 0.0, 0.0, 0.0

@@ -36,8 +36,6 @@ class Network(NamedTuple):
         0 for none.
     forms : (L, 3) int64
         How each of a layer's products (`codes.PRODUCTS`) is computed: positions in `codes.FORMS`.
-    by_features : (L,) bool
-        Whether threads share out the gradient of a layer's inputs by features, in training steps, instead of rows.
     """
 
     units: Any
@@ -55,7 +53,6 @@ class Network(NamedTuple):
     l2: Any
     max_norm: Any
     forms: Any
-    by_features: Any
 
 
 class Rule(NamedTuple):

@@ -6,9 +6,6 @@ A step has two phases, with a barrier after each:
 2. features: a thread owns a slice of the input features of every W (and of every b), takes the products that are its
    gradient over all rows, and updates it.  Nothing is reduced between threads, so every number is written by one.
 
-Where a layer has many weights (`Network.by_features`), the gradient of its inputs is taken by features too, after a
-barrier of its own: of the weights, a thread transposes those that it updates.
-
 Where there is memory for it (`Memory.parts`), the lowest layer's product is shared out by features too, before the
 first phase and with a barrier of its own: a thread multiplies the weights that it updates, which never leave its cache.
 
@@ -53,62 +50,19 @@ IN_BLOCKS = 256 * 1024
 
 
 @part
-def _pass_activation(net, memory, layer, at, count):
-    """Make gradients of a layer's activations, `count` from `at` on, those of what went into the activation."""
-    activation, has_slope = net.activations[layer], net.needs_slope[layer]
-    activation_backward_rows(activation, memory.z, memory.slopes, has_slope, memory.dz, at, count)
-
-
-@part
-def backward_rows(net, params, memory, rows, batch, first_row, above, until, panels):
-    """Take the gradient of these rows down from the layer `above` to the layer `until`."""
-    dz = memory.dz
-    for layer in range(above, until, -1):
-        i_, o = net.units[layer], net.units[layer + 1]
-        start, at = net.z_at[layer] * batch + first_row * o, net.z_at[layer - 1] * batch + first_row * i_
-        form, w = net.forms[layer, BACKWARD], net.weight_at[layer]
-        multiply_by_transposed(form, dz, start, memory.counting, rows, o, params, w, i_, dz, at, i_, panels)
-        _pass_activation(net, memory, layer - 1, at, rows * i_)
-
-
-@part
-def _backward_features(net, params, memory, rows, batch, layer, p, parts):
-    """Take the gradient of all rows through a layer, for the inputs whose weights this part updates."""
-    i_, o, dz = net.units[layer], net.units[layer + 1], memory.dz
-    first, stop = i_ * p // parts, i_ * (p + 1) // parts
-    start, at = net.z_at[layer] * batch, net.z_at[layer - 1] * batch + first
-    form, w = net.forms[layer, BACKWARD], net.weight_at[layer] + first * o
-    multiply_by_transposed(
-        form, dz, start, memory.counting, rows, o, params, w, stop - first, dz, at, i_, memory.panels[p]
-    )
-    for i in range(rows):
-        _pass_activation(net, memory, layer - 1, at + i * i_, stop - first)
-
-
-@part
-def _lowest_by_rows(net):
-    """Return the layer down to which each part takes the gradient of its own rows without waiting for others."""
-    for layer in range(net.units.size - 2, net.lowest, -1):
-        if net.by_features[layer]:
-            return layer
-    return net.lowest
-
-
-@part
-def _backward_together(net, params, memory, rows, batch, t, threads, parts, above, passed):
-    """Take the gradient of all rows down from the layer `above`; return the barriers met, those before included."""
-    for layer in range(above, net.lowest, -1):
-        by_features = net.by_features[layer]
-        if by_features or net.by_features[layer + 1]:
-            passed += 1
-            barrier(memory.arrivals, threads, passed)
-        for p in range(t, parts, threads):
-            r0, r1 = rows * p // parts, rows * (p + 1) // parts
-            if by_features:
-                _backward_features(net, params, memory, rows, batch, layer, p, parts)
-            elif r1 > r0:
-                backward_rows(net, params, memory, r1 - r0, batch, r0, layer, layer - 1, memory.panels[p])
-    return passed
+def backward_rows(net, params, memory, rows, batch, first_row, panels):
+    """Take the gradient of the outputs of these rows down to the lowest layer that trains."""
+    units, dz = net.units, memory.dz
+    for layer in range(units.size - 2, net.lowest - 1, -1):
+        i_, o = units[layer], units[layer + 1]
+        start = net.z_at[layer] * batch + first_row * o
+        has = net.needs_slope[layer]
+        activation_backward_rows(net.activations[layer], memory.z, memory.slopes, has, dz, start, rows * o)
+        if layer > net.lowest:
+            at = net.z_at[layer - 1] * batch + first_row * i_
+            w = net.weight_at[layer]
+            form = net.forms[layer, BACKWARD]
+            multiply_by_transposed(form, dz, start, memory.counting, rows, o, params, w, i_, dz, at, panels)
 
 
 @part
@@ -270,8 +224,8 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
 
 
 @part
-def rows_of_part(net, data, params, memory, now, chosen, first, stop, until, p, shared, inverse_total, key, step):
-    """Run this part's rows of the batch forward, and the gradients of their activations back to the layer `until`."""
+def rows_of_part(net, data, params, memory, now, chosen, first, stop, p, shared, inverse_total, key, step):
+    """Run this part's rows of the batch forward, and the gradients of their activations backward."""
     n, outputs = stop - first, net.units[-1]
     start, scale = net.z_at[net.units.size - 2] * now.size + first * outputs, params.dtype.type(inverse_total)
     panels = memory.panels[p]
@@ -280,8 +234,7 @@ def rows_of_part(net, data, params, memory, now, chosen, first, stop, until, p, 
         *(net.loss, net.loss_parameters, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
         *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[p]),
     )
-    _pass_activation(net, memory, net.units.size - 2, start, n * outputs)
-    backward_rows(net, params, memory, n, now.size, first, net.units.size - 2, until, panels)
+    backward_rows(net, params, memory, n, now.size, first, panels)
 
 
 @part
@@ -341,7 +294,6 @@ def train_thread(
     dtype = buffers.params.dtype.type
     in_place = reads_in_place(net, data, buffers.params, True)
     shared = memory.parts.size > 0
-    until = _lowest_by_rows(net)
     passed = 0
     finished = 0
     steps_each = (each + batch - 1) // batch
@@ -377,10 +329,9 @@ def train_thread(
             r0, r1 = rows * p // parts, rows * (p + 1) // parts
             if r1 > r0:
                 rows_of_part(
-                    *(net, data, buffers.params, memory, now, chosen, r0, r1, until, p, shared),
+                    *(net, data, buffers.params, memory, now, chosen, r0, r1, p, shared),
                     *(scalars[INVERSE_TOTAL], key, step + u8(s)),
                 )
-        passed = _backward_together(net, buffers.params, memory, rows, batch, t, threads, parts, until, passed)
         passed += 1
         barrier(memory.arrivals, threads, passed)
         # every thread sums all rows in the same order, so all come to the same decision, for any number of threads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from copy import copy
 from functools import cached_property
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 512 * 1024
 """What the activations of a chunk of rows may take in prediction: half a second-level cache."""
-MANY_WEIGHTS = 8192
-"""Of a layer from which on it takes a thread longer to fetch and transpose half of them than to wait for another."""
 
 
 class NumbaSession(Session):
@@ -89,9 +86,6 @@ class NumbaSession(Session):
             l2=real(spec.l2),
             max_norm=real(spec.max_norm or 0.0),
             forms=self.chosen.forms,
-            by_features=np.array(
-                [self._passes_by_features(*pair) for pair in itertools.pairwise(spec.units)], np.bool_
-            ),
         )
 
     def network_of(self, rows: int) -> Any:
@@ -172,15 +166,6 @@ class NumbaSession(Session):
         small = 10 * self.plan.batch < 3 * self.plan.spec.units[0]
         by_tiles = self.chosen.forms[0, FORWARD] != BLAS
         return bool(self.chosen.parts > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
-
-    def _passes_by_features(self, inputs: int, outputs: int) -> bool:
-        """Tell whether threads share out the gradient of a layer's inputs by features instead of rows.
-
-        By rows each thread fetches and transposes all weights, by features those that it updates; it fetches the
-        gradients of all outputs, and all threads wait once more, which few weights are not worth.
-        """
-        worth_it = inputs * outputs >= MANY_WEIGHTS and self.plan.batch < 2 * inputs
-        return worth_it and self.plan.optimizer is not None and self.chosen.parts > 1
 
     def _scratch_size(self, rows: int) -> int:
         """How many numbers a thread needs for copies of what it multiplies."""
