@@ -28,11 +28,10 @@ from race import raced
 
 import fastmlp
 from fastmlp.backends.cpu import trial
-from fastmlp.bench.costs import of_step
 from fastmlp.bench.measures import LEAST
 from fastmlp.bench.tables import NOTHING, figure, markdown_table
 from fastmlp.bench.verdicts import FACTOR, SLOWER, compare, summarize
-from fastmlp.bench.workloads import WORKLOADS, Workload, rows_of
+from fastmlp.bench.workloads import WORKLOADS, Rows, Workload, rows_of
 from fastmlp.engine import runs
 from fastmlp.engine.callbacks import Callback
 
@@ -44,7 +43,7 @@ SHAPES = {
 OPERATIONS = 5e9
 """Floating-point operations of an epoch at most."""
 EXPECTED = 6.0
-"""Seconds that a run would take, about, which is ended before: long enough for a GPU to be tried."""
+"""Seconds that a run would take on the CPU, about, which is ended before: long enough for a GPU to be tried."""
 MOST_SECONDS, SHARE = 0.5, 0.02
 """What a trial may take: so many seconds, or that part of the run that is expected."""
 TOTAL = 220.0
@@ -91,10 +90,9 @@ def trained(workload: dict[str, Any], backend: str, seconds: float) -> Ran:
     """Train in this process until so many seconds are over after the first epoch, two epochs or more."""
     chosen = Workload.from_dict(workload)
     rows = rows_of(chosen, chosen.spec(), OPERATIONS, 0)
-    step = max(2e-6 * (len(chosen.units) - 1), of_step(chosen.units, chosen.batch, 4, 2).operations / 5e10)
-    epochs = max(3, round(EXPECTED / (step * rows.steps)))
-    model, ends = fastmlp.MLP(chosen.units, backend=backend, seed=0), Ends(seconds)
     options: dict[str, Any] = {"batch_size": chosen.batch, "optimizer": chosen.optimizer_record(), "verbose": 0}
+    epochs = max(3, round(EXPECTED / epoch_seconds(chosen, rows, options)))
+    model, ends = fastmlp.MLP(chosen.units, backend=backend, seed=0), Ends(seconds)
     with tried() as spent:
         few = 2 * chosen.batch  # too few steps to try anything; what a first fit compiles is not what is asked for
         model.fit(rows.x[:few], rows.y[:few], epochs=1, **options)
@@ -103,6 +101,16 @@ def trained(workload: dict[str, Any], backend: str, seconds: float) -> Ran:
     steps = samples(ends.at, rows.steps)
     expected = epochs * rows.steps * statistics.median(steps)
     return Ran(model.backend.name, steps, sum(spent), expected)
+
+
+def epoch_seconds(chosen: Workload, rows: Rows, options: dict[str, Any]) -> float:
+    """Return the seconds of an epoch on the backend that "auto" begins with: so much longer a run is to be expected."""
+    model = fastmlp.MLP(chosen.units, backend=fastmlp.get_backend("auto").name, seed=0)
+    for _ in range(2):  # the first one may compile
+        began = time.perf_counter()
+        model.fit(rows.x, rows.y, epochs=1, **options)
+        taken = time.perf_counter() - began
+    return taken
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import cupy_double
 import pytest
 
+import fastmlp
 from fastmlp.backends import registry
 from fastmlp.backends.cpu import trial
 from fastmlp.backends.cuda import backend as cuda_backend
@@ -61,17 +62,28 @@ def test_too_much_is_a_slower_step_or_a_long_trial(auto, own, trial_seconds, exp
 
 def test_a_run_tells_its_steps_and_what_its_trials_took(auto, monkeypatch):
     tried = []
-    monkeypatch.setattr(runs, "settle", lambda *_: tried.append(time.sleep(0.01 if tried else 0.4)))
+    monkeypatch.setattr(runs, "settle", lambda *_: tried.append(time.sleep(0.01 if len(tried) > 2 else 0.4)))
     workload = replace(auto.SHAPES["tiny"], batch=512)
     ran = auto.trained(workload.to_dict(), "numpy", 0.05)
     assert ran.backend == "numpy"
     assert all(0 < step < 0.1 for step in ran.steps)
     assert ran.expected > 2 * max(ran.steps) * auto.rows_of(workload, workload.spec(), auto.OPERATIONS, 0).steps
-    assert len(tried) == 2 and 0.01 <= ran.trial < 0.4  # of the second run alone
+    assert len(tried) == 4 and 0.01 <= ran.trial < 0.4  # of the last run alone
     with auto.tried() as spent:
         with pytest.raises(AttributeError):
             trial.decide(None, None, None, None, None, 1)
     assert len(spent) == 1
+
+
+@pytest.mark.parametrize("seconds", [1e-4, 2e-3])
+def test_a_run_is_expected_to_take_as_long_on_any_processor(auto, seconds, monkeypatch):
+    """Else a fast one would not try a GPU, for which a run has to be long."""
+    asked = []
+    monkeypatch.setattr(auto, "epoch_seconds", lambda *given: seconds)
+    monkeypatch.setattr(fastmlp.MLP, "fit", lambda self, *rows, epochs, **options: asked.append(epochs))
+    with pytest.raises(IndexError):  # since no epoch has ended
+        auto.trained(auto.SHAPES["tiny"].to_dict(), "numpy", 0.05)
+    assert asked == [1, round(auto.EXPECTED / seconds)]
 
 
 def test_nothing_that_was_decided_is_known_to_a_process(auto, monkeypatch):
