@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fastmlp.backends.decisions import Decisions
 from fastmlp.files.atomic import atomic_writer, remove_leftovers
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX systems")
@@ -76,6 +77,22 @@ def test_the_data_are_on_the_disk_before_the_rename_and_the_folder_after_it(tmp_
         file.write(b"new")
     assert events[:2] == ["file of 3", "rename"]
     assert os.name != "posix" or events[2:] == ["folder"]
+
+
+def test_what_need_not_last_waits_for_no_disk(tmp_path, monkeypatch):
+    """And neither does what is decided in the middle of a fit."""
+
+    def fsync(descriptor):
+        raise AssertionError
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_writer(tmp_path / "a", lasting=False) as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new" and names(tmp_path) == ["a"]
+    Decisions(tmp_path / "b", {}).keep("a step", {"parts": 2})
+    assert names(tmp_path) == ["a", "b"]
+    with pytest.raises(AssertionError), atomic_writer(tmp_path / "c") as file:
+        file.write(b"new")
 
 
 @posix

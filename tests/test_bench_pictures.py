@@ -10,6 +10,7 @@ from fastmlp.bench import labels, pictures
 from fastmlp.bench.costs import Cost
 from fastmlp.bench.limits import best_of
 from fastmlp.bench.workloads import FIRST, WORKLOADS, sweep
+from fastmlp.plots.pictures import panels
 
 MACHINES = {
     "server": {"product": [180e9], "copies": [[1 << 18, [150e9]], [1 << 27, [18e9]]], "launch": [0.0]},
@@ -68,6 +69,33 @@ def test_what_is_faster_than_the_machine_is_covered_by_nothing_either():
     axes = drawn("first", "server", most=3.0)
     axes[0].figure.draw_without_rendering()
     assert [covered(ax) for ax in axes] == [[], []]
+
+
+def test_a_legend_names_those_alone_whom_the_picture_shows():
+    found = made({"numba": 1.0, "torch": 1.0, "cupy": 1.0}, [SMALL])
+    for case in found.cases:
+        case.device = "cuda" if case.contender == "cupy" else "cpu"
+    found.limits = {"cpu float32": [MACHINES["flat"]], "cuda float32": [MACHINES["server"]]}
+    for key, count in (("cpu float32", 2), ("cuda float32", 1)):
+        (legend,) = pictures.roofline(found, key)[0].figure.legends
+        assert len(legend.get_texts()) == count
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "named"),
+    [
+        (70, 120, ["70", "80", "90", "100"]),
+        (40, 1500, ["50", "100", "200", "500", "1000"]),
+        (1, 5000, ["1", "10", "100", "1000"]),
+    ],
+)
+def test_numbers_along_an_axis_are_as_many_as_it_needs(low, high, named):
+    (ax,) = panels(1, 1, width=5, height=2)
+    ax.set(xscale="log", xlim=(low, high))
+    pictures._plain_ticks(ax)
+    ax.figure.draw_without_rendering()
+    shown = [t.get_text() for t, at in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True) if low <= at <= high]
+    assert [text for text in shown if text in named] == named and "" not in shown
 
 
 def test_a_name_that_covers_a_marker_is_seen():

@@ -43,6 +43,8 @@ GAIN = 1.03
 """How much faster than the best so far another has to be, and in each pair of samples it has to be the faster one."""
 UNSTEADY = 1.3
 """Where the samples of one way differ by so much, other programs want the cores: then nothing is decided."""
+FAR = 1.3
+"""But for a way whose slowest sample is so many times as fast as the best of the rule: no other program explains that."""
 MOST_ROWS = 1 << 16
 """Of the data that a trial reads."""
 TINY = 1e-9
@@ -148,8 +150,7 @@ def fastest(
                 best, other = other, best
         other.release()
         each = max(each, clock() - start)
-    # what is far from each other no busy machine has moved past each other, sample by sample
-    if max(best.seconds) * HOPELESS < ruled.best:
+    if max(best.seconds) * FAR < ruled.best:
         return best
     return best if best.steady and ruled.steady else None
 

@@ -66,7 +66,7 @@ class Decisions:
             # who cannot keep it tries again the next time
             with contextlib.suppress(OSError):
                 os.makedirs(self.path.parent, exist_ok=True)
-                with atomic_writer(self.path) as file:
+                with atomic_writer(self.path, lasting=False) as file:
                     file.write(json.dumps({"machine": self._machine, "decided": there}, indent=1).encode())
         self.all()[key] = there[key]
         _kept += 1

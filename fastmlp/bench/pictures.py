@@ -70,7 +70,8 @@ def roofline(results: Results, key: str) -> list[Axes]:
         for label in labels:
             own = [(p.cost.intensity, rate) for p, rate in zip(points, rates, strict=True) if p.case.label == label]
             look = {**line_style(labels.index(label)), "linestyle": "none"}
-            ax.plot([at for at, _ in own], [rate for _, rate in own], label=label, **look)
+            if own:  # who runs on another device has no place in this picture
+                ax.plot([at for at, _ in own], [rate for _, rate in own], label=label, **look)
         _plain_ticks(ax)
     _legend(axes)
     columns(axes, [partial(_named, points, right / left) for points in found.values()])
@@ -147,13 +148,14 @@ def _labels(results: Results) -> list[str]:
 
 
 def _plain_ticks(ax: Axes) -> None:
-    """Write plain numbers along logarithmic axes: 1, 10, 100 or, where they span little, 1, 2, 5."""
+    """Write plain numbers along logarithmic axes: 1, 10, 100; where they span little 1, 2, 5; or 1, 2, 3 and so on."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         if axis.get_scale() == "log":
             decades = np.log10(high / low)
-            axis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+            within = (1.0,) if decades >= 2.5 else (1.0, 2.0, 5.0) if decades >= 0.7 else tuple(range(1, 10))
+            axis.set_major_locator(LogLocator(10, within))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
 

@@ -25,7 +25,7 @@ _tidied: set[Path] = set()
 
 
 @contextmanager
-def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_writer(path: str | os.PathLike[str], *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` when the block ends without an error.
 
     What is written goes to a temporary file in the same folder, which is flushed to the disk and then renamed
@@ -37,6 +37,9 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ----------
     path : path
         The file to create or to replace; its folder must exist.
+    lasting : bool
+        Whether to wait until the disk has it, which takes up to tenths of a second.  What is made anew where it is
+        lost or damaged need not be safe from a power cut.
 
     Yields
     ------
@@ -62,7 +65,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
             if fcntl is not None:
                 os.replace(temporary, target)  # as long as it is locked, or it would pass for a leftover
         if fcntl is None:
@@ -74,7 +78,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise _named(error, path) from error
         raise
-    _sync_folder(target.parent)
+    if lasting:
+        _sync_folder(target.parent)
 
 
 def refuse_missing_folder(path: str | os.PathLike[str]) -> None:

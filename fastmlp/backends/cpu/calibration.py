@@ -141,7 +141,7 @@ def _write(path: Path, table: Threads, dtype: np.dtype[Any]) -> None:
     # who cannot keep it measures again the next time
     with contextlib.suppress(OSError):
         os.makedirs(path.parent, exist_ok=True)
-        with atomic_writer(path) as file:
+        with atomic_writer(path, lasting=False) as file:
             kept = {"machine": machine(), "dtype": str(dtype), "threads": table._asdict()}
             file.write(json.dumps(kept).encode())
 

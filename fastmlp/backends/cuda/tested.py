@@ -32,5 +32,5 @@ def note_selftest(passed: bool) -> None:
             path.unlink()
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
+        with atomic_writer(path, lasting=False) as file:
             file.write(b"{}\n")
