@@ -44,7 +44,7 @@ GAIN = 1.03
 UNSTEADY = 1.3
 """Where the samples of one way differ by so much, other programs want the cores: then nothing is decided."""
 FAR = 1.3
-"""But for a way whose slowest sample is so many times as fast as the best of the rule: no other program explains that."""
+"""But for a way whose slowest sample is so many times as fast as the best of the rule: no other program does that."""
 MOST_ROWS = 1 << 16
 """Of the data that a trial reads."""
 TINY = 1e-9
