@@ -5,8 +5,10 @@ import time
 import numpy as np
 import pytest
 from compare import assert_same_bits
+from numba_runs import backend, trained
 
 import fastmlp
+from fastmlp.backends.cpu import session as cpu_session
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.spec import make_spec
@@ -18,20 +20,6 @@ pytestmark = [
     ),
     pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the JIT is off, so there is one thread"),
 ]
-
-
-def backend(threads, products="auto"):
-    return fastmlp.get_backend("numba", threads=threads, products=products)
-
-
-def trained(threads, *, rows=230, units=(7, 12, 9, 4), epochs=2, batch_size=32, seed=0, products="auto", **options):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(rows, units[0])), rng.integers(0, units[-1], rows)
-    optimizer = options.pop("optimizer", fastmlp.Adam(1e-2, clip_norm=1.0, ema=0.9, weight_decay=1e-3))
-    options = {"activation": "tanh", "dropout": 0.2, "l2": 1e-3, "max_norm": 1.5, "dtype": "float64", **options}
-    model = fastmlp.MLP(units, backend=backend(threads, products), seed=seed, **options)
-    model.fit(x, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, verbose=0)
-    return [*model.get_weights(), model.predict_proba(x)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
@@ -67,6 +55,14 @@ def test_how_the_lowest_layer_is_shared_out_does_not_depend_on_how_many_share_it
     for batch, by_features in ((28, True), (29, False)):
         parts = session_of((96, 21, 9, 4), batch, fastmlp.SGD(0.01), threads).memory.parts
         assert (parts.size > 0) == (by_features and threads > 1)
+
+
+@pytest.mark.parametrize(("level2", "by_features"), [(2 * 20 * 21 * 8, True), (2 * 20 * 21 * 8 - 1, False)])
+def test_sums_that_leave_no_room_for_weights_in_a_threads_cache_are_not_shared_out(monkeypatch, level2, by_features):
+    """Nor are they many times the memory of the weights, where there are many threads."""
+    monkeypatch.setattr(cpu_session, "level2_bytes", lambda: level2)
+    parts = session_of((96, 21, 9, 4), 20, fastmlp.SGD(0.01), 2).memory.parts
+    assert (parts.size > 0) == by_features
 
 
 @pytest.mark.parametrize("threads", [2, 3])

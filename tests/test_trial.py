@@ -13,6 +13,8 @@ from fastmlp.backends import contest, decisions
 from fastmlp.backends.contest import Contender, fastest
 from fastmlp.backends.cpu import calibration, trial
 from fastmlp.backends.cpu import choices as cpu_choices
+from fastmlp.network.plan import Plan, Precision
+from fastmlp.network.spec import make_spec
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
@@ -207,6 +209,16 @@ def test_what_is_decided_is_taken_kept_and_changes_no_weights(kept, decides, opt
     (path,) = kept.iterdir()
     ((key, decision),) = json.loads(path.read_text())["decided"].items()
     assert "32-16-8, batch 16" in key and decision == {"products": ALL["blas"], "parts": 2}
+
+
+def test_half_as_many_parts_are_tried_first_in_the_forms_that_suit_them(kept, decides):
+    tried = decides(ALL["blas"])
+    _, x, y = model_and_data()
+    backend = fastmlp.get_backend("numba", threads=4)
+    train(fastmlp.MLP(UNITS, backend=backend, dtype="float32", seed=0), x, y)
+    assert [parts for _, parts, _ in tried[:2]] == [4, 2]
+    asked = backend.open(Plan(make_spec(UNITS), 16, Precision.of(np.dtype("float32")), True, fastmlp.Adam()))
+    assert [forms for forms, _, _ in tried[:2]] == [cpu_choices.named(asked.chosen.forms_in(n)) for n in (4, 2)]
 
 
 def test_steps_that_are_timed_hardly_move_the_weights(kept, decides, monkeypatch):

@@ -11,11 +11,11 @@ from numba.extending import overload
 
 from . import tiles, vectors
 from .compiling import OPTIONS, part
-from .tiles import readable
+from .tiles import readable, share_of
 from .vectors import run, seen_as
 
 WIDEST = 4
-"""Vectors of a tile of one row: of a wider product each number of the row is looked at where it is used."""
+"""Vectors of a tile of one row, whose sums stay in registers while it goes over what is not 0."""
 PLACE_SIZE = 8
 """Bytes of a place in the row."""
 
@@ -48,19 +48,6 @@ def _note(row, places, numbers):
     return count
 
 
-@part
-def _multiply_wide(row, b, b_at, columns, out, out_at):
-    """``out = row @ b``, whose sums stay in a first-level cache."""
-    sums = run(out, out_at, columns)
-    for q in range(columns):
-        sums[q] = 0
-    for i in range(row.size):
-        if row[i] != 0:
-            factors = run(b, b_at + i * columns, columns)
-            for q in range(columns):
-                sums[q] += row[i] * factors[q]
-
-
 def multiply_sparse_row(row, b, b_at, columns, out, out_at, scratch):
     """``out = row @ b`` without what is 0 in the row; False, and nothing is computed, where that does not pay.
 
@@ -75,34 +62,35 @@ def _compiled_multiply_sparse_row(row, b, b_at, columns, out, out_at, scratch):
     widest, per_place = WIDEST * lanes, PLACE_SIZE * 8 // out.dtype.bitwidth
 
     def multiply_sparse_row(row, b, b_at, columns, out, out_at, scratch):
-        if not _is_sparse(row):
+        if not readable(columns, lanes) or not _is_sparse(row):
             return False
-        if columns > widest or not readable(columns, lanes):
-            _multiply_wide(row, b, b_at, columns, out, out_at)
-            return True
         one, zero = real(1), real(0)
         places, at = seen_as(scratch, np.int64), row.size * per_place
         k = _note(row, places, run(scratch, at, row.size))
-        if columns > 3 * lanes:
-            tile4(
-                *(scratch, at, places, 0, -1, 1, 1, k, b, b_at, columns, columns, one, zero, False),
-                *(out, out_at, columns),
-            )
-        elif columns > 2 * lanes:
-            tile3(
-                *(scratch, at, places, 0, -1, 1, 1, k, b, b_at, columns, columns, one, zero, False),
-                *(out, out_at, columns),
-            )
-        elif columns > lanes:
-            tile2(
-                *(scratch, at, places, 0, -1, 1, 1, k, b, b_at, columns, columns, one, zero, False),
-                *(out, out_at, columns),
-            )
-        else:
-            tile1(
-                *(scratch, at, places, 0, -1, 1, 1, k, b, b_at, columns, columns, one, zero, False),
-                *(out, out_at, columns),
-            )
+        c = 0
+        while c < columns:
+            valid = share_of(columns - c, widest, lanes)
+            if valid > 3 * lanes:
+                tile4(
+                    *(scratch, at, places, 0, -1, 1, 1, k, b, b_at + c, columns, valid, one, zero, False),
+                    *(out, out_at + c, columns),
+                )
+            elif valid > 2 * lanes:
+                tile3(
+                    *(scratch, at, places, 0, -1, 1, 1, k, b, b_at + c, columns, valid, one, zero, False),
+                    *(out, out_at + c, columns),
+                )
+            elif valid > lanes:
+                tile2(
+                    *(scratch, at, places, 0, -1, 1, 1, k, b, b_at + c, columns, valid, one, zero, False),
+                    *(out, out_at + c, columns),
+                )
+            else:
+                tile1(
+                    *(scratch, at, places, 0, -1, 1, 1, k, b, b_at + c, columns, valid, one, zero, False),
+                    *(out, out_at + c, columns),
+                )
+            c += valid
         return True
 
     return multiply_sparse_row

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.cpu.choices import Choices
-from fastmlp.backends.cpu.scratch import scratch_size
+from fastmlp.backends.cpu.scratch import level2_bytes, scratch_size
 from fastmlp.backends.session import Session
 from fastmlp.floating import negligible
 from fastmlp.formulas.random_bits import keep_threshold
@@ -159,11 +159,14 @@ class NumbaSession(Session):
 
         What a thread fetches from the others is then a sum for each row and output, not the weights that they changed:
         that is less where a batch is small beside the inputs, for any number of threads (it is even at a third, with
-        two threads and with sixteen: each sum is also written, and added up).
+        two threads and with sixteen: each sum is also written, and added up).  A thread's own sums have to stay in its
+        second-level cache beside the weights that it multiplies.
         """
         from fastmlp.kernels.cpu.codes import BLAS, FORWARD
 
-        small = 10 * self.plan.batch < 3 * self.plan.spec.units[0]
+        inputs, outputs = self.plan.spec.units[:2]
+        sums = self.plan.batch * outputs * self.plan.precision.products.itemsize
+        small = 10 * self.plan.batch < 3 * inputs and 2 * sums <= level2_bytes()
         by_tiles = self.chosen.forms[0, FORWARD] != BLAS
         return bool(self.chosen.parts > 1 and small and self.plan.spec.lowest_trainable == 0 and by_tiles)
 

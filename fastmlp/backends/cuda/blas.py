@@ -92,46 +92,35 @@ class CuBlas:
     def forward(self, x: Array, w: Array, out: Array) -> None:
         """``out = x @ w``: (N, I), (I, O), (N, O)."""
         (n, i), o = x.shape, w.shape[1]
-        self._gemm("x w", _NOT_TRANSPOSED, _NOT_TRANSPOSED, (o, n, i), (w, o), (x, i), (out, o))
+        self._gemm("x w", self._args(_NOT_TRANSPOSED, _NOT_TRANSPOSED, (o, n, i), (w, o), (x, i), (out, o)))
 
     def input_gradient(self, dz: Array, w: Array, dx: Array) -> None:
         """``dx = dz @ w.T``: (N, O), (I, O), (N, I)."""
         (n, o), i = dz.shape, w.shape[0]
-        self._gemm("dz w'", _TRANSPOSED, _NOT_TRANSPOSED, (i, n, o), (w, o), (dz, o), (dx, i))
+        self._gemm("dz w'", self._args(_TRANSPOSED, _NOT_TRANSPOSED, (i, n, o), (w, o), (dz, o), (dx, i)))
 
     def weight_gradient(self, x: Array, dz: Array, dw: Array) -> None:
         """``dw = x.T @ dz``: (N, I), (N, O), (I, O)."""
         (n, i), o = x.shape, dz.shape[1]
-        self._gemm("x' dz", _NOT_TRANSPOSED, _TRANSPOSED, (o, i, n), (dz, o), (x, i), (dw, o))
+        self._gemm("x' dz", self._args(_NOT_TRANSPOSED, _TRANSPOSED, (o, i, n), (dz, o), (x, i), (dw, o)))
 
     def ready_forward(self, rows: int, w: Array) -> Callable[[Array, Array], None]:
         """Return ``out = x @ w`` as a function of x (rows, I) and out, which is carried out at once."""
         i, o = w.shape
-        sizes, dtype = (o, rows, i), w.dtype
         # x and out are filled in at each call
-        args = self._args(_NOT_TRANSPOSED, _NOT_TRANSPOSED, sizes, (w, o), (w, i), (w, o))
+        args = self._args(_NOT_TRANSPOSED, _NOT_TRANSPOSED, (o, rows, i), (w, o), (w, i), (w, o))
         before, between, after = args[:9], args[10:13], args[14:]
 
         def product(x: Array, out: Array) -> None:
-            self._multiply("x w", sizes, dtype, (*before, x.data.ptr, *between, out.data.ptr, *after))
+            self._multiply("x w", (*before, x.data.ptr, *between, out.data.ptr, *after))
 
         return product
 
-    def _gemm(
-        self,
-        product: str,
-        op_a: int,
-        op_b: int,
-        sizes: tuple[int, int, int],
-        a: tuple[Array, int],
-        b: tuple[Array, int],
-        c: tuple[Array, int],
-    ) -> None:
-        """``C = op(A) op(B)`` by columns, of `sizes` (m, n, k), each array with its leading dimension."""
-        args, dtype = self._args(op_a, op_b, sizes, a, b, c), c[0].dtype
+    def _gemm(self, product: str, args: tuple[Any, ...]) -> None:
+        """Multiply by what `_args` has returned, or list that."""
         # a list that leads back to itself would keep the memory of its step until the garbage is collected
         owner = self._listed_for or self
-        self._call(lambda: owner._multiply(product, sizes, dtype, args))
+        self._call(lambda: owner._multiply(product, args))
 
     def _args(
         self,
@@ -142,7 +131,10 @@ class CuBlas:
         b: tuple[Array, int],
         c: tuple[Array, int],
     ) -> tuple[Any, ...]:
-        """Return what cuBLAS is given of a product, behind its handle."""
+        """Return what cuBLAS is given, behind its handle, of ``C = op(A) op(B)`` by columns.
+
+        Of `sizes` (m, n, k), each array with its leading dimension.
+        """
         runtime = self._cupy.cuda.runtime
         single = c[0].dtype == np.float32
         kind = runtime.CUDA_R_32F if single else runtime.CUDA_R_64F
@@ -153,11 +145,12 @@ class CuBlas:
             *(zero, c[0].data.ptr, kind, c[1], compute, _DEFAULT_ALGORITHM),
         )
 
-    def _multiply(self, product: str, sizes: tuple[int, int, int], dtype: Any, args: tuple[Any, ...]) -> None:
+    def _multiply(self, product: str, args: tuple[Any, ...]) -> None:
         try:
             self._gemm_ex(args)
         except self._cupy.cuda.cublas.CUBLASError as e:
-            columns, rows, inner = sizes
+            columns, rows, inner = args[2:5]
+            dtype = "float64" if args[7] == self._cupy.cuda.runtime.CUDA_R_64F else "float32"
             raise KernelError(
                 f"the product {product}, ({rows}, {inner}) by ({inner}, {columns}) in {dtype}, fails in cuBLAS on "
                 f"this GPU ({e}); where it has no memory left for its own work, "
