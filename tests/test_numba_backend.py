@@ -18,7 +18,9 @@ from numba_runs import backend, trained
 
 import fastmlp
 from fastmlp.backends.cpu import backend as numba_backend
+from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.forms import Forms
+from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.formulas.activations import activation_names
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import OPTIMIZERS, StepScalars
@@ -45,6 +47,18 @@ def test_what_is_kept_of_other_kernels_is_not_even_read(tmp_path):
     kept.save("a signature", "code")
     assert kept.load("a signature") == "code"
     assert kept.load("another signature") is None
+
+
+def test_threads_that_ask_the_blas_for_its_version_at_once_are_told_the_same():
+    """Else ranks that are threads refuse each other, since they seem to have other choices."""
+    found, together = set(), threading.Barrier(8)
+
+    def work(t):
+        together.wait()
+        found.update(blas.version() for _ in range(3000))
+
+    on_threads(8, work)
+    assert len(found) == 1
 
 
 @needs_jit

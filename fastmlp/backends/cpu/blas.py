@@ -42,8 +42,8 @@ def addresses() -> tuple[int, int]:
 def version() -> str:
     """Return what the library says of itself: its version and the processor it has chosen kernels for."""
     library, prefix = load()
-    config: Any = getattr(library, f"{prefix}openblas_get_config")
-    config.restype = ctypes.c_char_p
+    # it writes to memory of its own, piece by piece: threads that asked at once would read each other's
+    config = ctypes.PYFUNCTYPE(ctypes.c_char_p)((f"{prefix}openblas_get_config", library))  # keeps Python's lock
     return str(config().decode())
 
 
