@@ -3,7 +3,8 @@
     python benchmarks/auto.py --write      # less than four minutes on two cores
 
 Asked for is that a run on "auto" is never more than 10 % slower, after its first epoch, than one on the best backend,
-and that what it tries takes at most 0.5 s, or 2 % of the run that is expected.  Nothing that was decided before is
+and that what it tries takes at most 0.5 s, or 2 % of the run that is expected, without what a device needs before its
+first steps, which stands beside it.  Nothing that was decided before is
 known to the processes: compiled code lies in a folder of this script's own, and decisions are removed from it before
 each.  "auto" takes a GPU only where its self-test has passed, which is noted beside its compiled kernels; so that is
 run once first, in the same folder and in time that is not counted, and where it fails the text below the table says so.
@@ -28,6 +29,7 @@ from race import raced
 
 import fastmlp
 from fastmlp.backends.cpu import trial
+from fastmlp.backends.cuda import trial as cuda_trial
 from fastmlp.bench.measures import LEAST
 from fastmlp.bench.tables import NOTHING, figure, markdown_table
 from fastmlp.bench.verdicts import FACTOR, SLOWER, compare, summarize
@@ -63,6 +65,8 @@ class Ran(NamedTuple):
         Samples of the seconds of a step, all after the first epoch.
     trial : float
         Seconds that went into trying backends, and forms of products.
+    started : float
+        Seconds in which a device was started for that, beside them.
     expected : float
         Seconds that the whole run would have taken.
     """
@@ -70,6 +74,7 @@ class Ran(NamedTuple):
     backend: str
     steps: list[float]
     trial: float
+    started: float
     expected: float
 
 
@@ -93,14 +98,15 @@ def trained(workload: dict[str, Any], backend: str, seconds: float) -> Ran:
     options: dict[str, Any] = {"batch_size": chosen.batch, "optimizer": chosen.optimizer_record(), "verbose": 0}
     epochs = max(3, round(EXPECTED / epoch_seconds(chosen, rows, options)))
     model, ends = fastmlp.MLP(chosen.units, backend=backend, seed=0), Ends(seconds)
-    with tried() as spent:
+    with tried() as (spent, started):
         few = 2 * chosen.batch  # too few steps to try anything; what a first fit compiles is not what is asked for
         model.fit(rows.x[:few], rows.y[:few], epochs=1, **options)
         spent.clear()
+        started.clear()
         model.fit(rows.x, rows.y, epochs=epochs, callbacks=[ends], **options)
     steps = samples(ends.at, rows.steps)
     expected = epochs * rows.steps * statistics.median(steps)
-    return Ran(model.backend.name, steps, sum(spent), expected)
+    return Ran(model.backend.name, steps, sum(spent), sum(started), expected)
 
 
 def epoch_seconds(chosen: Workload, rows: Rows, options: dict[str, Any]) -> float:
@@ -114,9 +120,18 @@ def epoch_seconds(chosen: Workload, rows: Rows, options: dict[str, Any]) -> floa
 
 
 @contextmanager
-def tried() -> Iterator[list[float]]:
-    """Collect the seconds of all trials meanwhile."""
+def tried() -> Iterator[tuple[list[float], list[float]]]:
+    """Collect the seconds of all trials meanwhile, and those in which devices were started for them."""
     spent: list[float] = []
+    started: list[float] = []
+    settle = runs.settle
+
+    def settled(*given: Any) -> float:
+        began = time.perf_counter()
+        took = settle(*given)
+        spent.append(took)
+        started.append(time.perf_counter() - began - took)
+        return took
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*given: Any) -> Any:
@@ -129,10 +144,11 @@ def tried() -> Iterator[list[float]]:
         return called
 
     with (
-        mock.patch.object(runs, "settle", timed(runs.settle)),
+        mock.patch.object(runs, "settle", settled),
         mock.patch.object(trial, "decide", timed(trial.decide)),
+        mock.patch.object(cuda_trial, "decide", timed(cuda_trial.decide)),
     ):
-        yield spent
+        yield spent, started
 
 
 def samples(ends: Sequence[float], steps: int) -> list[float]:
@@ -161,7 +177,7 @@ def judged(name: str, found: dict[str, list[Ran]]) -> Judged:
     steps = {backend: [s for run in ran for s in run.steps] for backend, ran in found.items() if ran}
     own = steps.pop("auto", None)
     if own is None or not steps:
-        return Judged([network, *[NOTHING] * 6], True)
+        return Judged([network, *[NOTHING] * (len(HEAD) - 1)], True)
     best = min(steps, key=lambda backend: summarize(steps[backend]).median)
     verdict = compare(own, steps[best], FACTOR)
     longest = max(found["auto"], key=lambda run: run.trial)
@@ -169,11 +185,20 @@ def judged(name: str, found: dict[str, list[Ran]]) -> Judged:
     ended = ", ".join(dict.fromkeys(run.backend for run in found["auto"]))
     medians = [figure(summarize(samples).median) for samples in (own, steps[best])]
     cells = [network, ended, medians[0], f"{best} {medians[1]}", f"{verdict.ratio:.2f}", verdict.word]
-    cells.append(f"{figure(longest.trial)} of {figure(most)}")
+    cells += [f"{figure(longest.trial)} of {figure(most)}", figure(max(run.started for run in found["auto"]))]
     return Judged(cells, verdict.word == SLOWER or longest.trial > most)
 
 
-HEAD = ["units, batch", "auto took", "a step", "on the best backend", "ratio", "auto is", "trials, of what they may"]
+HEAD = [
+    "units, batch",
+    "auto took",
+    "a step",
+    "on the best backend",
+    "ratio",
+    "auto is",
+    "trials, of what they may",
+    "a device started in",
+]
 
 
 def tested() -> list[str]:

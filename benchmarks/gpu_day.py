@@ -48,7 +48,7 @@ STAGES = {
     "kernels": Stage(2, 60),
     "race": Stage(2, 300),
     "limits": Stage(2, 120),
-    "auto": Stage(2, 150),
+    "auto": Stage(2, 180),
     "bench": Stage(2, 185),
     "memcheck": Stage(3, 150),
     "racecheck": Stage(3, 150),

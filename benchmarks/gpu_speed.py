@@ -221,7 +221,7 @@ def limits(dry: bool) -> Found:
     return failing(found, "threads predict wrong numbers" if wrong else "")
 
 
-AUTO_SHAPES, AUTO_SECONDS = ("tiny", "viblo", "mid", "w2048", "w4096"), 85.0
+AUTO_SHAPES, AUTO_SECONDS = ("tiny", "viblo", "mid", "w2048", "w4096"), 110.0
 """Shapes on "auto", and the seconds after which none is begun: the self-test before takes half of what is left."""
 
 

@@ -14,6 +14,8 @@ from fastmlp.backends import registry
 from fastmlp.backends.cpu import trial
 from fastmlp.backends.cuda import backend as cuda_backend
 from fastmlp.backends.cuda import tested
+from fastmlp.backends.cuda import trial as cuda_trial
+from fastmlp.backends.session import Ahead
 from fastmlp.doctor import selftest
 from fastmlp.engine import runs
 
@@ -51,28 +53,34 @@ def test_samples_are_whole_epochs_after_the_first_and_long_enough(auto):
 )
 def test_too_much_is_a_slower_step_or_a_long_trial(auto, own, trial_seconds, expected, word, too_much):
     def ran(step, spent=0.0):
-        return auto.Ran("numba", [step * (1 + i / 1e4) for i in range(8)], spent, expected)
+        return auto.Ran("numba", [step * (1 + i / 1e4) for i in range(8)], spent, 2.0, expected)
 
     found = {"auto": [ran(own), ran(own, trial_seconds)], "numpy": [ran(3.0)] * 2, "numba": [ran(1.0)] * 2}
     cells, is_too_much = auto.judged("tiny", found)
     assert (cells[0], cells[1], cells[5], is_too_much) == ("4-8-2, 32", "numba", word, too_much)
-    assert cells[3].startswith("numba 1.00 s") and len(cells) == len(auto.HEAD)
+    assert cells[3].startswith("numba 1.00 s") and cells[7] == "2.00 s" and len(cells) == len(auto.HEAD)
     assert auto.judged("tiny", {**found, "auto": []}).too_much
 
 
 def test_a_run_tells_its_steps_and_what_its_trials_took(auto, monkeypatch):
     tried = []
-    monkeypatch.setattr(runs, "settle", lambda *_: tried.append(time.sleep(0.01 if len(tried) > 2 else 0.4)))
+
+    def settle(*_):
+        tried.append(time.sleep(0.05 if len(tried) > 2 else 0.4))
+        return 0.02
+
+    monkeypatch.setattr(runs, "settle", settle)
     workload = replace(auto.SHAPES["tiny"], batch=512)
     ran = auto.trained(workload.to_dict(), "numpy", 0.05)
     assert ran.backend == "numpy"
     assert all(0 < step < 0.1 for step in ran.steps)
     assert ran.expected > 2 * max(ran.steps) * auto.rows_of(workload, workload.spec(), auto.OPERATIONS, 0).steps
-    assert len(tried) == 4 and 0.01 <= ran.trial < 0.4  # of the last run alone
-    with auto.tried() as spent:
-        with pytest.raises(AttributeError):
-            trial.decide(None, None, None, None, None, 1)
-    assert len(spent) == 1
+    assert len(tried) == 4 and 0.02 <= ran.trial < 0.4 and 0.025 < ran.started < 0.35  # of the last run alone
+    with auto.tried() as (spent, started):
+        for way in (trial, cuda_trial):
+            with pytest.raises(AttributeError):
+                way.decide(None, None, None, None, None, Ahead(1))
+    assert len(spent) == 2 and not started
 
 
 @pytest.mark.parametrize("seconds", [1e-4, 2e-3])
@@ -99,7 +107,7 @@ def test_nothing_that_was_decided_is_known_to_a_process(auto, monkeypatch):
         assert there.is_relative_to(cache)  # what is decided on a GPU lies there
         there.mkdir(exist_ok=True)
         (there / "fastmlp-steps-float32-a.json").touch()
-        return ["numba", [1.0], 0.0, 1.0]
+        return ["numba", [1.0], 0.0, 0.0, 1.0]
 
     monkeypatch.setattr(auto, "raced", raced)
     monkeypatch.setattr(auto, "said_of_test", lambda environment: "")
@@ -123,7 +131,7 @@ def test_a_gpu_is_tested_first_and_keeps_its_mark_where_it_passes(auto, failing,
             asked.append((target.partition(":")[2], tested.selftest_passed()))
             if target == "auto:tested":
                 return None if failing is None else auto.tested()
-        return ["numba", [1.0], 0.0, 1.0]
+        return ["numba", [1.0], 0.0, 0.0, 1.0]
 
     def run_stage(stage, backend):
         assert backend == "cupy"

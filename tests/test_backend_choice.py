@@ -13,7 +13,7 @@ from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
 from fastmlp.convert import from_sklearn, to_sklearn
-from fastmlp.engine import backend_trial
+from fastmlp.engine import backend_trial, runs
 from fastmlp.errors import KernelError
 
 UNITS = (6, 5, 3)
@@ -24,12 +24,21 @@ class Other(NumpyBackend):
 
     name = "other"
     fails_at = 0
+    starting = 0.0
+    """Seconds that its first steps take more, and half of them the first ones of a larger number."""
+    slow_batch = 0
+    """Rows of steps that it is slower in than the other one."""
 
-    def train_steps(self, *arguments):
+    def train_steps(self, session, state, data, order, table, *arguments):
         Other.fails_at -= 1
         if Other.fails_at == 0:
             raise KernelError("it fails", kernel="some_kernel")
-        return super().train_steps(*arguments)
+        time.sleep(Other.starting)
+        if len(table) > 1:
+            Other.starting = 0.0
+        if session.plan.batch == Other.slow_batch:
+            time.sleep(2e-2 * len(table))
+        return super().train_steps(session, state, data, order, table, *arguments)
 
 
 class Slow(NumpyBackend):
@@ -67,7 +76,8 @@ def rivals(monkeypatch, tmp_path):
     monkeypatch.setattr(decisions, "_known", {})
     monkeypatch.setattr(backend_trial, "_took", {})
     monkeypatch.setattr(NumpyBackend, "decisions", lambda self, what, dtype: Decisions(tmp_path / "kept.json", {}))
-    monkeypatch.setattr(Other, "fails_at", 0)
+    for attribute in ("fails_at", "starting", "slow_batch"):
+        monkeypatch.setattr(Other, attribute, 0)
     for name in ("other", "slow"):
         monkeypatch.delitem(registry._made, name, raising=False)
     yield tmp_path
@@ -196,6 +206,50 @@ def test_a_long_run_moves_to_the_faster_backend_and_says_why(rivals, caplog):
     again = pickle.loads(pickle.dumps(model))
     assert again.backend_choice == choice
     assert model.to("numpy").backend_choice.why == "asked for"
+
+
+def test_what_a_device_needs_before_its_first_steps_neither_counts_nor_speaks_against_it(rivals, monkeypatch):
+    """As CUDA, which has to be started, kernels to be loaded, and graphs to be captured."""
+    monkeypatch.setattr(contest, "MOST_SECONDS", 0.8)
+    monkeypatch.setattr(contest, "SAMPLE_SECONDS", 8e-3)  # two steps of 5 ms
+    monkeypatch.setattr(contest, "LONG_SHARE", 0.0)
+    monkeypatch.setattr(Other, "starting", 0.5)
+    took, real = [], runs.settle
+    monkeypatch.setattr(runs, "settle", lambda *given: took.append(real(*given)) or took[-1])
+    began = time.perf_counter()
+    assert trained().backend.name == "other" and Other.starting == 0
+    assert 0 < took[0] < 0.8 and time.perf_counter() - began > 1.0 + took[0]
+
+
+def test_what_trials_of_a_run_take_is_bounded_together(rivals, monkeypatch):
+    ahead = []
+
+    def train_steps(self, session, *given):
+        ahead.append(session.ahead)
+        return NumpyBackend.train_steps(self, session, *given)
+
+    monkeypatch.setattr(runs, "settle", lambda *_: 0.25)
+    monkeypatch.setattr(Slow, "train_steps", train_steps)
+    trained()
+    assert ahead[0] == (8, 0.25)
+    ahead.clear()
+    monkeypatch.setattr(runs, "settle", lambda *_: 0.0)
+    trained()
+    assert ahead[0] == (8, 0.0)
+
+
+@pytest.mark.parametrize("other_first", [True, False])
+def test_a_model_that_has_moved_goes_back_where_other_steps_are_faster_there(rivals, monkeypatch, other_first):
+    monkeypatch.setattr(Other, "slow_batch", 32)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
+    model, tried, real = fastmlp.MLP(UNITS, seed=0), [], backend_trial.fastest
+    monkeypatch.setattr(backend_trial, "fastest", lambda *given: tried.append(given[0].way) or real(*given))
+    each = [(16, "other"), (32, "slow")]
+    for batch, name in (each if other_first else each[::-1]) * 2:
+        model.fit(x, y, epochs=2, batch_size=batch, verbose=0)
+        assert model.backend.name == name and set(model.backend_choice.seconds) <= {"other", "slow"}
+    assert tried == ["slow", "other" if other_first else "slow"]  # and what was decided holds from either
 
 
 def test_what_was_decided_is_not_tried_again(rivals, monkeypatch):

@@ -80,7 +80,7 @@ def test_what_auto_takes_and_the_bench_are_stages_of_the_second_part(gpu_day, mo
 
     def race(names, rounds, seconds, total):
         asked.append((names, rounds, total))
-        ran = [auto.Ran("cupy", [1.0 + i / 1e4 for i in range(8)], 0.1, 6.0)]
+        ran = [auto.Ran("cupy", [1.0 + i / 1e4 for i in range(8)], 0.1, 0.5, 6.0)]
         return {name: {"auto": ran, "numba": ran} for name in names}, "The self-test of the GPU failed: memory"
 
     monkeypatch.setattr(auto, "race", race)

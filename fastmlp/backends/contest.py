@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import DeviceData
     from fastmlp.backends.decisions import Decisions
-    from fastmlp.backends.session import Session
+    from fastmlp.backends.session import Ahead, Session
     from fastmlp.network.state import TrainState
 
 Way = TypeVar("Way")
@@ -70,13 +70,18 @@ class Contender(Generic[Way]):
         What it is.
     take : callable
         Takes so many steps, and returns their seconds.
+    starts : bool, optional
+        Whether its first steps start what a run on it would start as well, such as a device with its kernels and
+        graphs: they are neither counted nor judged.
     """
 
-    def __init__(self, way: Way, take: Callable[[int], float]) -> None:
-        self.way = way
+    def __init__(self, way: Way, take: Callable[[int], float], *, starts: bool = False) -> None:
+        self.way, self.starts = way, starts
         self._take: Callable[[int], float] | None = take
         self.seconds: list[float] = []
         """Of a step, in the samples that count."""
+        self.started = 0.0
+        """Seconds that went into its start."""
 
     @property
     def best(self) -> float:
@@ -104,7 +109,7 @@ class Contender(Generic[Way]):
 def fastest(
     ruled: Contender[Way],
     others: Iterator[Contender[Way]],
-    expected_steps: int,
+    ahead: Ahead,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Contender[Way] | None:
     """Time contenders in turn and return the fastest; None where nothing can be said.
@@ -117,8 +122,8 @@ def fastest(
         What is taken where nothing else is faster.
     others : iterator of Contender
         Those that are worth a trial, told one after the other, since what was found meanwhile may say so.
-    expected_steps : int
-        Of the run.
+    ahead : Ahead
+        The run that is about to begin.
     clock : callable, optional
         Seconds.
     """
@@ -126,12 +131,12 @@ def fastest(
     ruled.sample(1, counts=False)
     step, steps = ruled.sample(1, counts=False), 1
     while steps * step < SAMPLE_SECONDS:
-        if not is_worth_it(expected_steps * step, step):
+        if not is_worth_it(ahead.steps * step, step):
             return None
         steps *= 2
         step = min(step, ruled.sample(steps, counts=False))  # the first steps of a call wait until threads have begun
-    expected = expected_steps * step
-    limit = min(max(MOST_SECONDS, LONG_SHARE * expected), SHARE * expected)
+    expected = ahead.steps * step
+    limit = min(max(MOST_SECONDS, LONG_SHARE * expected), SHARE * expected) - ahead.tried
     rounds = ROUNDS if step < LONG_STEP else ROUNDS - 1
     few = 1 / (FEWER - 1)  # of a sample, by which one finds who is far behind
     each = step + steps * step * (1 + few + 2 * rounds)  # of a contender, and of the best so far in turn with it
@@ -141,6 +146,12 @@ def fastest(
     best.sample(steps)
     for other in others:
         start = clock()
+        if other.starts:
+            for count in (1, steps, steps):  # graphs are captured, and a device that was idle becomes fast
+                other.sample(count, counts=False)
+            other.started = clock() - start
+            began += other.started
+            start = clock()
         if start - began + each > limit:
             break
         if not _is_hopeless(other, steps, best.best):
@@ -173,7 +184,7 @@ def decided(
     key: str,
     rule: Callable[[], Contender[Way]],
     others: Callable[[Contender[Way]], Iterator[Contender[Way]]],
-    expected_steps: int,
+    ahead: Ahead,
     written: Callable[[Way], dict[str, Any]],
 ) -> tuple[dict[str, Any], Contender[Way], Contender[Way]] | None:
     """Find the fastest way and keep it; return the decision that stands, the contender of the rule, and the fastest.
@@ -190,8 +201,8 @@ def decided(
         Makes the contender that is taken where nothing else is faster.
     others : callable
         Takes that contender; see `fastest`.
-    expected_steps : int
-        Of the run.
+    ahead : Ahead
+        The run that is about to begin.
     written : callable
         Takes a way, and returns what a file says of it.
     """
@@ -199,7 +210,7 @@ def decided(
         return None
     with contextlib.suppress(NoStepsError, MemoryError):  # of a contender's memory, which a run has once
         ruled = rule()
-        found = fastest(ruled, others(ruled), expected_steps)
+        found = fastest(ruled, others(ruled), ahead)
         if found is not None:
             return made.keep(key, written(found.way)), ruled, found
         _tried[made.path, key] = _tried.get((made.path, key), 0) + (len(ruled.seconds) > 0)

@@ -106,6 +106,11 @@ def choose_backend() -> tuple[str, str]:
                 f"the environment variable {VARIABLE}={asked}, but that backend cannot run here: {found.reason}"
             )
         return asked, f"{VARIABLE}={asked}"
+    return first_choice()
+
+
+def first_choice() -> tuple[str, str]:
+    """Return the name that ``"auto"`` stands for where the environment names none, and why."""
     passed_over: list[str] = []
     for name in _AUTOMATIC:
         found = _probe(name)

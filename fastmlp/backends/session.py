@@ -69,6 +69,21 @@ class StepReport(NamedTuple):
     finite: bool
 
 
+class Ahead(NamedTuple):
+    """A run that is about to begin, as trials of ways to take its steps see it.
+
+    Attributes
+    ----------
+    steps : int
+        How many it has, as far as is known; 0 where nothing is to be tried.
+    tried : float
+        Seconds that other trials have taken for it: all of them together are bounded.
+    """
+
+    steps: int
+    tried: float = 0.0
+
+
 class Session:
     """What one model needs on one backend to carry out one plan; made by `Backend.open`.
 
@@ -97,8 +112,8 @@ class Session:
         self.meanwhile: Callable[[], object] | None = None
         self.seconds_per_step = 0.0
         """How long a training step took last; the loop chooses by it how many to ask for at once."""
-        self.expected_steps = 0
-        """How many steps are left of a run, as far as is known; a backend that tries ways to take them goes by it."""
+        self.ahead = Ahead(0)
+        """What is left of a run, where that is known; a backend that tries ways to take steps goes by it, once."""
         self._buffers: dict[object, Array] = {}
         self._targets: Array | None = None
         self._views: dict[int, BatchViews] = {}

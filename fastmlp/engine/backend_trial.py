@@ -6,9 +6,11 @@ Only where another backend than the first choice could win is anything timed: on
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from fastmlp.backends.choosing import BackendChoice, get_backend
 from fastmlp.backends.contest import MOST_ROWS, Contender, NoStepsError, fastest, steps_on
 from fastmlp.backends.decisions import steps_key
-from fastmlp.backends.registry import available_backends, rivals
+from fastmlp.backends.registry import available_backends, first_choice, rivals
+from fastmlp.backends.session import Ahead
 from fastmlp.errors import BackendUnavailable, KernelError
 
 if TYPE_CHECKING:
@@ -37,8 +40,11 @@ BACKENDS = "backends"
 """The first part of the name of the file that keeps what was decided."""
 
 
-def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, steps: int) -> None:
+def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, steps: int) -> float:
     """Move a learner on "auto" to the backend on which so many steps are the fastest, if that is another one.
+
+    Returns the seconds that went into it.  What a device needs before its first steps is not among them: its driver,
+    kernels and graphs are loaded once in a process, and a run on it waits for them as well.
 
     Parameters
     ----------
@@ -52,32 +58,39 @@ def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, s
         Of the run that is about to begin.
     """
     if not learner.choice.left_open or not isinstance(data.x, np.ndarray):
-        return
+        return 0.0
     names, why_not = rivals()
     if not names:
         learner.choice = _noted(learner.choice, why_not)
-        return
-    plan, dtype = learner.plan(batch, optimizer), learner.dtype
-    machines = [f"{n} on {available_backends()[n].reason}" for n in names]
-    key = f"{steps_key(plan)}: {learner.choice.name} or {', '.join(machines)}"
-    made, candidates = learner.backend.decisions(BACKENDS, dtype), {learner.choice.name, *names}
-    chosen = _of_kept(made.all().get(key, {}), candidates)
+        return 0.0
+    first, plan = first_choice()[0], learner.plan(batch, optimizer)
+    names = list(dict.fromkeys((first, learner.backend.name, *names)))  # whichever of them it is on by now
+    key = f"{steps_key(plan)}: {' or '.join(_with_machine(name) for name in names)}"
+    made, took = get_backend(first).decisions(BACKENDS, learner.dtype), 0.0
+    chosen = _of_kept(made.all().get(key, {}), names)
     if chosen is None:
         if steps * _took.get(key, math.inf) < SHORT_RUN:
-            return
-        chosen = _tried(learner, names, data, optimizer, plan, steps, key)
+            return 0.0
+        chosen, took = _tried(learner, names, data, optimizer, plan, steps, key)
         if chosen is None:
-            return
+            return took
         stands = made.keep(key, {"backend": chosen.name, "seconds": dict(chosen.seconds)})
-        chosen = _of_kept(stands, candidates) or chosen
+        chosen = _of_kept(stands, names) or chosen
     if chosen.name == learner.backend.name:
         learner.choice = chosen
     else:
         learner.move(get_backend(chosen.name), chosen)
     _log.info("backend 'auto' is %s", chosen)
+    return took
 
 
-def _of_kept(kept: dict[str, object], names: set[str]) -> BackendChoice | None:
+def _with_machine(name: str) -> str:
+    """Return the name of a backend with what it runs on, where that is not the processor."""
+    runs_on = available_backends()[name].reason
+    return f"{name} on {runs_on}" if runs_on else name
+
+
+def _of_kept(kept: dict[str, object], names: Collection[str]) -> BackendChoice | None:
     """Return a choice as it was written down; None where it makes no sense here."""
     seconds = kept.get("seconds")
     if kept.get("backend") not in names or not isinstance(seconds, dict) or not seconds:
@@ -100,59 +113,53 @@ def _noted(choice: BackendChoice, why_not: str) -> BackendChoice:
 
 def _tried(
     learner: Learner, names: list[str], data: HostData, optimizer: Optimizer, plan: Plan, steps: int, key: str
-) -> BackendChoice | None:
-    """Time steps of a run on each backend; None where nothing can be said."""
+) -> tuple[BackendChoice | None, float]:
+    """Time steps of a run on each backend; return what is to be taken, if anything can be said, and the seconds."""
     rows, inverse = data.window(slice(0, MOST_ROWS)), np.array([1.0 / plan.batch])
     table = optimizer.table(np.array([1.0]), 0, inverse, learner.spec.l2_share(inverse))
-    reached: list[Contender[Backend]] = []
-
-    def others() -> Iterator[Contender[Backend]]:
-        for name in names:
-            reached.append(_contender(learner, get_backend(name), rows, optimizer, plan, table))
-            yield reached[-1]
-
-    try:
-        here = _contender(learner, learner.backend, rows, optimizer, plan, table)
+    began, current = time.perf_counter(), learner.backend.name
+    all_of_them = [_contender(learner, name, rows, optimizer, plan, table) for name in names]
+    here = next(c for c in all_of_them if c.way == current)
+    found = None
+    with contextlib.suppress(NoStepsError):
         here.sample(1, counts=False)
         _took[key] = here.sample(1, counts=False)
-        if _took[key] * steps < SHORT_RUN:
-            return None
-        found = fastest(here, others(), steps)
-    except NoStepsError:
-        return None
+        if _took[key] * steps >= SHORT_RUN:
+            found = fastest(here, (c for c in all_of_them if c is not here), Ahead(steps))
+    took = time.perf_counter() - began - sum(c.started for c in all_of_them)
     if found is None:
-        return None
-    return _of_seconds(found.way.name, {c.way.name: c.best for c in [here, *reached] if math.isfinite(c.best)})
+        return None, took
+    return _of_seconds(found.way, {c.way: c.best for c in all_of_them if math.isfinite(c.best)}), took
 
 
 def _contender(
     learner: Learner,
-    backend: Backend,
+    name: str,
     data: HostData,
     optimizer: Optimizer,
     plan: Plan,
     table: NDArray[np.float64],
-) -> Contender[Backend]:
-    """Return steps of this run on copies of what they change, on some backend."""
-    host = learner.state.copied(learner.backend.to_numpy)
-    with _telling(learner, backend), backend.working():
-        state = host.copied(backend.copy)
-        state.begin(optimizer, backend.zeros, backend.copy)
-        take_steps = steps_on(backend, backend.open(plan), state, data.on(backend.asarray), table)
+) -> Contender[str]:
+    """Return steps of this run on copies of what they change, on some backend, which is not asked for before."""
+    is_here = name == learner.backend.name
+
+    @functools.cache
+    def made() -> tuple[Backend, Callable[[int], float]]:
+        backend = learner.backend if is_here else get_backend(name)
+        host = learner.state.copied(learner.backend.to_numpy)
+        with backend.working():
+            state = host.copied(backend.copy)
+            state.begin(optimizer, backend.zeros, backend.copy)
+            return backend, steps_on(backend, backend.open(plan), state, data.on(backend.asarray), table)
 
     def take(steps: int) -> float:
-        with _telling(learner, backend), backend.working():
-            return take_steps(steps)
+        try:
+            backend, take_steps = made()
+            with backend.working():
+                return take_steps(steps)
+        except (BackendUnavailable, KernelError, MemoryError) as e:
+            if not is_here:  # the run goes on without it, and another one may try it again
+                _log.warning("backend 'auto' stays with %s this time: %s", learner.backend.name, e)
+            raise NoStepsError from e
 
-    return Contender(backend, take)
-
-
-@contextlib.contextmanager
-def _telling(learner: Learner, backend: Backend) -> Iterator[None]:
-    """Tell of a candidate that fails; the run goes on without it, and another one may try it again."""
-    try:
-        yield
-    except (BackendUnavailable, KernelError, MemoryError) as e:
-        if backend is not learner.backend:
-            _log.warning("backend 'auto' stays with %s this time: %s", learner.backend.name, e)
-        raise NoStepsError from e
+    return Contender(name, take, starts=not is_here)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.backends.session import Ahead, Session, StepReport
 from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals, inverse_totals_of_epochs
 from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
@@ -28,7 +29,6 @@ from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
-    from fastmlp.backends.session import Session, StepReport
     from fastmlp.engine.learner import Learner
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import PausedRun, Progress
@@ -100,6 +100,7 @@ class Training(RunView):
     """One run of training, what callbacks are given; see `RunView` for what they may ask."""
 
     _share: Share | None = None
+    tried = 0.0  # seconds that trials have taken for this run before it begins
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class Training(RunView):
             with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
                 self._session = self._used = session
                 session.meanwhile = self._order_ahead
-                session.expected_steps = (self.epochs - self.epoch) * self._steps_per_epoch
+                session.ahead = Ahead((self.epochs - self.epoch) * self._steps_per_epoch, self.tried)
                 try:
                     self._prepare(session, ctrl_c)
                     several = feed.whole if self._may_take_several(session) else None

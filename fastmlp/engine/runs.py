@@ -133,8 +133,9 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
     epochs, optimizer = wanted.epochs, wanted.optimizer
     rows = data.training_rows
     batch_size = batch_of(wanted.batch_size, rows)
+    tried = 0.0
     if extras.group is None:  # ranks that tried by themselves might not agree
-        settle(learner, data, optimizer, batch_size, epochs * steps_per_epoch(rows, batch_size))
+        tried = settle(learner, data, optimizer, batch_size, epochs * steps_per_epoch(rows, batch_size))
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(
@@ -149,6 +150,7 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
             shards=None if extras.group is None else shards_of(extras.group),
         )
         run = extras.training(learner, data, validation, progress, optimizer)
+        run.tried = tried
         run.check_memory()
         learner.paused = None
         before, rules = replace(learner.state), learner.rules

@@ -27,7 +27,7 @@ from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
-from fastmlp.backends.session import Session, StepReport
+from fastmlp.backends.session import Ahead, Session, StepReport
 from fastmlp.formulas.activations import get_activation
 from fastmlp.parallel.tree import cut
 
@@ -259,7 +259,7 @@ class NumbaBackend(NumbaOperations):
         from fastmlp.kernels.cpu.train import train_thread
 
         assert isinstance(session, NumbaSession)
-        if session.expected_steps and session.chosen.undecided:
+        if session.ahead.steps and session.chosen.undecided:
             self._try_ways(session, state, data, table)
         done = np.zeros(1, np.int64)
         memory, parts = session.memory, session.chosen.parts
@@ -284,8 +284,8 @@ class NumbaBackend(NumbaOperations):
         """Try which forms of products are the fastest in these steps, once in a run; see `trial`."""
         from fastmlp.backends.cpu.trial import decide
 
-        expected, session.expected_steps = session.expected_steps, 0
-        if decide(self, session, state, data, table, expected):
+        ahead, session.ahead = session.ahead, Ahead(0)
+        if decide(self, session, state, data, table, ahead):
             session.choose_again()
 
     def predict(self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]) -> None:

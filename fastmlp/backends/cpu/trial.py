@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.backends.cpu.session import NumbaSession
     from fastmlp.backends.data import DeviceData
+    from fastmlp.backends.session import Ahead
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
 
@@ -31,7 +32,7 @@ def decide(
     state: TrainState,
     data: DeviceData,
     table: NDArray[np.float64],
-    expected_steps: int,
+    ahead: Ahead,
 ) -> bool:
     """Try forms of products on steps like those of this run; tell whether something is decided.
 
@@ -45,12 +46,12 @@ def decide(
     data : DeviceData
     table : (steps, 6) float64
         Of the steps that come next.
-    expected_steps : int
-        Of the whole run.
+    ahead : Ahead
+        What is left of the run.
     """
     plan = session.plan
     step = session.seconds_per_step or _expected_step(plan, session.chosen.most)
-    if not is_worth_it(expected_steps * step, step):  # said in no time: most runs are short
+    if not is_worth_it(ahead.steps * step, step):  # said in no time: most runs are short
         return False
     copied = functools.cache(lambda: state.copied(backend.copy))
 
@@ -62,7 +63,7 @@ def decide(
         session.chosen.key,
         lambda: make(FormsAndParts(session.chosen.forms, session.chosen.parts)),
         lambda ruled: _others(ruled, make, session),
-        expected_steps,
+        ahead,
         lambda way: {"products": named(way.forms), "parts": way.parts},
     )
     if found is None:

@@ -26,7 +26,7 @@ from fastmlp.backends.cuda.update import Update
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.foreign import lies_on_gpu, speaks_dlpack
 from fastmlp.backends.registry import Availability
-from fastmlp.backends.session import Session, StepReport
+from fastmlp.backends.session import Ahead, Session, StepReport
 from fastmlp.errors import DataError
 from fastmlp.streams import reached
 
@@ -280,12 +280,12 @@ class CupyBackend(CupyPredictions):
         return found, settled
 
     def try_ways(
-        self, session: CupySession, state: TrainState, data: DeviceData, table: NDArray[np.float64], expected: int
+        self, session: CupySession, state: TrainState, data: DeviceData, table: NDArray[np.float64], ahead: Ahead
     ) -> str | None:
         """Return the faster way where a trial of steps, or one that was kept, tells it; see `trial`."""
         from fastmlp.backends.cuda.trial import decide
 
-        found = decide(self, session, state, data, table, expected)
+        found = decide(self, session, state, data, table, ahead)
         if found is not None:
             self._ways[session.plan] = found
         return found
@@ -398,11 +398,11 @@ class CupySession(ForwardSession):
 
     def settle(self, state: TrainState, data: DeviceData, table: NDArray[np.float64]) -> None:
         """Try the ways of steps at the first ones of a run, if that is left open; the table tells of them."""
-        expected, self.expected_steps = self.expected_steps, 0
+        ahead, self.ahead = self.ahead, Ahead(0)
         if self._way is None:
             self._choose(state, data)
-        if expected and not self._settled:
-            found = self._cupy_backend.try_ways(self, state, data, table, expected)
+        if ahead.steps and not self._settled:
+            found = self._cupy_backend.try_ways(self, state, data, table, ahead)
             if found is not None:
                 self.fix(found)
 

@@ -18,6 +18,7 @@ from fastmlp.backends.decisions import steps_key
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.backends.data import DeviceData
+    from fastmlp.backends.session import Ahead
     from fastmlp.network.plan import Plan
     from fastmlp.network.state import TrainState
 
@@ -44,7 +45,7 @@ def decide(
     state: TrainState,
     data: DeviceData,
     table: NDArray[np.float64],
-    expected_steps: int,
+    ahead: Ahead,
 ) -> str | None:
     """Return the way that is the faster for steps like those of this run; None where nothing is decided.
 
@@ -58,8 +59,8 @@ def decide(
     data : DeviceData
     table : (steps, 6) float64
         Of the steps that come next.
-    expected_steps : int
-        Of the whole run.
+    ahead : Ahead
+        What is left of the run.
     """
     plan, rule = session.plan, session.way
     made = backend.decisions(STEPS, plan.precision.products)
@@ -68,7 +69,7 @@ def decide(
         return found
     # where nothing is known of a step, it lasts as long as a sample: of longer ones a trial takes as many
     step = session.seconds_per_step or SAMPLE_SECONDS
-    if not is_worth_it(expected_steps * step, step):
+    if not is_worth_it(ahead.steps * step, step):
         return None
     copied = functools.cache(lambda: state.copied(backend.copy))
 
@@ -83,7 +84,7 @@ def decide(
             contender.sample(steps, counts=False)
         yield contender
 
-    ruling = decided(made, steps_key(plan), lambda: make(rule), other, expected_steps, lambda way: {"way": way})
+    ruling = decided(made, steps_key(plan), lambda: make(rule), other, ahead, lambda way: {"way": way})
     if ruling is None:
         return None
     decision, ruled, best = ruling
