@@ -40,7 +40,7 @@ class Operations(ABC):
     """What a backend does itself.  Holds compiled things and settings, never a model's numbers."""
 
     name: ClassVar[str]
-    chunk_bytes: ClassVar[int] = 16 * 2**20
+    chunk_bytes: int = 16 * 2**20
     """Memory that the activations of a chunk of rows may take in prediction: of what stays in a cache."""
     chunk_rows: ClassVar[int] = 4096
     """Rows, at most, of such a chunk."""

@@ -331,6 +331,25 @@ def test_chunks_of_more_parameters_than_32_bits_count_are_where_they_lie(product
     expected += [(layers[1][1], layers[1][1] + 3, 0, starts[1][1] - layers[1][1])]
     assert layers[1][1] > np.iinfo(np.int32).max
     assert chunk_table(plan, places)[:, [0, 1, 2, 4]].tolist() == [list(row) for row in expected]
+    assert step_arena(plan, products(make(), 4), 1, np.zeros(1, np.int64)).parts["chunks"] == ((len(expected), 6), np.int64)
+
+
+@pytest.mark.parametrize("still", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("width", [1, 400, 1024, 1025, 3000])
+def test_the_chunks_of_a_step_are_counted_as_they_are_made(width, still):
+    plan = Scenario("", (6, width, 3), {"activation": "relu"}, Adam(), still).plan("float32")
+    products = BlasProducts(make(), 4)
+    chunks = chunk_table(plan, gradients_of(plan, products))
+    assert step_arena(plan, products, 9, np.zeros(9, np.int64)).parts["chunks"] == (chunks.shape, np.int64)
+
+
+@pytest.mark.parametrize(("total", "most"), [(2 << 30, 64 << 20), (64 << 30, 1 << 30)])
+def test_rows_are_predicted_at_once_as_far_as_memory_of_the_device_allows(total, most, monkeypatch):
+    monkeypatch.setattr(type(cp.cuda.Device()), "mem_info", property(lambda self: (total, total)))
+    model = fastmlp.MLP((6, 5, 3), backend=make(), seed=0)
+    assert model.backend.chunk_bytes == most
+    rows = most // (4 * (6 + 5 * 5))
+    assert model._learner.inference.plan(model.spec, 10 * rows).batch == rows
 
 
 @pytest.mark.parametrize("products", [BlasProducts, OwnProducts])

@@ -285,7 +285,7 @@ def test_a_fit_on_arrays_of_the_device_looks_at_what_it_left_once(calls, monkeyp
         model.fit(x, y, epochs=1, batch_size=21, verbose=0)
     # y; the weights, in case that a step spoils them; the report; and the look
     assert calls["get"] - calls["sum"] - calls["max"] == 4
-    assert len(tables) == 1  # whether it fits
+    assert not tables  # whether it fits is a matter of sizes
 
 
 # --- what CUDA refuses ----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np
     its slabs lie apart.
     """
     spec, offsets = plan.spec, plan.layout.offsets
-    length = _LARGE_CHUNK if plan.layout.size > _LARGE else _CHUNK
+    length = _chunk_length(plan)
     parts = [np.empty((0, 6), np.int64)]
     for is_weight in (1, 0):
         for layer, place in enumerate(gradients):
@@ -127,18 +127,28 @@ def chunk_table(plan: Plan, gradients: Sequence[Gradients | None]) -> NDArray[np
     return np.concatenate(parts)
 
 
-def update_parts(chunks: NDArray[np.int64], steps: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+def _chunk_length(plan: Plan) -> int:
+    return _LARGE_CHUNK if plan.layout.size > _LARGE else _CHUNK
+
+
+def _chunks(plan: Plan, gradients: Sequence[Gradients | None]) -> int:
+    """Return how many chunks the table has, which takes longer to make."""
+    length, layers = _chunk_length(plan), zip(pairwise(plan.spec.units), gradients, strict=True)
+    return sum(-(-i * o // length) - (-o // length) for (i, o), place in layers if place is not None)
+
+
+def update_parts(chunks: int, steps: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return what the end of a step works in, beside gradients and parameters, as parts of an arena.
 
     Parameters
     ----------
-    chunks : (count, 6) int64
+    chunks : int
         See `chunk_table`.
     steps : int
         How many rows the table of steps has.
     """
     return {
-        "chunks": (chunks.shape, np.int64),
+        "chunks": ((chunks, 6), np.int64),
         "partials": ((NORM_BLOCKS,), np.float64),
         "rule": ((7,), np.float64),
         "cursor": ((3,), np.int64),
@@ -168,7 +178,7 @@ def step_arena(plan: Plan, products: StepProducts, rows: int, targets: Array) ->
         "row_losses": ((batch,), real),
         "row_hits": ((batch,), real),
         "grads": ((max((place.stop for place in gradients if place is not None), default=0),), real),
-        **update_parts(chunk_table(plan, gradients), steps),
+        **update_parts(_chunks(plan, gradients), steps),
         "order": ((rows,), np.int64),
         "report": ((steps, 3), np.float64),
     }

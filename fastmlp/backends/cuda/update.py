@@ -35,7 +35,7 @@ class Update(StepLaunches):
         self._operations, self._plan, self._optimizer = operations, plan, plan.optimizer
         self.gradients = flat_gradients(plan)
         self._chunks_on_host = chunk_table(plan, self.gradients)
-        arena = Arena(update_parts(self._chunks_on_host, 1))
+        arena = Arena(update_parts(len(self._chunks_on_host), 1))
         self.memory = arena.allocate(operations._cupy) | {"grads": grads}
         for name in ("cursor", "frozen"):
             self.memory[name][...] = 0
