@@ -109,8 +109,9 @@ def write(out: Path) -> None:
     for stage in ("ceilings", "proof", "steps", "products", "kernels", "race", "limits", "auto", "bench"):
         path = out / f"{stage}.json"
         found = json.loads(path.read_text()) if path.exists() else {"failed": "not run"}
-        if "failed" not in found:
-            text = re.sub("^### ", "#### ", found["text"], flags=re.M)  # what it is put under has three
+        if "text" in found:
+            said = found.get("failed", found["text"])  # in front of it, why it failed
+            text = re.sub("^### ", "#### ", said, flags=re.M)  # what it is put under has three
             write_section(f"A day with a GPU: {stage}", text, name, versions)
 
 

@@ -85,7 +85,7 @@ def test_what_auto_takes_and_the_bench_are_stages_of_the_second_part(gpu_day, mo
 
     monkeypatch.setattr(auto, "race", race)
     found = gpu_speed.auto(False)
-    assert asked == [(("tiny", "viblo", "mid", "w2048", "w4096"), 1, 85.0)]
+    assert asked == [(("tiny", "viblo", "mid", "w2048", "w4096"), 1, 110.0)]
     assert "784-4096-10, 64 | cupy" in found["text"] and "failed: memory" in found["text"] and "failed" not in found
     assert json.loads(json.dumps(found))["runs"]["mid"]["auto"][0][0] == "cupy"
 
@@ -99,6 +99,27 @@ def test_what_auto_takes_and_the_bench_are_stages_of_the_second_part(gpu_day, mo
     assert asked[-1][2] < gpu_day.STAGES["bench"].seconds
     assert "### viblo: 784-64-32-10" in found["text"]
     assert json.loads(json.dumps(found["results"]))["format"] == 1
+
+
+def test_what_was_measured_is_written_with_what_is_wrong_with_it(gpu_day, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(importlib.import_module("results"), "write_section", lambda *given: written.append(given))
+    gpu = "name, driver_version\nA GPU, 1.2"
+    here = {"gpu": gpu, "cpus": 4, "python": "3.12", "versions": {"numpy": "2"}}
+    found = {
+        "environment": here,
+        "steps": {"text": "### of steps"},
+        "auto": {"failed": "slower\n\n| a table |", "text": "| a table |"},
+        "race": {"failed": "stopped after 3 s"},
+    }
+    for name, answer in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(answer))
+    gpu_day.write(tmp_path)
+    versions = "A GPU, driver 1.2, 4 processors; Python 3.12, numpy 2"
+    assert written == [
+        ("A day with a GPU: steps", "#### of steps", "A GPU", versions),
+        ("A day with a GPU: auto", "slower\n\n| a table |", "A GPU", versions),
+    ]
 
 
 def test_an_unknown_stage_is_refused_before_anything_runs(tmp_path):
