@@ -229,7 +229,7 @@ def test_the_rule_looks_at_no_table(nothing_known, monkeypatch):
 @tiled
 def test_a_thread_has_to_earn_its_start(nothing_known):
     learn(start=1e-4, rate=1e7)  # 8 rows of 32-16 are 8192 operations: 0.82 ms
-    for rows, threads in ((0, 1), (1, 1), (3, 1), (4, 2), (8, 4), (800, 8)):
+    for rows, threads in ((0, 1), (1, 1), (7, 1), (8, 2), (16, 4), (800, 8)):
         assert forms.Forms().threads_for(rows, 8, (32, 16), SINGLE) == threads
     assert forms.Forms("rule").threads_for(128, 2, (6, 16, 3), SINGLE) == 1
     assert forms.Forms("rule").threads_for(10_000, 2, (784, 512, 10), SINGLE) == 2

@@ -1,27 +1,39 @@
-"""What Python calls to predict and evaluate: each thread runs its own rows through `forward`, chunk by chunk."""
+"""What Python calls to predict and evaluate: each thread runs rows through `forward`, piece by piece."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .compiling import entry
+from .compiling import entry, part
 from .forward import forward_rows, load_rows, output_losses, reads_in_place
 from .structures import Batch
+from .threads import claim
 from .vectors import run, seen_as
 
 u8 = np.uint64
 
 RUN = 16
 """Rows whose losses are added up by themselves: where they end the rows may be divided among threads."""
+FIRST, STOP, TAKEN, LINE = 0, 1, 2, 16
+"""A thread's share: its rows, how many pieces of them are taken, and how many numbers it all takes, which are lines of
+memory that nothing else is in."""
 
 
 @entry
-def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
-    """Run the rows from `first` to `stop`: write their outputs, or the sums of their losses.
+def predict_thread(t, shares, piece, net, data, params, memory, batch, out, totals):
+    """Run rows forward: write their outputs, or the sums of their losses.
+
+    A thread takes pieces of its own share, then what is left of others': who is interrupted has not to be waited for.
 
     Parameters
     ----------
-    first, stop : int
+    t : int
+        Which thread this is, of as many as there are shares.
+    shares : (threads * LINE,) int64
+        Of a share, the first row and the one behind its last, multiples of `RUN` but for the end of all, and how many
+        pieces are taken; the last is changed where there are several.
+    piece : int
+        Rows that are taken at once, a multiple of `RUN`, and no more than `batch`.
     net, data : structures.Network, structures.Data
     params : (size,) float
     memory : structures.Memory
@@ -32,38 +44,53 @@ def predict_thread(first, stop, net, data, params, memory, batch, out, totals):
     totals : (3 * runs,) float64, or empty
         The sums of weighted loss, weight and weighted hits of each `RUN` rows are added.
     """
+    threads = shares.size // LINE
+    for ahead in range(threads):
+        share = (t + ahead) % threads * LINE
+        taken = 0
+        while True:
+            if threads > 1:
+                taken = claim(shares, share + TAKEN)
+            start = shares[share + FIRST] + taken * piece
+            rows = min(piece, shares[share + STOP] - start)
+            if rows <= 0:
+                break
+            _predict_rows(start, rows, net, data, params, memory, batch, out, totals)
+            taken += 1
+
+
+@part
+def _predict_rows(start, rows, net, data, params, memory, batch, out, totals):
     dtype = params.dtype.type
     inputs, outputs = net.units[0], net.units[-1]
     at = net.z_at[net.units.size - 2] * batch
     lanes = memory.scratch[0]
     in_place = reads_in_place(net, data, params, False)
     x = seen_as(data.x, dtype) if in_place else memory.x
-    for start in range(first, stop, batch):
-        rows = min(batch, stop - start)
-        order = run(memory.order, 0, rows)
+    order = run(memory.order, 0, rows)
+    for i in range(rows):
+        order[i] = start + i
+    x_at = start * inputs
+    if not in_place:
+        x_at = 0
+        load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
+    now = Batch(x, memory.counting, 0, rows if in_place else -1, rows, batch, 0, 0)
+    forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0])
+    if out.size:
+        predicted = run(out, start * outputs, rows * outputs)
+        for q in range(predicted.size):
+            predicted[q] = memory.z[at + q]
+    if totals.size:
+        losses, hits = run(memory.row_losses, 0, rows), run(memory.row_hits, 0, rows)
+        output_losses(
+            *(net.loss, net.loss_parameters, outputs, data, order, memory.z, at, memory.dz, 0),
+            *(dtype(1), losses, hits, memory.losses[0]),
+        )
         for i in range(rows):
-            order[i] = start + i
-        x_at = start * inputs
-        if not in_place:
-            x_at = 0
-            load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
-        now = Batch(x, memory.counting, 0, -1, rows, batch, 0, 0)
-        forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0])
-        if out.size:
-            predicted = run(out, start * outputs, rows * outputs)
-            for q in range(predicted.size):
-                predicted[q] = memory.z[at + q]
-        if totals.size:
-            losses, hits = run(memory.row_losses, 0, rows), run(memory.row_hits, 0, rows)
-            output_losses(
-                *(net.loss, net.loss_parameters, outputs, data, order, memory.z, at, memory.dz, 0),
-                *(dtype(1), losses, hits, memory.losses[0]),
-            )
-            for i in range(rows):
-                w = 1.0
-                if data.weights.size:
-                    w = float(data.weights[start + i])
-                place = (start + i - first) // RUN * 3
-                totals[place] += w * float(losses[i])
-                totals[place + 1] += w
-                totals[place + 2] += w * float(hits[i])
+            w = 1.0
+            if data.weights.size:
+                w = float(data.weights[start + i])
+            place = (start + i) // RUN * 3
+            totals[place] += w * float(losses[i])
+            totals[place + 1] += w
+            totals[place + 2] += w * float(hits[i])

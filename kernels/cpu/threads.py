@@ -95,6 +95,21 @@ else:
             _usleep(SLEEP_MICROSECONDS)
 
 
+def claim(counter, place):
+    """Count one more at a place, and return what was counted before: no other thread is told the same.
+
+    counter (...) int64.
+    """
+    found = counter[place]
+    counter[place] += 1
+    return found
+
+
+@overload(claim, jit_options=OPTIONS)
+def _claim(counter, place):
+    return lambda counter, place: _fetch_add(counter, place, 1)
+
+
 def barrier(counter, threads, passed):
     """Wait until all threads are here.
 

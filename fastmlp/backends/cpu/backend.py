@@ -22,14 +22,13 @@ from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.cpu.shards import add_up_shards, shards_bytes
-from fastmlp.backends.cpu.threads import on_threads
+from fastmlp.backends.cpu.threads import on_threads, shares_of
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
 from fastmlp.backends.registry import Availability
 from fastmlp.backends.session import Ahead, Session, StepReport
 from fastmlp.formulas.activations import get_activation
-from fastmlp.parallel.tree import cut
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import AddUp
@@ -121,8 +120,8 @@ class NumbaBackend(NumbaOperations):
             return 1
         return self._threads or physical_cores()
 
-    def _cut(self, session: NumbaSession, rows: int) -> list[int]:
-        """Return which runs of rows each thread runs forward, to bits that do not tell how many there are.
+    def _shares(self, session: NumbaSession, rows: int) -> tuple[NDArray[np.int64], int]:
+        """Return which rows each thread runs forward, and how many of them at once, which no bits depend on.
 
         To ask for limits takes longer than one row does.
         """
@@ -130,7 +129,7 @@ class NumbaBackend(NumbaOperations):
 
         runs = -(-rows // RUN)
         threads = min(runs, session.chosen.threads_for(rows))
-        return cut(runs, min(threads, self.threads) if threads > 1 else 1)
+        return shares_of(rows, min(threads, self.threads) if threads > 1 else 1, session.chunk)
 
     def __repr__(self) -> str:
         return f"NumbaBackend(threads={self.threads})"
@@ -292,19 +291,17 @@ class NumbaBackend(NumbaOperations):
         if not self._runs_compiled(session):
             self._composed().predict(session, params, x, out)
             return
-        from fastmlp.kernels.cpu.predict import RUN, predict_thread
+        from fastmlp.kernels.cpu.predict import predict_thread
 
         assert isinstance(session, NumbaSession)
-        data = session.inputs(x)
-        cuts = self._cut(session, len(x))
-        memories, batch = session.inference_memory(len(cuts) - 1), session.chunk
+        data, (shares, piece) = session.inputs(x), self._shares(session, len(x))
+        memories, batch = session.inference_memory(len(shares)), session.chunk
         target, nothing, network = out.reshape(-1), np.empty(0), session.network_of(len(x))
 
         def work(t: int) -> None:
-            first, stop = (min(RUN * at, len(x)) for at in cuts[t : t + 2])
-            predict_thread(first, stop, network, data, params, memories[t], batch, target, nothing)
+            predict_thread(t, shares.ravel(), piece, network, data, params, memories[t], batch, target, nothing)
 
-        on_threads(len(cuts) - 1, work)
+        on_threads(len(shares), work)
 
     def bind_predict(
         self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
@@ -316,8 +313,9 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         target, nothing = out.reshape(-1), np.empty(0)
         data, memory, batch = session.inputs(x), session.inference_memory(1)[0], session.chunk
-        network = session.network_of(len(x))
-        return functools.partial(predict_thread, *(0, len(x), network, data, params, memory, batch, target, nothing))
+        shares, piece = shares_of(len(x), 1, batch)
+        given = 0, shares.ravel(), piece, session.network_of(len(x)), data, params, memory, batch, target, nothing
+        return functools.partial(predict_thread, *given)
 
     def evaluate(self, session: Session, params: NDArray[Any], data: DeviceData) -> tuple[float, float, float]:
         if not self._runs_compiled(session):
@@ -327,17 +325,15 @@ class NumbaBackend(NumbaOperations):
         assert isinstance(session, NumbaSession)
         rows = len(data.x)
         record = session.data(data)
-        cuts = self._cut(session, rows)
-        memories, parts = session.inference_memory(len(cuts) - 1), np.zeros((cuts[-1], 3))
+        shares, piece = self._shares(session, rows)
+        memories, parts = session.inference_memory(len(shares)), np.zeros((-(-rows // RUN), 3))
         batch, nothing = session.chunk, np.empty(0, session.plan.precision.products)
-        network = session.network_of(rows)
+        network, sums = session.network_of(rows), parts.reshape(-1)
 
         def work(t: int) -> None:
-            first, stop = (min(RUN * at, rows) for at in cuts[t : t + 2])
-            own = parts[cuts[t] : cuts[t + 1]].reshape(-1)
-            predict_thread(first, stop, network, record, params, memories[t], batch, nothing, own)
+            predict_thread(t, shares.ravel(), piece, network, record, params, memories[t], batch, nothing, sums)
 
-        on_threads(len(cuts) - 1, work)
+        on_threads(len(shares), work)
         loss, weight, hits = parts.sum(axis=0).tolist()
         return loss, weight, hits
 
@@ -416,10 +412,9 @@ def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
 
     dtype = session.plan.precision.products
     row = session.inputs(np.zeros((1, session.plan.spec.units[0]), dtype))
-    memory = session.inference_memory(1)[0]
-    return functools.partial(
-        predict_thread, 0, 0, session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
-    )
+    memory, shares = session.inference_memory(1)[0], shares_of(0, 1, 16)[0].ravel()
+    given = session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
+    return functools.partial(predict_thread, 0, shares, 16, *given)
 
 
 def _trusted() -> bool:

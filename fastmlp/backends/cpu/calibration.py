@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -152,13 +153,13 @@ def measure(dtype: np.dtype[Any]) -> Threads:
 
 
 def time_start() -> float:
-    """Return the seconds that it takes to start a thread that does nothing, and to wait for its end."""
-    best = math.inf
-    for _ in range(20):
+    """Return the seconds that it mostly takes to start a thread that does nothing, and to wait for its end."""
+    seconds = []
+    for _ in range(21):
         begin = time.perf_counter()
         on_threads(2, _nothing)
-        best = min(best, time.perf_counter() - begin)
-    return best
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def _nothing(t: int) -> None:

@@ -19,6 +19,10 @@ WORTH = 100
 """How many times as long as two threads wait for each other a part of a step has to be: they do so two to five times,
 and what one has written the other has to fetch, line by line, at what a meeting takes for each."""
 
+EARNED = 4
+"""How many times as long as a thread takes to begin and to end its part of a prediction has to be: it begins with nothing
+in its caches."""
+
 
 class Forms:
     """How products are computed.
@@ -65,7 +69,7 @@ class Forms:
     def threads_for(self, rows: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return how many threads run so many rows forward the fastest: each has to earn what its start costs."""
         threads = _threads(self.way, dtype)
-        return max(1, min(most, int(_operations(rows, units) / threads.rate / (2 * threads.start))))
+        return max(1, min(most, int(_operations(rows, units) / threads.rate / (EARNED * threads.start))))
 
     def parts_for(self, batch: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return into how many parts a step is divided: each has to be longer than its thread waits for others."""

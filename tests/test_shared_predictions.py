@@ -1,0 +1,104 @@
+"""How threads share out the rows that they run forward: whose turn it is, and what becomes of those who are held up."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from compare import assert_same_bits
+
+import fastmlp
+from fastmlp.backends.cpu.forms import Forms
+from fastmlp.backends.cpu.threads import LEAST_PIECE, PIECES, shares_of
+from fastmlp.network.plan import Plan, Precision
+
+numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+pytestmark = pytest.mark.skipif(
+    not fastmlp.available_backends()["numba"].available or numba.config.DISABLE_JIT,
+    reason="without compiled kernels there is one thread",
+)
+
+
+@pytest.mark.parametrize("chunk", [16, 50, 288])
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [0, 1, 16, 17, 250, 4096, 10_001])
+def test_every_row_is_in_one_piece_of_one_share(rows, threads, chunk):
+    from fastmlp.kernels.cpu.predict import FIRST, LINE, RUN, STOP, TAKEN
+
+    threads = max(1, min(threads, -(-rows // RUN)))
+    shares, piece = shares_of(rows, threads, chunk)
+    assert shares.shape == (threads, LINE) and not shares[:, TAKEN:].any()
+    assert shares[:, FIRST].tolist() == [0, *shares[:-1, STOP].tolist()] and shares[-1, STOP] == rows
+    sizes = shares[:, STOP] - shares[:, FIRST]
+    assert sizes.max() - sizes.min() <= 2 * RUN
+    if threads == 1:
+        assert piece == chunk
+        return
+    assert not (shares[:, FIRST] % RUN).any() and piece % RUN == 0  # no run is two threads'
+    assert 0 < piece <= chunk
+    assert piece >= min(LEAST_PIECE, chunk // RUN * RUN)
+
+
+@pytest.fixture
+def prediction():
+    """A network, rows for it, and what takes part in predicting them as one of so many threads."""
+    from fastmlp.kernels.cpu.predict import predict_thread
+
+    model = fastmlp.MLP((7, 5, 3), backend=fastmlp.get_backend("numba", threads=3), seed=0)
+    x = np.random.default_rng(0).normal(size=(1000, 7)).astype(model.dtype)
+    session = model.backend.open(Plan(model.spec, 64, Precision.of(np.dtype(model.dtype))))
+    out, counted = np.full((1000, 3), np.nan, x.dtype), Counter()
+
+    def take_part(t, shares, piece):
+        given = session.network, session.inputs(x), model._learner.state.params, session.inference_memory(1)[0]
+        out[...] = np.nan
+        predict_thread(t, shares.ravel(), piece, *given, session.chunk, out.reshape(-1), np.empty(0))
+        counted[t] += int(np.isfinite(out[:, 0]).sum())
+
+    return model, x, out, counted, take_part, session.chunk
+
+
+@pytest.mark.parametrize("t", [0, 1, 2])
+def test_one_thread_takes_what_others_do_not_come_to_and_nothing_twice(prediction, t):
+    model, x, out, counted, take_part, chunk = prediction
+    shares, piece = shares_of(len(x), 3, chunk)
+    take_part(t, shares, piece)
+    assert_same_bits(out, outputs(model, x))
+    for late in {0, 1, 2} - {t}:
+        take_part(late, shares, piece)
+    assert counted == {t: 1000, **dict.fromkeys({0, 1, 2} - {t}, 0)}
+
+
+def test_a_thread_begins_with_its_own_share(prediction):
+    from fastmlp.kernels.cpu.predict import TAKEN
+
+    _, _, out, _, take_part, chunk = prediction
+    shares, piece = shares_of(1000, 3, chunk)
+    shares[0, TAKEN] = shares[2, TAKEN] = 10**6  # of the others' nothing is left
+    take_part(1, shares, piece)
+    first, stop = shares[1, :2]
+    assert np.isfinite(out[first:stop]).all() and np.isfinite(out[:, 0]).sum() == stop - first
+
+
+def test_one_thread_may_be_asked_again(prediction):
+    model, x, out, counted, take_part, chunk = prediction
+    shares, piece = shares_of(len(x), 1, chunk)
+    for _ in range(2):
+        take_part(0, shares, piece)
+    assert counted == {0: 2000}
+    assert_same_bits(out, outputs(model, x))
+
+
+def outputs(model, x):
+    return model._learner.inference.outputs(model.spec, model._learner.state.params, x)
+
+
+@pytest.mark.parametrize("batch_size", [16, 50, 1000])
+def test_no_bits_depend_on_the_threads_or_on_how_many_rows_they_take_at_once(monkeypatch, batch_size):
+    monkeypatch.setattr(Forms, "threads_for", lambda self, rows, most, *more: most)  # however little there is to do
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1003, 70)), rng.integers(0, 3, 1003)
+    found = []
+    for threads in (1, 2, 5):
+        model = fastmlp.MLP((70, 60, 3), backend=fastmlp.get_backend("numba", threads=threads), seed=0)
+        found.append((model.predict_proba(x, batch_size=batch_size).tobytes(), model.evaluate(x, y)))
+    assert found == found[:1] * 3
