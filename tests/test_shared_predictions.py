@@ -1,5 +1,6 @@
 """How threads share out the rows that they run forward: whose turn it is, and what becomes of those who are held up."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -8,8 +9,9 @@ from compare import assert_same_bits
 
 import fastmlp
 from fastmlp.backends.cpu.forms import Forms
-from fastmlp.backends.cpu.threads import LEAST_PIECE, PIECES, shares_of
+from fastmlp.backends.cpu.threads import LEAST_PIECE, on_threads, shares_of
 from fastmlp.network.plan import Plan, Precision
+from fastmlp.network.spec import make_spec
 
 numba = pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
 pytestmark = pytest.mark.skipif(
@@ -36,6 +38,30 @@ def test_every_row_is_in_one_piece_of_one_share(rows, threads, chunk):
     assert not (shares[:, FIRST] % RUN).any() and piece % RUN == 0  # no run is two threads'
     assert 0 < piece <= chunk
     assert piece >= min(LEAST_PIECE, chunk // RUN * RUN)
+
+
+@pytest.mark.parametrize("who", [(0,), (2,), (1, 2), (0, 1)])
+def test_what_a_thread_raises_is_raised_once_all_have_ended(who):
+    ended = []
+
+    def work(t):
+        if t in who:
+            raise ValueError(t)
+        time.sleep(0.01 * t)
+        ended.append(t)
+
+    with pytest.raises(ValueError, match=f"^[{''.join(map(str, who))}]$") as error:
+        on_threads(4, work)
+    assert ended == [t for t in range(4) if t not in who]
+    assert 0 not in who or error.value.args == (0,)
+
+
+@pytest.mark.parametrize(("units", "batch", "rows"), [((784, 1024, 1024, 10), 4096, 144), ((784, 1024, 10), 50, 50)])
+def test_a_packed_block_of_rows_is_predicted_at_once_or_all_that_there_are(units, batch, rows):
+    from fastmlp.kernels.cpu.products import MANY_ROWS
+
+    plan = Plan(make_spec(units), batch, Precision.of(np.dtype("f4")))
+    assert fastmlp.get_backend("numba").open(plan).chunk == rows and MANY_ROWS == 144
 
 
 @pytest.fixture

@@ -331,7 +331,8 @@ def test_chunks_of_more_parameters_than_32_bits_count_are_where_they_lie(product
     expected += [(layers[1][1], layers[1][1] + 3, 0, starts[1][1] - layers[1][1])]
     assert layers[1][1] > np.iinfo(np.int32).max
     assert chunk_table(plan, places)[:, [0, 1, 2, 4]].tolist() == [list(row) for row in expected]
-    assert step_arena(plan, products(make(), 4), 1, np.zeros(1, np.int64)).parts["chunks"] == ((len(expected), 6), np.int64)
+    arena = step_arena(plan, products(make(), 4), 1, np.zeros(1, np.int64))
+    assert arena.parts["chunks"] == ((len(expected), 6), np.int64)
 
 
 @pytest.mark.parametrize("still", [(False, False), (True, False), (False, True), (True, True)])

@@ -20,8 +20,8 @@ WORTH = 100
 and what one has written the other has to fetch, line by line, at what a meeting takes for each."""
 
 EARNED = 4
-"""How many times as long as a thread takes to begin and to end its part of a prediction has to be: it begins with nothing
-in its caches."""
+"""How many times as long as a thread takes to begin and to end its part of a prediction has to be: it begins with
+nothing in its caches."""
 
 
 class Forms:

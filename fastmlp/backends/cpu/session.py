@@ -199,11 +199,11 @@ class NumbaSession(Session):
 
     @cached_property
     def chunk(self) -> int:
-        """Rows that a thread works on at once in prediction: at least those of a packed block, for which W is copied."""
+        """Rows that a thread works on at once in prediction: a packed block of them at least, for which W is copied."""
         from fastmlp.kernels.cpu.products import MANY_ROWS
 
         width = self.plan.precision.products.itemsize * (self.plan.spec.units[0] + sum(self.plan.spec.units[1:]))
-        return max(16, min(self.plan.batch, max(MANY_ROWS, CHUNK_BYTES // width // 16 * 16)))
+        return int(max(16, min(self.plan.batch, max(MANY_ROWS, CHUNK_BYTES // width // 16 * 16))))
 
     def inference_memory(self, threads: int) -> list[Any]:
         """Return memory for prediction, one for each thread."""
