@@ -106,7 +106,7 @@ def test_memory_starts_at_a_multiple_of_128_bytes(backend, dtype):
 
 @covers("gather_rows")
 @dtypes
-@pytest.mark.parametrize("source_dtype", ["uint8", "int32", "float32", "float64", "bool"])
+@pytest.mark.parametrize("source_dtype", ["uint8", "int8", "int32", "int64", "uint64", "float32", "float64", "bool"])
 @pytest.mark.parametrize("way", ["order", "slice"])
 @pytest.mark.parametrize("layout", [on, spread])
 def test_gather_rows_takes_rows_in_order_and_scales_bytes(backend, dtype, source_dtype, way, layout):

@@ -27,6 +27,8 @@ TOGETHER = ("tests/test_shared_steps.py",)
 PARTS = ("tests/test_crew.py", "-k", "may_change")
 FEW = ("tests/test_products.py", "-k", "few_outputs")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
+SHARES = ("tests/test_shared_predictions.py",)
+GATHER = ("tests/test_operations.py", "-k", "gather and numba")
 
 # file, what stands there, what is planted
 BUGS = {
@@ -75,6 +77,9 @@ BUGS = {
     "products: few outputs, a second block": ("kernels/cpu/few.py", "min(DEPTH, k - start), start > 0, at + c", "min(DEPTH, k - start), False, at + c"),
     "products: few outputs, more than four": ("kernels/cpu/few.py", "min(outputs, columns - q), q * rows + c", "min(outputs, columns - q), c"),
     "products: few outputs, what was there": ("kernels/cpu/few.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),
+    "gather: whole numbers": ("kernels/cpu/layers.py", "_convert(run(seen_as(source, np.int64), first", "_convert(run(seen_as(source, np.float64), first"),
+    "predictions: what others leave": ("kernels/cpu/predict.py", "share = (t + ahead) % threads * LINE", "share = t * LINE"),
+    "predictions: the last rows": ("kernels/cpu/predict.py", "if rows <= 0:", "if rows < piece:"),
     "tiles: tall ones": ("kernels/cpu/tiles.py", "at += VECTORS * step", "at += step"),
     "tiles: what is written as it is": ("kernels/cpu/tiles.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
 }  # fmt: skip
@@ -105,6 +110,9 @@ COMPILED = {
     "products: few outputs, a second block": FEW,
     "products: few outputs, more than four": FEW,
     "products: few outputs, what was there": FEW,
+    "gather: whole numbers": GATHER,
+    "predictions: what others leave": SHARES,
+    "predictions: the last rows": SHARES,
     "tiles: tall ones": PRODUCTS,
     "tiles: what is written as it is": FORMS,
 }

@@ -57,8 +57,9 @@ def check_held(
     rows = max((BLOCK if isinstance(array, np.ndarray) else GPU_BLOCK) // columns.shape[1], 1)
     left, largest = np.arange(columns.shape[1] if training else 0), np.zeros(1)
     for first in range(0, len(columns), rows):
-        block = np.abs(columns[first : first + rows])
-        if high < block.max() < math.inf:
+        block = columns[first : first + rows]
+        if high < _magnitude(block) < math.inf:
+            block = np.abs(block)
             at, column = divmod(int(block.argmax()), block.shape[1])
             raise DataError(
                 f"{argument}: row {first + at} of column {_name(names, column)} holds "
@@ -67,7 +68,7 @@ def check_held(
                 row=first + at,
             )
         if len(left):  # after the first block hardly any but columns of zeros
-            here = to_numpy((block if len(left) == block.shape[1] else block[:, left]).max(axis=0))
+            here = to_numpy(np.abs(block if len(left) == block.shape[1] else block[:, left]).max(axis=0))
             largest = np.maximum(largest, here)
             small = largest < low
             left, largest = left[small], largest[small]
@@ -80,6 +81,13 @@ def check_held(
             f"and {dtype} numbers from {low:.3g} on only; {_cure(dtype, cure)}",
             row=row,
         )
+
+
+def _magnitude(block: Array) -> Any:
+    """Return the largest absolute value, in the type of the block, which Python's own may not hold."""
+    if isinstance(block, np.ndarray):
+        return max(block.max(), -block.min())
+    return abs(block).max()  # one function of a GPU's arrays less to rely on
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
@@ -11,8 +12,11 @@ from numba.extending import intrinsic, overload
 from . import elementary as el
 from .codes import (
     ELU,
+    FLOAT32,
+    FLOAT64,
     GELU,
     IDENTITY,
+    INT64,
     LEAKY_RELU,
     MISH,
     RELU,
@@ -90,12 +94,23 @@ def load_row(source, kind, row, out, at, n):
         for q in range(n):
             target[q] = dtype(pixels[q]) / full
     elif kind == own_kind(out):
-        numbers = run(seen_as(source, dtype), first, n)
-        for q in range(n):
-            target[q] = numbers[q]
+        _convert(run(seen_as(source, dtype), first, n), target)
+    elif kind == FLOAT64:  # the types of most tables, in loops of vectors
+        _convert(run(seen_as(source, np.float64), first, n), target)
+    elif kind == INT64:
+        _convert(run(seen_as(source, np.int64), first, n), target)
+    elif kind == FLOAT32:
+        _convert(run(seen_as(source, np.float32), first, n), target)
     else:
         for q in range(n):
             target[q] = converted(source, kind, first + q, dtype)
+
+
+@part
+def _convert(numbers, target):
+    dtype = target.dtype.type
+    for q in range(target.size):
+        target[q] = dtype(numbers[q])
 
 
 def own_kind(array):
