@@ -3,6 +3,7 @@
 import logging
 import pickle
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ class Other(NumpyBackend):
 
     name = "other"
     fails_at = 0
-    starting = 0.0
-    """Seconds that its first steps take more, and half of them the first ones of a larger number."""
+    starting: ClassVar[list[float]] = []
+    """Seconds that its next calls take more."""
     slow_batch = 0
     """Rows of steps that it is slower in than the other one."""
 
@@ -33,9 +34,7 @@ class Other(NumpyBackend):
         Other.fails_at -= 1
         if Other.fails_at == 0:
             raise KernelError("it fails", kernel="some_kernel")
-        time.sleep(Other.starting)
-        if len(table) > 1:
-            Other.starting = 0.0
+        time.sleep(Other.starting.pop(0) if Other.starting else 0.0)
         if session.plan.batch == Other.slow_batch:
             time.sleep(2e-2 * len(table))
         return super().train_steps(session, state, data, order, table, *arguments)
@@ -76,7 +75,7 @@ def rivals(monkeypatch, tmp_path):
     monkeypatch.setattr(decisions, "_known", {})
     monkeypatch.setattr(backend_trial, "_took", {})
     monkeypatch.setattr(NumpyBackend, "decisions", lambda self, what, dtype: Decisions(tmp_path / "kept.json", {}))
-    for attribute in ("fails_at", "starting", "slow_batch"):
+    for attribute in ("fails_at", "slow_batch"):
         monkeypatch.setattr(Other, attribute, 0)
     for name in ("other", "slow"):
         monkeypatch.delitem(registry._made, name, raising=False)
@@ -213,11 +212,11 @@ def test_what_a_device_needs_before_its_first_steps_neither_counts_nor_speaks_ag
     monkeypatch.setattr(contest, "MOST_SECONDS", 0.8)
     monkeypatch.setattr(contest, "SAMPLE_SECONDS", 8e-3)  # two steps of 5 ms
     monkeypatch.setattr(contest, "LONG_SHARE", 0.0)
-    monkeypatch.setattr(Other, "starting", 0.5)
+    monkeypatch.setattr(Other, "starting", [0.5, 0.0, 0.5])  # the third call is the first of several steps
     took, real = [], runs.settle
     monkeypatch.setattr(runs, "settle", lambda *given: took.append(real(*given)) or took[-1])
     began = time.perf_counter()
-    assert trained().backend.name == "other" and Other.starting == 0
+    assert trained().backend.name == "other" and not Other.starting
     assert 0 < took[0] < 0.8 and time.perf_counter() - began > 1.0 + took[0]
 
 
@@ -236,6 +235,22 @@ def test_what_trials_of_a_run_take_is_bounded_together(rivals, monkeypatch):
     monkeypatch.setattr(runs, "settle", lambda *_: 0.0)
     trained()
     assert ahead[0] == (8, 0.0)
+
+
+def test_what_steps_took_elsewhere_says_nothing_of_a_run_here(rivals, monkeypatch):
+    """A model on the GPU notes how short its steps are: one on the CPU is not kept there by that."""
+    monkeypatch.setattr(Other, "slow_batch", 32)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
+    model = trained()
+    assert model.backend.name == "other"
+    monkeypatch.setattr(backend_trial, "SHORT_RUN", 0.02)  # less than 8 steps of 5 ms, more than eight fast ones
+    for step in (1, 2):
+        model.fit(x, y, epochs=2, batch_size=17, verbose=0)  # of another shape
+        assert model.backend.name == "other" and len(backend_trial._took) == 2, step
+    new = fastmlp.MLP(UNITS, seed=0)
+    new.fit(x, y, epochs=2, batch_size=17, verbose=0)
+    assert new.backend.name == "other"
 
 
 @pytest.mark.parametrize("other_first", [True, False])

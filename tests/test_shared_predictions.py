@@ -1,5 +1,7 @@
 """How threads share out the rows that they run forward: whose turn it is, and what becomes of those who are held up."""
 
+import _thread
+import signal
 import time
 from collections import Counter
 
@@ -54,6 +56,48 @@ def test_what_a_thread_raises_is_raised_once_all_have_ended(who):
         on_threads(4, work)
     assert ended == [t for t in range(4) if t not in who]
     assert 0 not in who or error.value.args == (0,)
+
+
+def test_a_wait_that_is_interrupted_ends_and_waits_for_all(default_signals):
+    """Wherever the interrupt comes: between a thread's end and the note of it, too."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupts = 0
+    try:
+        for round_ in range(1000):
+            ended = []
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 2e-5 + round_ % 60 * 2e-6)
+                try:
+                    on_threads(3, lambda t, ended=ended: ended.append(t))
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 30
+
+
+def test_a_thread_that_cannot_be_started_is_left_out_where_others_do_its_work(prediction, monkeypatch):
+    model, x, *_ = prediction
+    monkeypatch.setattr(Forms, "threads_for", lambda self, rows, most, *more: most)
+    expected, start = outputs(model, x), _thread.start_new_thread
+
+    def refused(*given):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+    assert_same_bits(outputs(model, x), expected)
+    with pytest.raises(RuntimeError, match="can't start"):
+        on_threads(2, print)
+    second = {1: refused, 2: start}
+    monkeypatch.setattr(_thread, "start_new_thread", lambda run, given: second[given[0]](run, given))
+    assert_same_bits(outputs(model, x), expected)
 
 
 @pytest.mark.parametrize(("units", "batch", "rows"), [((784, 1024, 1024, 10), 4096, 144), ((784, 1024, 10), 50, 50)])

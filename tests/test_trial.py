@@ -154,6 +154,29 @@ def test_what_a_device_needs_before_its_first_steps_is_neither_counted_nor_judge
     assert fastest(ruled, iter([device]), Ahead(5000), clock) is ruled and not device.started
 
 
+@pytest.mark.parametrize(("here", "there"), [(2e-6, 3e-4), (3e-4, 3e-2), (1e-3, 0.1)])
+def test_a_device_that_is_slower_by_far_is_not_waited_for(clock, here, there):
+    """Its start takes what it takes; but no more steps than tell that."""
+    ruled, device = clock.contender(here), clock.contender(5.0, there)
+    device.starts = True
+    fastest(ruled, iter([]), Ahead(10**9), clock)
+    alone = clock.now
+    assert fastest(ruled, iter([device]), Ahead(10**9), clock) is ruled
+    assert 5.0 < device.started < 5.0 + max(0.2, 3 * there)
+    assert clock.now - 2 * alone - device.started < 0.4  # less than a trial may take
+
+
+def test_the_start_of_a_device_is_not_counted_where_it_fails(clock):
+    def fails(steps):
+        clock.now += 3.0
+        raise contest.NoStepsError
+
+    device = Contender("device", fails, starts=True)
+    with pytest.raises(contest.NoStepsError):
+        fastest(clock.contender(1e-3), iter([device]), Ahead(10_000), clock)
+    assert device.started == 3.0
+
+
 # --- on real steps ---------------------------------------------------------------------------------------------------
 
 

@@ -147,9 +147,10 @@ def fastest(
     for other in others:
         start = clock()
         if other.starts:
-            for count in (1, steps, steps):  # graphs are captured, and a device that was idle becomes fast
-                other.sample(count, counts=False)
-            other.started = clock() - start
+            try:
+                _start(other, steps)
+            finally:
+                other.started = clock() - start
             began += other.started
             start = clock()
         if start - began + each > limit:
@@ -164,6 +165,19 @@ def fastest(
     if max(best.seconds) * FAR < ruled.best:
         return best
     return best if best.steady and ruled.steady else None
+
+
+def _start(other: Contender[Way], steps: int) -> None:
+    """Take the first steps, of whatever they take, and then up to so many at once, unless these take long.
+
+    Meanwhile graphs are captured, and a device that was idle becomes fast.
+    """
+    other.sample(1, counts=False)
+    count, step = 1, other.sample(1, counts=False)
+    while count < steps and count * step < SAMPLE_SECONDS:
+        count = min(FEWER * count, steps)
+        step = min(step, other.sample(count, counts=False))
+    other.sample(count, counts=False)
 
 
 def _is_hopeless(other: Contender[Way], steps: int, best: float) -> bool:

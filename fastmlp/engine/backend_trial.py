@@ -34,8 +34,9 @@ _log = logging.getLogger("fastmlp")
 
 SHORT_RUN = 2.0
 """Seconds that a run has to be expected to take at least, that a GPU is started at all."""
-_took: dict[str, float] = {}
-"""Seconds of a step where the run was short, so that many short ones, such as of `partial_fit`, take steps once."""
+_took: dict[tuple[str, str], float] = {}
+"""Seconds of a step, by its name and the backend's, where the run was short: so many short ones, such as of
+`partial_fit`, take steps once."""
 BACKENDS = "backends"
 """The first part of the name of the file that keeps what was decided."""
 
@@ -63,15 +64,15 @@ def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, s
     if not names:
         learner.choice = _noted(learner.choice, why_not)
         return 0.0
-    first, plan = first_choice()[0], learner.plan(batch, optimizer)
+    first, plan, devices = first_choice()[0], learner.plan(batch, optimizer), names
     names = list(dict.fromkeys((first, learner.backend.name, *names)))  # whichever of them it is on by now
     key = f"{steps_key(plan)}: {' or '.join(_with_machine(name) for name in names)}"
     made, took = get_backend(first).decisions(BACKENDS, learner.dtype), 0.0
     chosen = _of_kept(made.all().get(key, {}), names)
     if chosen is None:
-        if steps * _took.get(key, math.inf) < SHORT_RUN:
+        if steps * _took.get((key, learner.backend.name), math.inf) < SHORT_RUN:
             return 0.0
-        chosen, took = _tried(learner, names, data, optimizer, plan, steps, key)
+        chosen, took = _tried(learner, names, devices, data, optimizer, plan, steps, key)
         if chosen is None:
             return took
         stands = made.keep(key, {"backend": chosen.name, "seconds": dict(chosen.seconds)})
@@ -112,19 +113,27 @@ def _noted(choice: BackendChoice, why_not: str) -> BackendChoice:
 
 
 def _tried(
-    learner: Learner, names: list[str], data: HostData, optimizer: Optimizer, plan: Plan, steps: int, key: str
+    learner: Learner,
+    names: list[str],
+    devices: list[str],
+    data: HostData,
+    optimizer: Optimizer,
+    plan: Plan,
+    steps: int,
+    key: str,
 ) -> tuple[BackendChoice | None, float]:
     """Time steps of a run on each backend; return what is to be taken, if anything can be said, and the seconds."""
     rows, inverse = data.window(slice(0, MOST_ROWS)), np.array([1.0 / plan.batch])
     table = optimizer.table(np.array([1.0]), 0, inverse, learner.spec.l2_share(inverse))
     began, current = time.perf_counter(), learner.backend.name
-    all_of_them = [_contender(learner, name, rows, optimizer, plan, table) for name in names]
+    given = rows, optimizer, plan, table
+    all_of_them = [_contender(learner, name, *given, starts=name in devices) for name in names]
     here = next(c for c in all_of_them if c.way == current)
     found = None
     with contextlib.suppress(NoStepsError):
         here.sample(1, counts=False)
-        _took[key] = here.sample(1, counts=False)
-        if _took[key] * steps >= SHORT_RUN:
+        step = _took[key, current] = here.sample(1, counts=False)
+        if step * steps >= SHORT_RUN:
             found = fastest(here, (c for c in all_of_them if c is not here), Ahead(steps))
     took = time.perf_counter() - began - sum(c.started for c in all_of_them)
     if found is None:
@@ -139,6 +148,8 @@ def _contender(
     optimizer: Optimizer,
     plan: Plan,
     table: NDArray[np.float64],
+    *,
+    starts: bool,
 ) -> Contender[str]:
     """Return steps of this run on copies of what they change, on some backend, which is not asked for before."""
     is_here = name == learner.backend.name
@@ -162,4 +173,4 @@ def _contender(
                 _log.warning("backend 'auto' stays with %s this time: %s", learner.backend.name, e)
             raise NoStepsError from e
 
-    return Contender(name, take, starts=not is_here)
+    return Contender(name, take, starts=starts and not is_here)

@@ -15,8 +15,8 @@ u8 = np.uint64
 RUN = 16
 """Rows whose losses are added up by themselves: where they end the rows may be divided among threads."""
 FIRST, STOP, TAKEN, LINE = 0, 1, 2, 16
-"""A thread's share: its rows, how many pieces of them are taken, and how many numbers it all takes, which are lines of
-memory that nothing else is in."""
+"""A thread's share: its rows, how many pieces of them are taken, and how many numbers it all takes: a share is in other
+lines of memory than the next but one."""
 
 
 @entry
@@ -33,7 +33,7 @@ def predict_thread(t, shares, piece, net, data, params, memory, batch, out, tota
         Of a share, the first row and the one behind its last, multiples of `RUN` but for the end of all, and how many
         pieces are taken; the last is changed where there are several.
     piece : int
-        Rows that are taken at once, a multiple of `RUN`, and no more than `batch`.
+        Rows that are taken at once, no more than `batch`; of several threads a multiple of `RUN`.
     net, data : structures.Network, structures.Data
     params : (size,) float
     memory : structures.Memory

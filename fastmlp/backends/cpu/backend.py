@@ -121,7 +121,7 @@ class NumbaBackend(NumbaOperations):
         return self._threads or physical_cores()
 
     def _shares(self, session: NumbaSession, rows: int) -> tuple[NDArray[np.int64], int]:
-        """Return which rows each thread runs forward, and how many of them at once, which no bits depend on.
+        """Return which rows each thread runs forward, and how many of them at once; no bits of tiles depend on it.
 
         To ask for limits takes longer than one row does.
         """
@@ -301,7 +301,7 @@ class NumbaBackend(NumbaOperations):
         def work(t: int) -> None:
             predict_thread(t, shares.ravel(), piece, network, data, params, memories[t], batch, target, nothing)
 
-        on_threads(len(shares), work)
+        on_threads(len(shares), work, all_needed=False)
 
     def bind_predict(
         self, session: Session, params: NDArray[Any], x: NDArray[Any], out: NDArray[Any]
@@ -333,7 +333,7 @@ class NumbaBackend(NumbaOperations):
         def work(t: int) -> None:
             predict_thread(t, shares.ravel(), piece, network, record, params, memories[t], batch, nothing, sums)
 
-        on_threads(len(shares), work)
+        on_threads(len(shares), work, all_needed=False)
         loss, weight, hits = parts.sum(axis=0).tolist()
         return loss, weight, hits
 

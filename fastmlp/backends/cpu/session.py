@@ -199,7 +199,7 @@ class NumbaSession(Session):
 
     @cached_property
     def chunk(self) -> int:
-        """Rows that a thread works on at once in prediction: a packed block of them at least, for which W is copied."""
+        """Rows that a thread works on at once in prediction: a whole packed block, for which W is copied, of many."""
         from fastmlp.kernels.cpu.products import MANY_ROWS
 
         width = self.plan.precision.products.itemsize * (self.plan.spec.units[0] + sum(self.plan.spec.units[1:]))

@@ -61,7 +61,7 @@ class CupyOperations(Backend):
     def __init__(self, cupy: Any, *, tf32: bool = False) -> None:
         self._cupy, self._tf32, self._buffers = cupy, tf32, Buffers()
         # work for longer than the host needs to launch the next, in products as large as memory allows
-        self.chunk_bytes = max(64 * 2**20, cupy.cuda.Device().mem_info[1] // 64)
+        self.chunk_bytes = max(64 * 2**20, cupy.cuda.Device().mem_info[1] // 256)
         self._blas, self._kernels = CuBlas(cupy, tf32=tf32), Kernels(cupy)
         library = load_cublas()
         self.graph_blas = None if library is None else GraphBlas(cupy, library)
