@@ -168,7 +168,7 @@ def fastest(
 
 
 def _start(other: Contender[Way], steps: int) -> None:
-    """Take the first steps, of whatever they take, and then up to so many at once, unless these take long.
+    """Take the first steps, whatever they take, and then up to so many at once, unless these take long.
 
     Meanwhile graphs are captured, and a device that was idle becomes fast.
     """
