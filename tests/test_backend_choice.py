@@ -74,7 +74,8 @@ def rivals(monkeypatch, tmp_path):
     monkeypatch.setattr(contest, "MOST_SECONDS", 60.0)
     monkeypatch.setattr(decisions, "_known", {})
     monkeypatch.setattr(backend_trial, "_took", {})
-    monkeypatch.setattr(NumpyBackend, "decisions", lambda self, what, dtype: Decisions(tmp_path / "kept.json", {}))
+    kept = tmp_path  # a file for each backend, as CPU and GPU have
+    monkeypatch.setattr(NumpyBackend, "decisions", lambda self, *_: Decisions(kept / f"{self.name}.json", {}))
     for attribute in ("fails_at", "slow_batch"):
         monkeypatch.setattr(Other, attribute, 0)
     for name in ("other", "slow"):

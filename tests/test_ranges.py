@@ -44,10 +44,11 @@ def test_an_input_that_is_too_large_is_refused_wherever_it_enters(backend, value
     assert small(backend, dtype="float64").predict(x[:37]).shape == (37,)
 
 
-def test_a_column_that_would_be_lost_is_refused_for_training_alone(backend):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_column_that_would_be_lost_is_refused_for_training_alone(backend, sign):
     x, y = blobs()
     x = x.astype(np.float64)
-    x[:, 3] *= 1e-46
+    x[:, 3] = sign * np.abs(x[:, 3]) * 1e-46
     model = small(backend)
     with pytest.raises(fastmlp.DataError, match=r"x: column 3 holds nothing above .*e-4\d \(in row \d+\), and float32"):
         model.fit(x, y, epochs=1, verbose=0)

@@ -15,8 +15,8 @@ u8 = np.uint64
 RUN = 16
 """Rows whose losses are added up by themselves: where they end the rows may be divided among threads."""
 FIRST, STOP, TAKEN, LINE = 0, 1, 2, 16
-"""A thread's share: its rows, how many pieces of them are taken, and how many numbers it all takes: a share is in other
-lines of memory than the next but one."""
+"""A thread's share: its rows, how many pieces of them are taken, and how many numbers all of it takes: so many that
+what two threads count is never in one line."""
 
 
 @entry

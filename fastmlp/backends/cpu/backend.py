@@ -412,9 +412,9 @@ def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
 
     dtype = session.plan.precision.products
     row = session.inputs(np.zeros((1, session.plan.spec.units[0]), dtype))
-    memory, shares = session.inference_memory(1)[0], shares_of(0, 1, 16)[0].ravel()
+    memory, (shares, piece) = session.inference_memory(1)[0], shares_of(0, 1, 1)
     given = session.network, row, np.zeros(0, dtype), memory, 1, np.zeros(0, dtype), np.zeros(0)
-    return functools.partial(predict_thread, 0, shares, 16, *given)
+    return functools.partial(predict_thread, 0, shares.ravel(), piece, *given)
 
 
 def _trusted() -> bool:
