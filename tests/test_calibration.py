@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -140,6 +141,24 @@ def test_a_thread_that_waits_for_a_core_is_no_measure_of_meetings(monkeypatch):
     assert 1e-9 < calibration.time_meeting() <= calibration.LONGEST_MEETING
     monkeypatch.setattr(calibration, "LONGEST_MEETING", 1e-9)
     assert calibration.time_meeting() == calibration.MEETING
+
+
+@tiled
+@pytest.mark.parametrize("longest", [0.0, 60.0])
+def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatch, longest):
+    from fastmlp.kernels.cpu import operations
+
+    calls, both = [0, 0], threading.Barrier(2, timeout=60)
+
+    def meet(threads, times, arrivals, passed):
+        if threads == 2:
+            calls[both.wait()] += 1
+
+    monkeypatch.setattr(operations, "meet", meet)
+    monkeypatch.setattr(calibration, "LONGEST", longest)
+    assert calibration.time_meeting() > 0
+    wakes = calibration.WAKES if longest else 1
+    assert sum(calls) == 2 * wakes * (1 + calibration.TRIES)
 
 
 def test_where_there_are_no_tiles_all_products_are_the_blass(monkeypatch):

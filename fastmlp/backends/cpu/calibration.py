@@ -23,9 +23,12 @@ from fastmlp.files.atomic import atomic_writer
 
 START, RATE = 60e-6, 1e10
 """Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
-TRIES, MEETINGS = 30, 20
-"""How often two threads wait for each other, to be timed: short tries, of which one finds both of them running even
-where other programs want the cores."""
+WAKES, TRIES, MEETINGS, APART = 25, 4, 20, 1e-3
+"""How often two threads wake up and wait for each other, to be timed: short tries, of which one finds both of them
+running even where other programs want the cores; and seconds from one awakening to the next, since who has a core keeps
+it for milliseconds."""
+LONGEST = 0.3
+"""Seconds after which the last awakening begins, where each takes long."""
 MEETING, LONGEST_MEETING = 1e-7, 1e-5
 """Seconds that it is taken to take where that was not measured: what takes longer than the second is to wait for a
 core, not for a thread."""
@@ -148,7 +151,10 @@ def _write(path: Path, table: Threads, dtype: np.dtype[Any]) -> None:
 
 
 def measure(dtype: np.dtype[Any]) -> Threads:
-    """Measure all of it, which takes some milliseconds and what the compiler needs for the meeting."""
+    """Measure all of it.
+
+    It takes a twentieth of a second, a third where others want the cores, and what the compiler needs for the meeting.
+    """
     return Threads(time_start(), time_meeting(), small_product_rate(dtype))
 
 
@@ -172,14 +178,25 @@ def time_meeting() -> float:
     from fastmlp.kernels.cpu.threads import SIZE
 
     best, arrivals = [math.inf, math.inf], np.zeros(SIZE, np.int64)
+    meet(1, 1, arrivals, 0)  # compiles
+    until, goes_on = time.perf_counter() + LONGEST, [True]
 
     def work(t: int) -> None:
-        for first in range(0, TRIES * MEETINGS, MEETINGS):
-            begin = time.perf_counter()
-            meet(2, MEETINGS, arrivals, first)
-            best[t] = min(best[t], (time.perf_counter() - begin) / MEETINGS)
+        passed = 0
+        for _ in range(WAKES):
+            time.sleep(APART)
+            if t == 0:
+                goes_on[0] = time.perf_counter() < until
+            meet(2, MEETINGS, arrivals, passed)  # both are awake
+            passed, last = passed + MEETINGS, not goes_on[0]  # before the first can change it
+            for _ in range(TRIES):
+                begin = time.perf_counter()
+                meet(2, MEETINGS, arrivals, passed)
+                best[t] = min(best[t], (time.perf_counter() - begin) / MEETINGS)
+                passed += MEETINGS
+            if last:
+                break
 
-    meet(1, 1, arrivals, 0)  # compiles
     on_threads(2, work)
     return max(best) if max(best) < LONGEST_MEETING else MEETING
 
