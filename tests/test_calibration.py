@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import threading
 from dataclasses import replace
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.backends.cpu import calibration, forms
-from fastmlp.backends.cpu.calibration import Threads
+from fastmlp.backends.cpu import calibration, forms, near
+from fastmlp.backends.cpu.backend import NumbaBackend
+from fastmlp.backends.cpu.calibration import Measured
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.spec import make_spec
 
@@ -41,9 +43,9 @@ def nothing_known(monkeypatch):
     forms._parts_for.cache_clear()
 
 
-def learn(start=1e-4, meeting=1e-7, rate=1e10):
+def learn(start=1e-4, meeting=1e-7, rate=1e10, near=1024.0):
     """Let this be what was measured in float32."""
-    calibration._tables[SINGLE] = Threads(start, meeting, rate)
+    calibration._tables[SINGLE] = Measured(start, meeting, rate, near)
     calibration._settled.add(SINGLE)
     forms._parts_for.cache_clear()
 
@@ -60,9 +62,9 @@ def test_what_is_measured_is_kept_and_read_back(nothing_known, monkeypatch, tmp_
     fastmlp.get_backend("numba")
     monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
     assert not calibration.is_settled(dtype) and calibration.known(dtype) is None
-    calibration.calibrate(dtype, lambda: None)
+    calibration.calibrate(dtype, lambda: 4096.0, lambda: None)
     table = calibration.known(dtype)
-    assert 1e-7 < table.start < 1 and 1e-9 < table.meeting < 0.1 and 1e8 < table.rate < 1e13
+    assert 1e-7 < table.start < 1 and 1e-9 < table.meeting < 0.1 and 1e8 < table.rate < 1e13 and table.near == 4096
     calibration._tables.clear(), calibration._settled.clear()
     assert calibration.is_settled(dtype) and calibration.known(dtype) == table
 
@@ -73,25 +75,25 @@ def test_what_is_measured_is_kept_and_read_back(nothing_known, monkeypatch, tmp_
     [
         lambda kept: "{",
         lambda kept: json.dumps({**kept, "machine": {**kept["machine"], "processor": "another"}}),
-        lambda kept: json.dumps({**kept, "threads": 7}),
+        lambda kept: json.dumps({**kept, "measured": 7}),
         lambda kept: json.dumps([kept]),
-        lambda kept: json.dumps({**kept, "threads": {**kept["threads"], "start": 0}}),
-        lambda kept: json.dumps({**kept, "threads": {**kept["threads"], "meeting": -1e-6}}),
-        lambda kept: json.dumps({**kept, "threads": {**kept["threads"], "rate": float("nan")}}),
-        lambda kept: json.dumps({**kept, "threads": {"start": 1e-4, "meeting": 1e-6}}),
+        lambda kept: json.dumps({**kept, "measured": {**kept["measured"], "start": 0}}),
+        lambda kept: json.dumps({**kept, "measured": {**kept["measured"], "meeting": -1e-6}}),
+        lambda kept: json.dumps({**kept, "measured": {**kept["measured"], "rate": float("nan")}}),
+        lambda kept: json.dumps({**kept, "measured": {"start": 1e-4, "meeting": 1e-6}}),
     ],
 )
 def test_a_damaged_table_is_made_anew(nothing_known, monkeypatch, tmp_path, damage):
     path = tmp_path / "table.json"
     monkeypatch.setattr(calibration, "table_path", lambda dtype: path)
-    before, again = Threads(1e-4, 1e-6, 1e10), Threads(2e-4, 1e-7, 2e10)
-    kept = {"machine": calibration.machine(), "threads": before._asdict()}
+    before, again = Measured(1e-4, 1e-6, 1e10, math.inf), Measured(2e-4, 1e-7, 2e10, 1024.0)
+    kept = {"machine": calibration.machine(), "measured": before._asdict()}
     path.write_text(json.dumps(kept))
     assert calibration._read(path) == before
     path.write_text(damage(kept))
     assert calibration.known(SINGLE) is None and not calibration.is_settled(SINGLE)
-    monkeypatch.setattr(calibration, "measure", lambda dtype: again)
-    calibration.calibrate(SINGLE, lambda: None)
+    monkeypatch.setattr(calibration, "measure", lambda dtype, reach: again)
+    calibration.calibrate(SINGLE, lambda: 4096.0, lambda: None)
     assert calibration._read(path) == again
     assert os.listdir(tmp_path) == ["table.json"]
 
@@ -105,7 +107,7 @@ def test_ctrl_c_ends_the_measurement_and_keeps_nothing(nothing_known, monkeypatc
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibration.calibrate(SINGLE, interrupted)
+        calibration.calibrate(SINGLE, lambda: 4096.0, interrupted)
     assert not path.exists() and not calibration.is_settled(SINGLE)
 
 
@@ -161,6 +163,68 @@ def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatc
     assert sum(calls) == 2 * wakes * (1 + calibration.TRIES)
 
 
+@tiled
+@pytest.mark.parametrize(
+    ("direct", "reached"),
+    [
+        ({2048: 0.9e-3, 4096: 0.9e-3}, math.inf),
+        ({2048: 1.005e-3, 4096: 1.005e-3}, math.inf),  # not slower
+        ({2048: 0.9e-3, 4096: 1.02e-3}, 2048),
+        ({2048: 1.02e-3, 4096: 0.9e-3}, 1024),
+        ({2048: 0.9e-3, 4096: 0.03}, 2048),  # too slow a processor to try it out
+        ({2048: 0.03, 4096: 0.9e-3}, 1024),
+    ],
+)
+def test_weights_are_read_in_place_up_to_where_that_is_slower(monkeypatch, direct, reached):
+    def call(training, precision, units, form, backend):
+        return lambda: direct[4 * units[1]] if form == DIRECT else 1e-3
+
+    monkeypatch.setattr(near, "_call", call)
+    assert near.reach_of_direct(True, Precision.of(SINGLE), fastmlp.get_backend("numba")) == reached
+
+
+@tiled
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("training", [True, False])
+def test_calls_of_either_kind_tell_how_far_weights_are_read_in_place(monkeypatch, dtype, training):
+    monkeypatch.setattr(near, "ROUNDS", 1)
+    monkeypatch.setattr(near, "LONG", 60.0)
+    backend = fastmlp.get_backend("numba", threads=1, products="rule")
+    assert near.reach_of_direct(training, Precision.of(np.dtype(dtype)), backend) in (1024, 2048, math.inf)
+    monkeypatch.setattr("fastmlp.kernels.cpu.products.available_forms", lambda: (BLAS,))
+    assert near.reach_of_direct(training, Precision.of(np.dtype(dtype)), backend) == 1024
+
+
+@tiled
+def test_a_call_has_the_form_that_it_is_timed_for(monkeypatch):
+    sessions = []
+    opened = NumbaBackend.open
+
+    def open_(self, plan):
+        sessions.append(opened(self, plan))
+        return sessions[-1]
+
+    monkeypatch.setattr(NumbaBackend, "open", open_)
+    backend = fastmlp.get_backend("numba", threads=2, products="rule")
+    for training in (True, False):
+        for form in (DIRECT, PACKED):
+            seconds = near._call(training, Precision.of(SINGLE), (32, 16), form, backend)
+            assert seconds() > 0
+            chosen = sessions[-1].chosen
+            assert chosen.parts == 1 and chosen.forms.tolist() == [[form, PACKED, PACKED]]
+            assert sessions[-1].network_of(near.ROWS).forms[0, FORWARD] == form
+
+
+@tiled
+def test_what_was_measured_says_where_weights_are_read_in_place(nothing_known):
+    of, rule = forms.Forms().of, forms.Forms("rule").of
+    for reached, asked in ((1024, (PACKED, PACKED)), (2048, (DIRECT, PACKED)), (math.inf, (DIRECT, DIRECT))):
+        learn(near=reached)
+        assert tuple(of(FORWARD, 128, 784, outputs, SINGLE) for outputs in (512, 513)) == asked
+        assert forms.Forms().of_layers(128, 1, (784, 512), SINGLE, gradients=True)[0, FORWARD] == asked[0]
+        assert of(GRADIENT, 128, 784, 512, SINGLE) == rule(FORWARD, 128, 784, 512, SINGLE) == PACKED
+
+
 def test_where_there_are_no_tiles_all_products_are_the_blass(monkeypatch):
     from fastmlp.kernels.cpu import tiles
 
@@ -201,7 +265,7 @@ def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart():
 @tiled
 def test_a_few_rows_are_predicted_by_what_is_the_fastest_for_few():
     plan = Plan(make_spec((784, 1024, 10)), 1, Precision.of(SINGLE))
-    backend = fastmlp.get_backend("numba", threads=1)
+    backend = fastmlp.get_backend("numba", threads=1, products="rule")
     assert backend.open(plan).chosen.forms[0, FORWARD] == DIRECT
     assert backend.open(replace(plan, batch=100)).chosen.forms[0, FORWARD] == PACKED
 
@@ -211,7 +275,7 @@ def test_a_session_for_many_rows_predicts_few_as_one_for_few_does():
     from fastmlp.kernels.cpu import tiles
 
     spec = make_spec((12288, 300, 10))  # so wide that a direct product needs more scratch than one with copies
-    backend = fastmlp.get_backend("numba", threads=1)
+    backend = fastmlp.get_backend("numba", threads=1, products="rule")
     many = backend.open(Plan(spec, 64, Precision.of(SINGLE)))
     rng = np.random.default_rng(0)
     x, params = rng.normal(size=(70, 12288)).astype("f4"), rng.normal(size=many.plan.layout.size).astype("f4")

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
@@ -193,13 +194,13 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
         found.troubles.append(Trouble(cause, cure))
     files = sorted(folder.glob("*-hashed*.nb[ci]")) if folder.is_dir() else []
     whats = (
-        "threads",
+        "measured",
         "steps",
         "backends",
-        "products",
         "proven-train",
         "proven-predict",
-    )  # products: of earlier versions
+        *("threads", "products"),  # of earlier versions
+    )
     tables = [t for what in whats for t in sorted(folder.glob(f"{what}-*.json"))] if folder.is_dir() else []
     found.add("caches", ("compiled kernels", f"{folder}, {_size(files)}"))
     current = {calibration.kept_path(what, _dtype(name)) for what in whats for name in ("float32", "float64")}
@@ -227,6 +228,8 @@ def products() -> Findings:
         if known is not None:
             start, meeting = f"{known.start * 1e6:.0f} us to start", f"{known.meeting * 1e9:.0f} ns to wait for another"
             found.add(title, ("threads", f"{start}, {meeting}, {known.rate / 1e9:.0f} GFLOP/s in a small product"))
+            where = "everywhere" if known.near == math.inf else f"where rows take up to {known.near:,.0f} bytes"
+            found.add(title, ("weights read in place", f"{where}, and for a few rows of inputs"))
         elif forms.Forms().lacks(dtype):
             found.add(title, ("threads", "not measured yet; fastmlp warmup does it"))
         else:

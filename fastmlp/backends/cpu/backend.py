@@ -18,6 +18,7 @@ from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.choices import decisions
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cpu.limits import default_threads, own_cores, physical_cores, shared_out
+from fastmlp.backends.cpu.near import reach_of_direct
 from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.session import NumbaSession
@@ -177,8 +178,10 @@ class NumbaBackend(NumbaOperations):
             return
         dtype = plan.precision.products
         if self.forms.lacks(dtype):
-            with said_if_it_takes_long(f"measuring what threads cost in {dtype}, about a second"):
-                self.forms.measure(dtype, check)
+            training, plain = plan.optimizer is not None, NumbaBackend(threads=1, products="rule")
+            reach = functools.partial(reach_of_direct, training, plan.precision, plain)
+            with said_if_it_takes_long(f"measuring threads and products in {dtype}, about a second"):
+                self.forms.measure(dtype, reach, check)
         session.choose_again()
 
     def _prove(self, plan: Plan) -> bool:

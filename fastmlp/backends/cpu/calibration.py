@@ -1,4 +1,4 @@
-"""What threads cost on this machine, and what one computes meanwhile: measured once, kept with the compiled kernels."""
+"""What the rule of forms and threads goes by on this machine: measured once, kept with the compiled kernels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = 16, 256, 64
 """Rows, inputs and outputs of a product of which one might ask whether another thread is worth it."""
 
 
-class Threads(NamedTuple):
+class Measured(NamedTuple):
     """What was measured for one type on one machine."""
 
     start: float
@@ -45,15 +45,17 @@ class Threads(NamedTuple):
     """Seconds that two threads take to wait for each other."""
     rate: float
     """Floating-point operations a second of a small product, on one thread."""
+    near: float
+    """Bytes between rows of weights up to which a forward product reads them in place; infinity for all, see `near`."""
 
 
-_tables: dict[np.dtype[Any], Threads | None] = {}
+_tables: dict[np.dtype[Any], Measured | None] = {}
 """Of this process: what another one writes meanwhile changes nothing for it."""
 _settled: set[np.dtype[Any]] = set()
 """Types of which nothing more will be known."""
 
 
-def known(dtype: np.dtype[Any]) -> Threads | None:
+def known(dtype: np.dtype[Any]) -> Measured | None:
     """Return the table of a type, read when it is first asked for; None where nothing was measured."""
     if dtype not in _tables:
         path = table_path(dtype)
@@ -69,12 +71,21 @@ def is_settled(dtype: np.dtype[Any]) -> bool:
     return dtype in _settled
 
 
-def calibrate(dtype: np.dtype[Any], check: Callable[[], None]) -> None:
-    """Measure, and keep it; `check` is called meanwhile, and what it raises ends the measurement."""
+def calibrate(dtype: np.dtype[Any], reach: Callable[[], float], check: Callable[[], None]) -> None:
+    """Measure, and keep it.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+    reach : callable
+        Measures `Measured.near`.
+    check : callable
+        Is called meanwhile, and what it raises ends the measurement.
+    """
     from fastmlp.kernels.cpu.compiling import compile_aside
 
-    found: list[Threads] = []
-    compile_aside(lambda: found.append(measure(dtype)), check)
+    found: list[Measured] = []
+    compile_aside(lambda: found.append(measure(dtype, reach)), check)
     path = table_path(dtype)
     table = None if path is None else _read(path)  # another process may have been faster: all go on with one table
     if table is None:
@@ -106,7 +117,7 @@ def machine() -> dict[str, Any]:
 
 def table_path(dtype: np.dtype[Any]) -> Path | None:
     """Return where the table of a type is kept, or None where no folder can be written."""
-    return kept_path("threads", dtype)
+    return kept_path("measured", dtype)
 
 
 def kept_path(what: str, dtype: np.dtype[Any]) -> Path | None:
@@ -131,31 +142,31 @@ def _machine_name() -> str:
     return hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> Threads | None:
+def _read(path: Path) -> Measured | None:
     """Return the table in a file; None where there is none, or it is damaged."""
     with contextlib.suppress(Exception):  # whatever is wrong with it, it is measured again
         kept = json.loads(path.read_text())
-        table = Threads(**{name: float(kept["threads"][name]) for name in Threads._fields})
-        if kept["machine"] == machine() and all(0 < number < math.inf for number in table):
+        table = Measured(**{name: float(kept["measured"][name]) for name in Measured._fields})
+        if kept["machine"] == machine() and all(n > 0 for n in table) and all(n < math.inf for n in table[:-1]):
             return table
     return None
 
 
-def _write(path: Path, table: Threads, dtype: np.dtype[Any]) -> None:
+def _write(path: Path, table: Measured, dtype: np.dtype[Any]) -> None:
     # who cannot keep it measures again the next time
     with contextlib.suppress(OSError):
         os.makedirs(path.parent, exist_ok=True)
         with atomic_writer(path, lasting=False) as file:
-            kept = {"machine": machine(), "dtype": str(dtype), "threads": table._asdict()}
+            kept = {"machine": machine(), "dtype": str(dtype), "measured": table._asdict()}
             file.write(json.dumps(kept).encode())
 
 
-def measure(dtype: np.dtype[Any]) -> Threads:
+def measure(dtype: np.dtype[Any], reach: Callable[[], float]) -> Measured:
     """Measure all of it.
 
-    It takes a twentieth of a second, a third where others want the cores, and what the compiler needs for the meeting.
+    It takes a sixth of a second, twice that where others want the cores, and what the compiler needs for the meeting.
     """
-    return Threads(time_start(), time_meeting(), small_product_rate(dtype))
+    return Measured(time_start(), time_meeting(), small_product_rate(dtype), reach())
 
 
 def time_start() -> float:

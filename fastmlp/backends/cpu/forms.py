@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_choice
-from fastmlp.backends.cpu.calibration import MEETING, RATE, START, Threads, calibrate, is_settled, known
+from fastmlp.backends.cpu.calibration import MEETING, RATE, START, Measured, calibrate, is_settled, known
+from fastmlp.backends.cpu.near import NEAR
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
 
@@ -43,12 +44,12 @@ class Forms:
         return self.way == "auto" and _only_form(self.way) is None
 
     def lacks(self, dtype: np.dtype[Any]) -> bool:
-        """Tell whether threads are to be measured before their number can be chosen."""
+        """Tell whether the machine is to be measured before the rule knows what it goes by."""
         return self.way == "auto" and not is_settled(dtype)
 
-    def measure(self, dtype: np.dtype[Any], check: Callable[[], None]) -> None:
+    def measure(self, dtype: np.dtype[Any], reach: Callable[[], float], check: Callable[[], None]) -> None:
         """Measure what is lacking, see `calibrate`."""
-        calibrate(dtype, check)
+        calibrate(dtype, reach, check)
         _parts_for.cache_clear()
 
     def of(self, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
@@ -64,12 +65,12 @@ class Forms:
             Of the layer; for a gradient, the inputs are those that one thread works on.
         dtype : numpy.dtype
         """
-        return _of(self.way, product, rows, inputs, outputs, dtype)
+        return _of(self.way, product, rows, inputs, outputs, dtype, self._near(dtype))
 
     def threads_for(self, rows: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return how many threads run so many rows forward the fastest: each has to earn what its start costs."""
-        threads = _threads(self.way, dtype)
-        return max(1, min(most, int(_operations(rows, units) / threads.rate / (EARNED * threads.start))))
+        here = _measured(self.way, dtype)
+        return max(1, min(most, int(_operations(rows, units) / here.rate / (EARNED * here.start))))
 
     def parts_for(self, batch: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return into how many parts a step is divided: each has to be longer than its thread waits for others."""
@@ -79,7 +80,10 @@ class Forms:
         self, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], *, gradients: bool
     ) -> NDArray[np.int64]:
         """Return the forms of all products of a network, (L, 3) int64, for so many rows a thread."""
-        return _of_layers(self.way, rows, threads, units, dtype, gradients).copy()
+        return _of_layers(self.way, rows, threads, units, dtype, gradients, self._near(dtype)).copy()
+
+    def _near(self, dtype: np.dtype[Any]) -> float:
+        return _measured(self.way, dtype).near
 
 
 def _operations(rows: int, units: tuple[int, ...]) -> float:
@@ -87,32 +91,32 @@ def _operations(rows: int, units: tuple[int, ...]) -> float:
     return 2.0 * rows * sum(i * o for i, o in itertools.pairwise(units))
 
 
-def _threads(way: str, dtype: np.dtype[Any]) -> Threads:
-    """Return what is known of threads here."""
-    return (known(dtype) if way == "auto" else None) or Threads(START, MEETING, RATE)
+def _measured(way: str, dtype: np.dtype[Any]) -> Measured:
+    """Return what is known of the machine, or taken to be so."""
+    return (known(dtype) if way == "auto" else None) or Measured(START, MEETING, RATE, NEAR)
 
 
 @functools.cache
 def _parts_for(way: str, batch: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     from fastmlp.kernels.cpu import codes
 
-    threads = _threads(way, dtype)
-    seconds = len(codes.PRODUCTS) * _operations(batch, units) / threads.rate
-    return max(1, min(most, int(seconds / (WORTH * threads.meeting))))
+    here = _measured(way, dtype)
+    seconds = len(codes.PRODUCTS) * _operations(batch, units) / here.rate
+    return max(1, min(most, int(seconds / (WORTH * here.meeting))))
 
 
 @functools.cache
-def _of(way: str, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
+def _of(way: str, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any], near: float) -> int:
     from fastmlp.kernels.cpu import codes
 
     if one := _only_form(way):
         return int(codes.FORMS.index(one))
-    return by_rule(product, rows, inputs, outputs, dtype)
+    return by_rule(product, rows, inputs, outputs, dtype, near)
 
 
 @functools.cache
 def _of_layers(
-    way: str, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], gradients: bool
+    way: str, rows: int, threads: int, units: tuple[int, ...], dtype: np.dtype[Any], gradients: bool, near: float
 ) -> NDArray[np.int64]:
     from fastmlp.kernels.cpu import codes
 
@@ -120,7 +124,7 @@ def _of_layers(
     for layer, (i, o) in enumerate(itertools.pairwise(units)):
         for product in range(len(codes.PRODUCTS) if gradients else 1):
             n, inputs = (rows * threads, -(-i // threads)) if product == codes.GRADIENT else (rows, i)
-            found[layer, product] = _of(way, product, n, inputs, o, dtype)
+            found[layer, product] = _of(way, product, n, inputs, o, dtype, near)
     return found
 
 
@@ -133,12 +137,11 @@ def _only_form(way: str) -> str | None:
     return way if way in codes.FORMS else None
 
 
-NEAR = 1024
-"""Bytes from one row of B to the next, up to which a direct tile finds several of them on a page and in other sets."""
+def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any], reached: float = NEAR) -> int:
+    """Return the form that what the processor is lets expect to be the fastest; see `Forms.of`.
 
-
-def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any]) -> int:
-    """Return the form that what the processor is lets expect to be the fastest; see `Forms.of`."""
+    Up to so many bytes as are `reached` between rows of W, a forward product needs no copy of them; see `near`.
+    """
     from fastmlp.kernels.cpu import codes, packing, tiles, vectors
 
     if product == codes.BACKWARD:
@@ -149,7 +152,7 @@ def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[
     near = outputs * dtype.itemsize <= NEAR
     direct = outputs <= packing.panel_width(dtype)
     if product == codes.FORWARD:
-        direct |= near or rows <= tiles.ROWS
+        direct |= outputs * dtype.itemsize <= reached or rows <= tiles.ROWS
     elif near:
         # and one of A' too, unless there are too few rows, or tiles of many columns read it seldom and in order
         direct |= rows <= 4 * tiles.ROWS or (vectors.REGISTERS == 32 and inputs * dtype.itemsize <= NEAR)
