@@ -23,6 +23,9 @@ from fastmlp.files.atomic import atomic_writer
 
 START, RATE = 60e-6, 1e10
 """Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
+NEAR = 1024.0
+"""Bytes from one row of weights to the next, up to which a tile finds several of them on a page and in other sets
+anywhere."""
 WAKES, TRIES, MEETINGS, APART = 25, 4, 20, 1e-3
 """How often two threads wake up and wait for each other, to be timed: short tries, of which one finds both of them
 running even where other programs want the cores; and seconds from one awakening to the next, since who has a core keeps

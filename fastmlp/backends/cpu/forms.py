@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_choice
-from fastmlp.backends.cpu.calibration import MEETING, RATE, START, Measured, calibrate, is_settled, known
-from fastmlp.backends.cpu.near import NEAR
+from fastmlp.backends.cpu.calibration import MEETING, NEAR, RATE, START, Measured, calibrate, is_settled, known
 
 WAYS = ("auto", "rule", "blas", "direct", "packed")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from fastmlp.backends.contest import TINY, steps_on
+from fastmlp.backends.cpu.calibration import NEAR
 from fastmlp.backends.data import DeviceData
 from fastmlp.formulas.optimizers import SGD, StepScalars
 from fastmlp.network.plan import Plan, Precision
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.backends.cpu.session import NumbaSession
 
-NEAR = 1024
-"""Bytes from one row to the next, up to which a tile finds several of them on a page and in other sets anywhere."""
 APART = 2048, 4096
 """Bytes that are tried: powers of two, which are the worst and the commonest.  With the second each row is a page of
 its own and all are in the same sets; more make nothing worse."""
@@ -54,7 +53,7 @@ def reach_of_direct(training: bool, precision: Precision, backend: Backend) -> f
     from fastmlp.kernels.cpu.codes import DIRECT, PACKED
     from fastmlp.kernels.cpu.products import available_forms
 
-    reached = float(NEAR)
+    reached = NEAR
     if DIRECT not in available_forms():
         return reached
     for apart in APART:
