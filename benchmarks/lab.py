@@ -28,7 +28,7 @@ from fastmlp.kernels.cpu.structures import Batch
 from fastmlp.kernels.cpu.threads import barrier
 from fastmlp.kernels.cpu.train import layer_gradient
 from fastmlp.kernels.cpu.vectors import seen_as
-from race import data
+from race import AVX2, data
 from results import unpinned, write_section
 
 import fastmlp
@@ -232,9 +232,10 @@ def main() -> None:
     parser.add_argument("--workloads", default=",".join(FIRST))
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--avx2", action="store_true", help="tell kernels and BLAS to use AVX2 at most")
     parser.add_argument("--write", action="store_true", help="write a section of RESULTS.md")
     options = parser.parse_args()
-    unpinned()
+    unpinned(AVX2 if options.avx2 else {})
     if options.what == "products":
         title = f"Lab: products by tiles and by the BLAS, one thread, {options.dtype}"
         text = compare_products(np.dtype(options.dtype))

@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from results import PINNED, write_section
 
 from fastmlp.bench.contenders import Contender, contender
 from fastmlp.bench.workloads import FIRST, RATES, WORKLOADS, Rows, Workload, steps_of_an_epoch
@@ -45,8 +46,6 @@ AVX2 = {
 }
 """What tells each library to use AVX2 at most, as on most laptops; JAX's products escape it in part."""
 RESTRICTED: dict[str, str] = {}
-PINNED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""What pins an old core type for OpenBLAS, which would slow it down."""
 SECONDS = 1800.0
 """After which a process counts as hanging."""
 
@@ -129,7 +128,6 @@ def main() -> None:
                 common = {"task": options.task, "optimizer": options.optimizer, "repeats": options.repeats}
                 seconds = raced("race:measure", workload=workload, contender=name, **common)
                 found[workload][name] += [] if seconds is None else [seconds]
-    from results import write_section
 
     from fastmlp.bench.tables import markdown_table as table
 

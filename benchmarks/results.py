@@ -10,7 +10,9 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fastmlp.bench.machine import processor
 
@@ -19,13 +21,21 @@ HEAD = """# Results
 
 Written by the scripts beside it: for each kind of machine, each section by the command that it names.
 """
+PINNED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""What pins an old core type for OpenBLAS."""
 
 
-def unpinned() -> None:
-    """Start the script again without what pins an old core type for OpenBLAS, which would slow it down."""
-    pinned = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
-    if pinned:
-        environment = {k: v for k, v in os.environ.items() if k not in pinned}
+def unpinned(told: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Start the script again without what pins an old core type for OpenBLAS, which would slow it down.
+
+    Parameters
+    ----------
+    told : mapping of str to str, optional
+        Variables that it is started with.
+    """
+    wanted = {**dict.fromkeys(PINNED), **told}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        environment = {name: value for name, value in {**os.environ, **wanted}.items() if value is not None}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 

@@ -39,19 +39,33 @@ def add_to(app: typer.Typer) -> None:
         raise typer.Exit(1)
 
     @app.command()
-    def warmup() -> None:
+    def warmup(
+        again: Annotated[
+            bool,
+            typer.Option(
+                "--again",
+                help="Also measure threads and products anew, and forget what trials of training steps decided: "
+                "where other programs were busy then.",
+            ),
+        ] = False,
+    ) -> None:
         """Compile everything that the Numba backend runs, for float32 and float64, so that no first fit has to."""
         import time
 
         import numpy as np
 
         from fastmlp.backends.choosing import get_backend
+        from fastmlp.backends.cpu.calibration import forget
+        from fastmlp.backends.cpu.choices import STEPS
+        from fastmlp.engine.backend_trial import BACKENDS
         from fastmlp.model import MLP
 
         numba = get_backend("numba")
         from fastmlp.kernels.cpu.compiling import cache_folder
 
         for dtype in ("float32", "float64"):
+            if again:
+                forget((STEPS, BACKENDS), np.dtype(dtype))
             began = time.perf_counter()
             model = MLP((2, 2, 2), backend=numba, dtype=dtype, seed=0)
             model.fit(np.eye(2), [0, 1], epochs=1, verbose=0)

@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from fastmlp.backends.cpu import blas
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.files.atomic import atomic_writer
 
+MEASURED = "measured"
+"""The first part of the name of the file that keeps it."""
 START, RATE = 60e-6, 1e10
 """Seconds that another thread takes to begin and to end, and operations a second, where nothing was measured."""
 NEAR = 1024.0
@@ -66,6 +68,22 @@ def known(dtype: np.dtype[Any]) -> Measured | None:
         if path is None or table is not None:
             _settled.add(dtype)
     return _tables[dtype]
+
+
+def forget(whats: Iterable[str], dtype: np.dtype[Any]) -> None:
+    """Delete what was measured for a type on this machine, and other files of what holds for it, see `kept_path`.
+
+    Raises
+    ------
+    OSError
+        A file is there and cannot be deleted.
+    """
+    for what in (MEASURED, *whats):
+        path = kept_path(what, dtype)
+        if path is not None:
+            path.unlink(missing_ok=True)
+    _tables.pop(dtype, None)
+    _settled.discard(dtype)
 
 
 def is_settled(dtype: np.dtype[Any]) -> bool:
@@ -120,7 +138,7 @@ def machine() -> dict[str, Any]:
 
 def table_path(dtype: np.dtype[Any]) -> Path | None:
     """Return where the table of a type is kept, or None where no folder can be written."""
-    return kept_path("measured", dtype)
+    return kept_path(MEASURED, dtype)
 
 
 def kept_path(what: str, dtype: np.dtype[Any]) -> Path | None:
