@@ -187,11 +187,11 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [products.MANY_SUMMED - 1, products.MANY_SUMMED, products.DEPTH + 1])
 def test_gradients_of_few_outputs(rows, dtype):
-    """Of as many as a vector holds, one more and fewer, four or five at once; of inputs of none to six vectors."""
+    """As many as one or two vectors hold, one more and fewer, four or five at once; of none to six vectors of inputs."""
     rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
     lanes = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize
     for inputs in (3, lanes, 2 * lanes, 2 * lanes + 1, 3 * lanes, 4 * lanes + 1, 6 * lanes + 5):
-        for outputs in (1, 3, 5, 10, lanes, lanes + 1):
+        for outputs in (1, 3, 5, 10, 12, 13, lanes, lanes + 1, 2 * lanes + 1):
             x, w, d = (rng.normal(size=s).astype(dtype) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
             dw, db = np.full(w.shape, np.nan, dtype), np.empty(outputs, dtype)
             backend.dense_backward(x, d, w, dw, db, None)
@@ -227,6 +227,7 @@ def test_no_product_writes_beyond_its_scratch(form, dtype):
         (1, 3, 2),
         (2, 200, 2400),
         (200, 999, 7),
+        (200, 999, 10),
     ):
         x, w, d = (rng.normal(size=s).astype(dtype) for s in ((n, i), (i, o), (n, o)))
         size = products.scratch_size(code, width, n, i, o)

@@ -11,19 +11,36 @@ from numba.extending import overload
 from . import tiles, vectors
 from .compiling import OPTIONS, part
 from .packing import transpose
-from .tiles import DEPTH
+from .tiles import DEPTH, share_of
 from .vectors import run
 
-FEW_OUTPUTS = (4, 6), (5, 4)
+FEW_OUTPUTS = ((4, 6), (5, 4)) if vectors.MASKS else ((4, 2), (5, 2))
 """Outputs that are summed at once where there is no more than a vector of them, and vectors of inputs beside each: what
-registers hold.  Ten outputs are two times five, and would be three times four."""
+registers hold, and without masks two at most, of which the last ends where the row does.  Ten outputs are two times
+five, and would be three times four."""
+
+
+def most_outputs(lanes: int) -> int:
+    """Return how many outputs are few, at most: a vector of them, and two where vectors are short; else none."""
+    if vectors.MASKS:
+        return lanes
+    return 2 * lanes if vectors.REGISTERS == 16 else 0
+
+
+@part
+def are_few(columns, rows, lanes):
+    """Tell whether so many columns would leave vectors so empty that the transpose is worth its cost.
+
+    Without masks there must be a vector of rows, for the last one to end where they do.
+    """
+    if vectors.MASKS:
+        return columns <= lanes
+    vectors_of_them = (columns + lanes - 1) // lanes
+    return rows >= lanes and 5 * columns <= 4 * vectors_of_them * lanes and columns <= 2 * lanes
 
 
 def few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch):
-    """Compute `products.multiply_transposed` for so few columns that they would leave a vector half empty.
-
-    With masks alone, for which it does not matter where the vectors of inputs end; scratch holds two transposes.
-    """
+    """Compute `products.multiply_transposed` for columns that `are_few`; scratch holds two transposes."""
 
 
 def _transposed_sums(outputs: int, long: int, lanes: int):
@@ -33,8 +50,9 @@ def _transposed_sums(outputs: int, long: int, lanes: int):
 
     @part
     def sums(a, at, index, index_at, lda, rows, k, b, b_at, columns, one, zero, scratch):
-        for c in range(0, rows, wide):
-            valid = min(wide, rows - c)
+        c = 0
+        while c < rows:
+            valid = share_of(rows - c, wide, lanes)
             for start in range(0, k, DEPTH):
                 i, depth, onward, x_at = index_at + start, min(DEPTH, k - start), start > 0, at + c
                 for q in range(0, columns, outputs):
@@ -54,13 +72,14 @@ def _transposed_sums(outputs: int, long: int, lanes: int):
                             *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
                             *(one, zero, onward, scratch, o, rows),
                         )
+            c += valid
 
     return sums
 
 
 @overload(few_outputs, jit_options=OPTIONS)
 def _compiled_few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch):
-    if not vectors.MASKS:
+    if not most_outputs(vectors.lanes(out.dtype)):
         return lambda a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch: None
     by_four, by_five = (_transposed_sums(*sizes, vectors.lanes(out.dtype)) for sizes in FEW_OUTPUTS)
     four, five = (outputs for outputs, _ in FEW_OUTPUTS)

@@ -22,7 +22,7 @@ from . import tiles, vectors
 from .blas import gemm
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS
-from .few import few_outputs
+from .few import are_few, few_outputs, most_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
 from .single import add_outer_product, multiply_sparse_row, notes_size
 from .tiles import DEPTH, ROWS, readable, share_of
@@ -61,7 +61,8 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
     if form == BLAS:
         return 0
     if form == DIRECT:
-        return max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
+        transposes = 2 * inputs * min(outputs, most_outputs(width // tiles.VECTORS))
+        return max(max(inputs, outputs, DEPTH) * width + DEPTH * ROWS, transposes)
     # a product with W' copies panels that are as deep as W is wide, in either form
     shapes = (rows, inputs, outputs), (inputs, rows, outputs)
     notes = notes_size(inputs, vectors.VECTOR_BYTES * tiles.VECTORS // width)
@@ -304,7 +305,7 @@ def _compiled_multiply_transposed(
     panel, width = tiles.panel_of_columns(lanes, tiles.COLUMNS_OF_A), tiles.VECTORS * lanes
     rest = tiles.panel_of_columns(lanes, tiles.COPY_OF_A)
     one = getattr(np, str(out.dtype))(1)
-    few = lanes if vectors.MASKS else 0
+    some_are_few = most_outputs(lanes) > 0
 
     def multiply_transposed(
         form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
@@ -322,7 +323,7 @@ def _compiled_multiply_transposed(
                 *(out, out_at, scratch),
             )
             return
-        if columns <= few and k >= MANY_SUMMED:
+        if some_are_few and k >= MANY_SUMMED and are_few(columns, rows, lanes):
             few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch)
             return
         deep, whole = _equal_parts(k, DEPTH, 8), rows // ROWS * ROWS
