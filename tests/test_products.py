@@ -187,7 +187,7 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [products.MANY_SUMMED - 1, products.MANY_SUMMED, products.DEPTH + 1])
 def test_gradients_of_few_outputs(rows, dtype):
-    """As many as one or two vectors hold, one more and fewer, four or five at once; of none to six vectors of inputs."""
+    """As many as one or two vectors hold, one more, fewer, four or five at once; none to six vectors of inputs."""
     rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
     lanes = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize
     for inputs in (3, lanes, 2 * lanes, 2 * lanes + 1, 3 * lanes, 4 * lanes + 1, 6 * lanes + 5):
