@@ -2,7 +2,7 @@
 
 A tile that reads weights in place finds each row on a page of its own, and in a set of a cache where others are too; a
 copy in its order costs what it saves elsewhere.  Which of the two is faster depends on how fast a processor loads and
-how fast it multiplies, and no processor says that of itself.
+how fast it multiplies, and no processor says that of itself.  The bits are the same in either way.
 """
 
 from __future__ import annotations
