@@ -31,7 +31,8 @@ def most_outputs(lanes: int) -> int:
 def are_few(columns, rows, lanes):
     """Tell whether so many columns would leave vectors so empty that the transpose is worth its cost.
 
-    Without masks there must be a vector of rows, for the last one to end where they do.
+    Without masks that is a fifth of their numbers, about what it costs; and there must be a vector of rows, for the
+    last one to end where they do.
     """
     if vectors.MASKS:
         return columns <= lanes

@@ -1,6 +1,7 @@
 """``fastmlp doctor``: planted troubles are named, each with the command that mends it, whatever cannot be imported."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmlp.backends.cpu import choices, limits
+from fastmlp.backends.cpu import calibration, choices, limits
 from fastmlp.backends.cuda import backend as cuda_backend
 from fastmlp.backends.cuda import probe
 from fastmlp.backends.decisions import Decisions
@@ -243,6 +244,16 @@ def test_what_was_decided_is_told(monkeypatch, tmp_path):
     for rows in looks.products().facts.values():
         assert dict(rows)["4-8-2, batch 16"] == "blas blas blas, blas blas blas (in 2 parts)"
         assert "threads" in dict(rows)
+
+
+@pytest.mark.parametrize(
+    ("near", "told"),
+    [(math.inf, "everywhere, and for a few rows"), (2048.0, "where rows take up to 2,048 bytes, and for a few rows")],
+)
+def test_where_weights_are_read_in_place_is_told(monkeypatch, near, told):
+    monkeypatch.setattr(calibration, "known", lambda dtype: calibration.Measured(1e-4, 1e-7, 1e10, near))
+    for rows in looks.products().facts.values():
+        assert dict(rows)["weights read in place"].startswith(told)
 
 
 def test_a_source_folder_without_kernels(monkeypatch):

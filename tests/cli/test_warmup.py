@@ -20,9 +20,10 @@ def test_warmup_again_measures_anew_and_forgets_what_trials_decided(monkeypatch,
             (tmp_path / f"{what}-{dtype}.json").write_text("{}")
 
     def meetings(*options):
-        """Return what is kept after the command, by a process of its own as far as tables go."""
-        monkeypatch.setattr(calibration, "_tables", {})
-        monkeypatch.setattr(calibration, "_settled", set())
+        """Return what is kept after the command, without options by a process of its own as far as tables go."""
+        if not options:
+            monkeypatch.setattr(calibration, "_tables", {})
+            monkeypatch.setattr(calibration, "_settled", set())
         code, out, _ = cli("warmup", *options)
         assert code == 0 and "float64: " in out
         return [calibration._read(calibration.table_path(np.dtype(dtype))).meeting for dtype in TYPES]
@@ -34,3 +35,6 @@ def test_warmup_again_measures_anew_and_forgets_what_trials_decided(monkeypatch,
     assert decided | proven < before
     assert meetings("--again") == [3e-7, 4e-7]
     assert {path.name for path in tmp_path.iterdir()} == before - decided
+    monkeypatch.setattr(calibration, "kept_path", lambda what, dtype: None)  # no folder can be written
+    assert cli("warmup", "--again")[0] == 0
+    assert calibration._tables == dict.fromkeys(map(np.dtype, TYPES))

@@ -185,7 +185,7 @@ def _write(path: Path, table: Measured, dtype: np.dtype[Any]) -> None:
 def measure(dtype: np.dtype[Any], reach: Callable[[], float]) -> Measured:
     """Measure all of it.
 
-    It takes a quarter of a second, twice that where others want the cores, and what the compiler needs for the meeting.
+    It takes a third of a second, twice that where others want the cores, and what the compiler needs for the meeting.
     """
     return Measured(time_start(), time_meeting(), small_product_rate(dtype), reach())
 

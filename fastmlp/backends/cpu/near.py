@@ -1,4 +1,4 @@
-"""How far apart rows of weights may lie for a forward product to read them in place: timed once, by calls of this kind.
+"""How far apart rows of weights may lie for a forward product to read them in place: timed once on a machine.
 
 A tile that reads weights in place finds each row on a page of its own, and in a set of a cache where others are too; a
 copy in its order costs what it saves elsewhere.  Which of the two is faster depends on how fast a processor loads and
@@ -71,7 +71,7 @@ def reach_of_direct(training: bool, precision: Precision, backend: Backend) -> f
 def _call(
     training: bool, precision: Precision, units: tuple[int, int], form: int, backend: Backend
 ) -> Callable[[], float]:
-    """Return a call, of one layer whose forward product has that form, which returns its seconds."""
+    """Return what calls the kernels for one layer, its forward product in that form, and returns the seconds."""
     from fastmlp.kernels.cpu.codes import FORWARD, PACKED, PRODUCTS
 
     spec, dtype = make_spec(units), precision.products
@@ -82,10 +82,8 @@ def _call(
     session = cast("NumbaSession", backend.open(plan))
     session.chosen.fix(forms, 1)
     rng = np.random.default_rng(0)
-    x, params = (
-        rng.random((4 * ROWS, INPUTS), np.float32).astype(dtype),
-        initial_parameters(spec, plan.layout, dtype, 0),
-    )
+    x = rng.random((4 * ROWS, INPUTS), np.float32).astype(dtype)
+    params = initial_parameters(spec, plan.layout, precision.weights, 0)
     if optimizer is not None:
         state = TrainState(plan.layout, params, 0)
         state.begin(optimizer, np.zeros, np.copy)
