@@ -12,7 +12,7 @@ numba = pytest.importorskip("numba")
 if numba.config.DISABLE_JIT:
     pytest.skip("the JIT is off, and NumPy multiplies", allow_module_level=True)
 
-from fastmlp.kernels.cpu import products  # noqa: E402
+from fastmlp.kernels.cpu import few, products  # noqa: E402
 
 import fastmlp  # noqa: E402
 from fastmlp import get_backend  # noqa: E402
@@ -185,12 +185,14 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rows", [products.MANY_SUMMED - 1, products.MANY_SUMMED, products.DEPTH + 1])
+@pytest.mark.parametrize("rows", [few.MANY_SUMMED - 1, few.MANY_SUMMED, products.DEPTH + 1])
 def test_gradients_of_few_outputs(rows, dtype):
-    """As many as one or two vectors hold, one more, fewer, four or five at once; none to six vectors of inputs."""
+    """As many as one or two vectors hold, one more, fewer, four or five at once; no vector of inputs to two blocks."""
     rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
     lanes = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize
-    for inputs in (3, lanes, 2 * lanes, 2 * lanes + 1, 3 * lanes, 4 * lanes + 1, 6 * lanes + 5):
+    block = few.VECTORS_OF_INPUTS * lanes
+    several = [n * lanes + rest for n, rest in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 1), (6, 5))]
+    for inputs in (3, *several, block, block + 1, block + lanes, 2 * block + 3):
         for outputs in (1, 3, 5, 10, 12, 13, lanes, lanes + 1, 2 * lanes + 1):
             x, w, d = (rng.normal(size=s).astype(dtype) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
             dw, db = np.full(w.shape, np.nan, dtype), np.empty(outputs, dtype)
@@ -278,7 +280,8 @@ def test_no_tile_multiplies_what_old_memory_holds(form):
     from fastmlp.kernels.cpu.operations import product
 
     get_backend("numba")  # binds the BLAS
-    n, i, o, subnormal = 24, products.ROWS + 3, 5, np.float32(1e-40)
+    n, i, o, subnormal = 8, products.ROWS + 3, 5, np.float32(1e-40)
+    assert n < few.MANY_SUMMED  # else there is no such copy
     rng = np.random.default_rng(0)
     x, w, d = (rng.normal(size=s).astype("float32") for s in ((n, i), (i, o), (n, o)))
     width = products.vectors.VECTOR_BYTES // 4 * products.tiles.VECTORS

@@ -72,17 +72,19 @@ def _compiled_transpose(source, at, lds, rows, columns, out, out_at, ldo):
     def transpose(source, at, lds, rows, columns, out, out_at, ldo):
         c = 0
         while c < columns:
-            size = long if columns - c >= long else min(BLOCK, columns - c)
+            size = long if columns - c >= long else BLOCK
+            if columns < BLOCK:
+                size = columns
+            c = min(c, columns - size)  # the last block ends where the columns do, and the last of the rows likewise
             r = 0
-            if size == long:
-                while r + long <= rows:
-                    block(source, at + r * lds + c, lds, out, out_at + c * ldo + r, ldo)
-                    r += long
-            if size >= BLOCK:
-                while r + BLOCK <= rows:
-                    for q in range(c, c + size, BLOCK):
-                        small(source, at + r * lds + q, lds, out, out_at + q * ldo + r, ldo)
-                    r += BLOCK
+            while size == long and r + long <= rows:
+                block(source, at + r * lds + c, lds, out, out_at + c * ldo + r, ldo)
+                r += long
+            while size >= BLOCK and rows >= BLOCK and r < rows:
+                r = min(r, rows - BLOCK)
+                for q in range(c, c + size, BLOCK):
+                    small(source, at + r * lds + q, lds, out, out_at + q * ldo + r, ldo)
+                r += BLOCK
             while r < rows:
                 for q in range(c, c + size):
                     out[out_at + q * ldo + r] = source[at + r * lds + q]

@@ -22,7 +22,7 @@ from . import tiles, vectors
 from .blas import gemm
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS
-from .few import are_few, few_outputs, most_outputs
+from .few import are_few, few_outputs, few_scratch, most_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
 from .single import add_outer_product, multiply_sparse_row, notes_size
 from .tiles import DEPTH, ROWS, readable, share_of
@@ -38,8 +38,6 @@ KEPT = 4 * 1024 * 1024
 that the sums of a block of rows go on in the second-level cache from one block along k to the next."""
 MANY_ROWS = 144
 """Rows of a packed block of A, a multiple of every tile's: with their sums it fits a second-level cache."""
-MANY_SUMMED = 64
-"""Rows of a batch from which on this is worth the transpose of a gradient."""
 
 
 def available_forms() -> tuple[int, ...]:
@@ -61,8 +59,8 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
     if form == BLAS:
         return 0
     if form == DIRECT:
-        transposes = 2 * inputs * min(outputs, most_outputs(width // tiles.VECTORS))
-        return max(max(inputs, outputs, DEPTH) * width + DEPTH * ROWS, transposes)
+        panels = max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
+        return max(panels, few_scratch(inputs, outputs, width // tiles.VECTORS))
     # a product with W' copies panels that are as deep as W is wide, in either form
     shapes = (rows, inputs, outputs), (inputs, rows, outputs)
     notes = notes_size(inputs, vectors.VECTOR_BYTES * tiles.VECTORS // width)
@@ -305,7 +303,7 @@ def _compiled_multiply_transposed(
     panel, width = tiles.panel_of_columns(lanes, tiles.COLUMNS_OF_A), tiles.VECTORS * lanes
     rest = tiles.panel_of_columns(lanes, tiles.COPY_OF_A)
     one = getattr(np, str(out.dtype))(1)
-    some_are_few = most_outputs(lanes) > 0
+    most = most_outputs(lanes)
 
     def multiply_transposed(
         form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
@@ -323,7 +321,7 @@ def _compiled_multiply_transposed(
                 *(out, out_at, scratch),
             )
             return
-        if some_are_few and k >= MANY_SUMMED and are_few(columns, rows, lanes):
+        if columns <= most and are_few(columns, rows, k, lanes):
             few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch)
             return
         deep, whole = _equal_parts(k, DEPTH, 8), rows // ROWS * ROWS

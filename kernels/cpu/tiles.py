@@ -313,7 +313,7 @@ def tile(rows: int, width: int, lanes: int, source: int):
                 if source == COPY_OF_A:
                     place = builder.gep(fetched, [builder.mul(i, fetched_step)])
                     vectors.prefetch(builder, place, vectors.ALL_BUT_THE_FIRST)
-                a_row = builder.gep(a_start, [builder.mul(i, lda if source == ROWS_OF_B else integer(rows))])
+                a_row = builder.gep(a_start, [builder.mul(i, lda)])
             for r in range(rows):
                 in_row = own[r] if source == ROWS_OF_B else integer(r)
                 place = builder.gep(starts[r], [i]) if by_rows else builder.gep(a_row, [in_row])
@@ -384,10 +384,12 @@ def panel_of_rows(lanes: int):
 def panel_of_columns(lanes: int, source: int):
     """Return the function that computes up to `VECTORS` vectors of all rows of a product with A's transpose or a copy.
 
-    What one tile reads of A is `step` elements from what the next one does.  Where `after` is not negative, b is a
+    What one tile reads of A is `step` elements from what the next one does; with a copy each k is `ROWS`, the lda, from
+    the next, and with a transpose the rows are a multiple of `ROWS`.  Where `after` is not negative, b is a
     copy, and the panel that starts there in it is fetched meanwhile.
     """
     all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, source) for width in (1, 2, 3))
+    few1, few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, source) for width in (1, 2, 3))
     quarter = lanes // 4 if vectors.MASKS else 0
     narrow = tile(ROWS, 1, max(quarter, 1), source)
     # where there is one vector of sums for a row, there are registers for those of more rows
@@ -414,7 +416,13 @@ def panel_of_columns(lanes: int, source: int):
         while r < rows:
             n = min(ROWS, rows - r)
             o = out_at + r * ldo
-            if valid > 2 * lanes:
+            if n <= FEW_ROWS and valid > 2 * lanes:
+                few3(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+            elif n <= FEW_ROWS and valid > lanes:
+                few2(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+            elif n <= FEW_ROWS:
+                few1(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+            elif valid > 2 * lanes:
                 all3(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > lanes:
                 all2(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
