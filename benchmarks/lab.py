@@ -66,7 +66,7 @@ def products_of_steps(t, threads, net, data, buffers, memory, order, batch, step
             begin = s * batch
             now = Batch(seen_as(data.x, dtype), order, begin, begin + batch + (0 if shared else r0), batch, batch, 0, 0)
         if shared:
-            multiply_features(net, buffers.params, now, memory, t, threads)
+            multiply_features(net, buffers.params, now, memory, t, t, threads)
             passed += 1
             barrier(memory.arrivals, threads, passed)
         below, at, index, first, after = now.x, 0, now.index, now.first + r0, now.after
@@ -160,7 +160,7 @@ def compare_products(dtype: np.dtype[Any]) -> str:
 
 def multiply_on_threads(session: Any, shared: tuple[Any, ...], steps: int) -> None:
     """Compute the products of some steps on the threads of a session."""
-    session.memory.arrivals[0] = 0
+    session.memory.arrivals[:] = 0
     on_threads(session.chosen.parts, lambda t: products_of_steps(t, session.chosen.parts, *shared, steps))
 
 

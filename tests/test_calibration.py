@@ -340,15 +340,17 @@ def test_parts_are_chosen_again_once_the_machine_is_known(nothing_known, monkeyp
     as_it_was.adopt(before)
     named = "packed packed packed, blas blas blas"
     goes_on.adopt({"backend": "numba", "products": named, "parts": 2})
-    assert (before["parts"], goes_on.chosen.parts, goes_on.chosen.crew.parts) == (1, 2, 2)
+    assert (before["parts"], goes_on.chosen.parts, goes_on.chosen.crew.most) == (1, 2, 2)
     learn(rate=1e8)
     for session in (fresh, goes_on, as_it_was):
         session.choose_again()
-    assert (fresh.chosen.parts, fresh.chosen.crew.parts) == (2, 2)
+    assert (fresh.chosen.parts, fresh.chosen.crew.most) == (2, 2)
     assert (goes_on.chosen.parts, goes_on.choices()["products"]) == (2, named)
     assert as_it_was.choices() == before
-    goes_on.adopt({"backend": "numba", "products": named, "parts": 3})  # there are no three threads here
+    goes_on.adopt({"backend": "numba", "products": named, "parts": 9})  # more than two threads share out here
     assert goes_on.chosen.parts == 2
+    goes_on.adopt({"backend": "numba", "products": named, "parts": 8})
+    assert (goes_on.chosen.parts, goes_on.chosen.crew.most) == (8, 2)
 
 
 def test_a_way_that_does_not_exist_is_refused():

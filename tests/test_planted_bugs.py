@@ -27,6 +27,7 @@ TOGETHER = ("tests/test_shared_steps.py",)
 PARTS = ("tests/test_crew.py", "-k", "may_change")
 FEW = ("tests/test_products.py", "-k", "few_outputs")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
+TAKEN = ("tests/test_shared_steps.py", "-k", "each_part_is_one_threads")
 SHARES = ("tests/test_shared_predictions.py",)
 GATHER = ("tests/test_operations.py", "-k", "gather and numba")
 
@@ -74,7 +75,9 @@ BUGS = {
     "products: where it is not zero": ("kernels/cpu/single.py", "out_at + places[j] * v.size", "out_at + j * v.size"),
     "threads: a barrier that opens early": ("kernels/cpu/threads.py", "if arrived == threads * passed:", "if arrived >= threads * passed - 1:"),
     "products: a long row": ("kernels/cpu/products.py", "*(one, zero, False, out, out_at + c, columns),", "*(one, zero, False, out, out_at, columns),"),
-    "parts: of another thread": ("kernels/cpu/train.py", "_update_slice(net, rule, buffers, batch, memory, p, parts,", "_update_slice(net, rule, buffers, batch, memory, t, parts,"),
+    "parts: of another thread": ("kernels/cpu/train.py", "_update_slice(net, rule, buffers, batch, memory, t, p, parts,", "_update_slice(net, rule, buffers, batch, memory, t, t, parts,"),
+    "parts: one that nobody takes": ("kernels/cpu/threads.py", "(passed + 1) * own)", "(passed + 1) * own - 1)"),
+    "parts: others' are left to them": ("kernels/cpu/threads.py", "        if whose == t:", "        if whose >= 0:"),
     "products: a second block of rows": ("kernels/cpu/products.py", "index, index_at + r, ahead", "index, index_at, ahead"),
     "products: few outputs, a second block": ("kernels/cpu/few.py", "min(DEPTH, k - start), start > 0, at + c", "min(DEPTH, k - start), False, at + c"),
     "products: few outputs, more than four": ("kernels/cpu/few.py", "min(outputs, columns - q), q * rows + c", "min(outputs, columns - q), c"),
@@ -106,6 +109,8 @@ COMPILED = {
     "threads: a barrier that opens early": TOGETHER,
     "products: a long row": PRODUCTS,
     "parts: of another thread": PARTS,
+    "parts: one that nobody takes": TAKEN,
+    "parts: others' are left to them": TAKEN,
     "products: a second block of rows": BLOCKS,
     "packing: the last numbers of rows": BLOCKS,
     "packing: rows of the next panel": BLOCKS,

@@ -8,7 +8,9 @@ from compare import assert_same_bits
 from numba_runs import backend, trained
 
 import fastmlp
+from fastmlp.backends.cpu import crew
 from fastmlp.backends.cpu import session as cpu_session
+from fastmlp.backends.cpu.forms import Forms
 from fastmlp.backends.cpu.threads import on_threads
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.spec import make_spec
@@ -39,6 +41,65 @@ def test_nobody_passes_a_barrier_before_all_are_there(threads):
 
     on_threads(threads, work)
     assert at == [times] * threads and not wrong
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, 1), (1, 3), (2, 2), (2, 4), (2, 5), (3, 6), (3, 8), (4, 16)])
+def test_each_part_is_one_threads_and_who_is_done_takes_others(threads, parts):
+    from fastmlp.kernels.cpu.compiling import entry
+    from fastmlp.kernels.cpu.operations import meet
+    from fastmlp.kernels.cpu.threads import counters, next_part
+
+    @entry
+    def next_one(counter, t, threads, parts, passed, whose, last):
+        return next_part(counter, t, threads, parts, passed, whose, last)
+
+    times, counter = 40, np.zeros(counters(threads), np.int64)
+    taken = [[] for _ in range(times)]
+
+    def work(t):
+        for i in range(times):
+            part, whose = next_one(counter, t, threads, parts, i, t, -1)
+            while part >= 0:
+                taken[i].append((part, t, whose))
+                if t == i % threads:  # each is the slow one now and then
+                    time.sleep(2e-3)
+                part, whose = next_one(counter, t, threads, parts, i, whose, part)
+            meet(threads, 1, counter, i)
+
+    on_threads(threads, work)
+    helped = 0
+    for found in taken:
+        assert sorted(part for part, _, _ in found) == list(range(parts))
+        assert all(part % threads == whose for part, _, whose in found) or threads == 1
+        helped += any(whose != t for _, t, whose in found)
+    assert helped > times // 4 if parts > threads > 1 else helped == 0
+
+
+WIDE = {"units": (96, 21, 9, 4), "batch_size": 11, "products": "direct"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": fastmlp.SGD(0.01), "max_norm": None, "dtype": "float32"},
+        {"optimizer": fastmlp.SGD(0.01, momentum=0.9), "dropout": 0.0, "products": "direct"},
+        {"products": "packed", "batch_size": 70},
+        {"products": "blas"},
+        WIDE,
+        {**WIDE, "dropout": (0.3, 0.2, 0.2)},
+    ],
+    ids=["clip", "sgd", "momentum", "packed", "blas", "features", "gathered features"],
+)
+@pytest.mark.parametrize("parts", [4, 7])
+def test_steps_have_the_same_bits_whoever_takes_their_parts(monkeypatch, options, parts):
+    """One thread all of them, as many as there are parts, or fewer that take them from each other."""
+    monkeypatch.setattr(Forms, "parts_for", lambda self, batch, most, *_: parts)
+    monkeypatch.setattr(crew, "FIRST_SECONDS", 1e9)  # and one thread is never tried
+    wanted = trained(parts, **options)
+    for threads in (1, 2, 3):
+        for found, one in zip(trained(threads, **options), wanted, strict=True):
+            assert_same_bits(found, one)
 
 
 def session_of(units, batch, optimizer, threads):

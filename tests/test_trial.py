@@ -10,10 +10,8 @@ from fastmlp.kernels.cpu.products import available_forms
 
 import fastmlp
 from fastmlp.backends import contest, decisions
-from fastmlp.backends.contest import Contender, fastest
 from fastmlp.backends.cpu import calibration, trial
 from fastmlp.backends.cpu import choices as cpu_choices
-from fastmlp.backends.session import Ahead
 from fastmlp.network.plan import Plan, Precision
 from fastmlp.network.spec import make_spec
 
@@ -24,53 +22,6 @@ pytestmark = pytest.mark.skipif(
 )
 UNITS = (32, 16, 8)
 ALL = {"blas": "blas blas blas, blas blas blas", "packed": "packed packed packed, packed packed packed"}
-
-
-class Clock:
-    """Seconds that contenders spend."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def contender(self, *seconds):
-        """Return a contender of which a step takes so long, the last of them from then on."""
-        left = list(seconds)
-
-        def take(steps):
-            one = left.pop(0) if len(left) > 1 else left[0]
-            self.now += steps * one
-            return steps * one
-
-        return Contender(seconds, take)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-def test_the_fastest_by_more_than_noise_is_taken(clock):
-    ruled, slow, noise, fast = (clock.contender(s) for s in (1e-3, 2e-3, 0.98e-3, 0.9e-3))
-    assert fastest(ruled, iter([slow, noise, fast]), Ahead(10_000), clock) is fast
-    assert len(noise.seconds) > 1 and len(slow.seconds) == 0  # hopeless after the sample that warms caches
-
-
-def test_who_is_far_behind_is_found_out_in_few_steps(clock):
-    """Sixteen threads of a tiny step may take a hundred times as long as one: a whole sample would be a second."""
-    ruled, slow, slower = clock.contender(1e-5), clock.contender(1e-3), clock.contender(1e-2)
-    fastest(ruled, iter([]), Ahead(10**6), clock)
-    alone = clock.now
-    assert fastest(ruled, iter([slow, slower]), Ahead(10**6), clock) is ruled
-    assert clock.now - 2 * alone < 0.15 and not slow.seconds and not slower.seconds
-
-
-def test_a_trial_ends_where_ways_take_longer_than_was_thought(clock):
-    others = [clock.contender(*[0.9e-3] * 3, 5e-3) for _ in range(100)]
-    fastest(clock.contender(1e-3), iter(others), Ahead(5000), clock)
-    assert clock.now < contest.MOST_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -85,99 +36,28 @@ def test_a_trial_ends_where_ways_take_longer_than_was_thought(clock):
     ],
 )
 def test_parts_are_halved_or_doubled_as_long_as_that_is_faster(seconds, ruled, tried):
-    found = [ruled]
-    for parts in trial._halves_and_doubles(ruled, max(seconds), lambda: min(found, key=seconds.get)):
+    found, most = [ruled], max(seconds)
+    for parts in trial._numbers_of_parts(ruled, most, most, lambda: min(found, key=seconds.get)):
         found.append(parts)
     assert found[1:] == tried
 
 
-def test_where_nothing_is_faster_the_rule_stands(clock):
-    ruled, noise = clock.contender(1e-3), clock.contender(0.98e-3)
-    assert fastest(ruled, iter([noise]), Ahead(10_000), clock) is ruled
-
-
-def test_who_is_not_faster_in_each_pair_of_samples_is_not_taken(clock):
-    now_and_then = clock.contender(*[0.9e-3] * 3, 1.01e-3, 0.9e-3)
-    ruled = clock.contender(1e-3)
-    assert fastest(ruled, iter([now_and_then]), Ahead(10_000), clock) is ruled
-
-
-@pytest.mark.parametrize("who", ["ruled", "winner"])
-def test_on_a_busy_machine_nothing_is_decided(clock, who):
-    ruled = clock.contender(*[1e-3] * 7, 1.4e-3) if who == "ruled" else clock.contender(2e-3)  # 6 do not count
-    other = clock.contender(8e-4) if who == "ruled" else clock.contender(*[1e-3] * 4, 1.6e-3)  # 3 do not
-    assert fastest(ruled, iter([other]), Ahead(10_000), clock) is None
-
-
-@pytest.mark.parametrize("who", ["ruled", "winner"])
-def test_what_is_far_faster_is_taken_on_a_busy_machine_too(clock, who):
-    """As a GPU is beside many threads of which now and then one waits for its core."""
-    ruled = clock.contender(*[1e-3] * 7, 1.4e-3) if who == "ruled" else clock.contender(2e-3)
-    other = clock.contender(7e-4) if who == "ruled" else clock.contender(*[1e-3] * 4, 1.5e-3)
-    assert fastest(ruled, iter([other]), Ahead(10_000), clock) is other
-
-
 @pytest.mark.parametrize(
-    ("step", "steps", "tried", "most"),
+    ("seconds", "finest", "tried"),
     [
-        (1e-3, 10, 0.0, 0.0),  # a fifth of 10 ms is less than two contenders take
-        (1e-3, 500, 0.0, 0.0),
-        (1e-3, 2000, 0.0, 0.4),  # a fifth of the run
-        (1e-3, 5000, 0.0, 0.5),
-        (1e-3, 100_000, 0.0, 2.0),  # the fiftieth part of a long run
-        (0.1, 20, 0.0, 0.0),
-        (0.1, 500, 0.0, 0.0),
-        (0.1, 1000, 0.0, 2.0),
-        (1e-3, 5000, 0.2, 0.3),  # what another trial of the run has left
-        (1e-3, 5000, 0.49, 0.0),
+        ({1: 9, 2: 4, 4: 3, 8: 5, 16: 1}, 16, [2, 8]),
+        ({1: 9, 2: 4, 4: 3, 8: 2, 16: 1}, 16, [2, 8, 16]),
+        ({1: 9, 2: 4, 4: 3, 8: 2, 16: 1}, 15, [2, 8]),
+        ({1: 9, 2: 2, 4: 3, 8: 5, 16: 1}, 16, [2, 1, 8]),  # half of the threads may be those on the fast cores
+        ({1: 9, 2: 2, 4: 3, 8: 1, 16: 4}, 16, [2, 1, 8, 16]),
+        ({1: 9, 2: 4, 4: 3, 8: 1}, 7, [2]),
     ],
 )
-def test_a_trial_takes_no_longer_than_the_run_is_worth(clock, step, steps, tried, most):
-    ruled = clock.contender(step)
-    others = (clock.contender(step) for _ in range(1000))
-    found = fastest(ruled, others, Ahead(steps, tried), clock)
-    assert (found is None) == (most == 0)
-    assert clock.now <= (most or 2 * step + 0.03 * bool(tried))  # how long steps take has to be known first
-    assert most == 0 or clock.now > 0.5 * most  # and it uses what it may
-
-
-def test_what_a_device_needs_before_its_first_steps_is_neither_counted_nor_judged(clock):
-    """Its driver starts, graphs are captured, and it becomes as fast as it can."""
-    ruled, device = clock.contender(1e-3), clock.contender(5.0, 0.2, 0.1, 5e-4)
-    device.starts = True
-    slow, other = clock.contender(9e-4), clock.contender(4e-4)
-    assert fastest(ruled, iter([slow, device, other]), Ahead(5000), clock) is other
-    assert device.started > 5.0 and max(device.seconds) == 5e-4
-    assert clock.now - device.started < contest.MOST_SECONDS
-    # the same of a contender that is not known to start is over at once
-    ruled, device = clock.contender(1e-3), clock.contender(5.0, 0.2, 0.1, 5e-4)
-    assert fastest(ruled, iter([device]), Ahead(5000), clock) is ruled and not device.started
-
-
-@pytest.mark.parametrize(("here", "there"), [(2e-6, 3e-4), (3e-4, 3e-2), (1e-3, 0.1)])
-def test_a_device_that_is_slower_by_far_is_not_waited_for(clock, here, there):
-    """Its start takes what it takes; but no more steps than tell that."""
-    ruled, device = clock.contender(here), clock.contender(5.0, there)
-    device.starts = True
-    fastest(ruled, iter([]), Ahead(10**9), clock)
-    alone = clock.now
-    assert fastest(ruled, iter([device]), Ahead(10**9), clock) is ruled
-    assert 5.0 < device.started < 5.0 + max(0.2, 3 * there)
-    assert clock.now - 2 * alone - device.started < 0.4  # less than a trial may take
-
-
-def test_the_start_of_a_device_is_not_counted_where_it_fails(clock):
-    def fails(steps):
-        clock.now += 3.0
-        raise contest.NoStepsError
-
-    device = Contender("device", fails, starts=True)
-    with pytest.raises(contest.NoStepsError):
-        fastest(clock.contender(1e-3), iter([device]), Ahead(10_000), clock)
-    assert device.started == 3.0
-
-
-# --- on real steps ---------------------------------------------------------------------------------------------------
+def test_more_parts_than_threads_are_tried_whatever_was_found(seconds, finest, tried):
+    found = [4]
+    for parts in trial._numbers_of_parts(4, 4, finest, lambda: min(found, key=seconds.get)):
+        found.append(parts)
+    assert found[1:] == tried
 
 
 @pytest.fixture
@@ -242,7 +122,7 @@ def test_what_is_decided_is_taken_kept_and_changes_no_weights(kept, decides, opt
     for a, b in zip(found, train(asked, x, y, **options), strict=True):
         assert_same_bits(a, b)
     steps = 2 * (320 if fit == "epochs" else 288) // 16
-    assert {n for _, _, n in tried} == {steps} and {parts for _, parts, _ in tried} == {1, 2}
+    assert {n for _, _, n in tried} == {steps} and {1, 2, 4} <= {parts for _, parts, _ in tried} <= {1, 2, 4, 8}
     uniform = {forms for forms, parts, _ in tried if len(set(forms.replace(",", "").split())) == 1}
     assert len(uniform) == len(available_forms())
     (path,) = kept.iterdir()
@@ -319,7 +199,7 @@ def test_what_another_process_decided_meanwhile_stands(kept, decides):
         lambda text: "null",
         lambda text: text.replace('"processor": "', '"processor": "not '),
         lambda text: text.replace('"parts": 2', '"parts": "two"'),
-        lambda text: text.replace('"parts": 2', '"parts": 7'),
+        lambda text: text.replace('"parts": 2', '"parts": 9'),
         lambda text: text.replace("blas blas blas", "blas sliced blas"),
         lambda text: text.replace("blas blas blas, ", ""),
     ],

@@ -23,8 +23,8 @@ def reads_in_place(net, data, params, trains):
 
 
 @part
-def multiply_features(net, params, batch, memory, p, parts):
-    """Multiply this part's features of all rows by their weights, into its own part of ``memory.parts``."""
+def multiply_features(net, params, batch, memory, t, p, parts):
+    """Multiply this part's features of all rows by their weights in this thread, into ``memory.parts[p]``."""
     inputs, o = net.units[0], net.units[1]
     first, stop = inputs * p // parts, inputs * (p + 1) // parts
     multiply(
@@ -38,7 +38,7 @@ def multiply_features(net, params, batch, memory, p, parts):
             o,
             memory.parts[p],
             0,
-            memory.panels[p],
+            memory.panels[t],
         ),
     )
 

@@ -7,16 +7,15 @@ import numpy as np
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, output_losses, reads_in_place
 from .structures import Batch
-from .threads import claim
+from .threads import LINE, claim
 from .vectors import run, seen_as
 
 u8 = np.uint64
 
 RUN = 16
 """Rows whose losses are added up by themselves: where they end the rows may be divided among threads."""
-FIRST, STOP, TAKEN, LINE = 0, 1, 2, 16
-"""A thread's share: its rows, how many pieces of them are taken, and how many numbers all of it takes: so many that
-what two threads count is never in one line."""
+FIRST, STOP, TAKEN = 0, 1, 2
+"""A thread's share, a line: its rows, and how many pieces of them are taken."""
 
 
 @entry

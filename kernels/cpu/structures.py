@@ -189,15 +189,15 @@ class Memory(NamedTuple):
         Each thread's own, for the gradient of the parameters that are updated at a time; clipping needs all at once.
     losses : (threads, m) float
         Each thread's own, where losses are worked out.
-    parts : (threads, batch * O) float, or empty
-        Each thread's own, for its part of the lowest layer's products where those are shared out by input features.
+    parts : (parts, batch * O) float, or empty
+        Of the lowest layer's products, where those are shared out by input features.
     panels : (threads, m) float
         Each thread's own, for copies of what is multiplied (`products.scratch_size`).
     counting, order : (batch,) int64
         0, 1, 2 ...; and rows of the data, in prediction.
-    norms : (threads,) float64
-    arrivals : (`threads.SIZE`,) int64
-        The barrier's counters, 0 at the start of a call.
+    norms : (parts,) float64
+    arrivals : (`threads.counters`,) int64
+        The barrier's counters and those of parts that are taken, 0 at the start of a call.
     """
 
     x: Any

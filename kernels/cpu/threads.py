@@ -12,16 +12,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .compiling import OPTIONS, part
+from .compiling import OPTIONS, inline_part, part
 
 SPINS = 4000
 """Looks at a barrier before the core is offered to others: about 50 microseconds, longer than most steps wait."""
 YIELDS = 200
 """Offers of the core before the thread sleeps instead."""
 SLEEP_MICROSECONDS = 50
-OPEN, SIZE = 16, 32
-"""Where a barrier's counters are, and how many numbers it takes: two lines, of 128 bytes where a processor fetches two
-at a time."""
+LINE = 16
+"""Numbers between what one thread counts and what another does: 128 bytes, as some processors fetch lines in pairs."""
+OPEN, SIZE = LINE, 2 * LINE
+"""Where a barrier's counters are, and how many numbers it takes."""
 
 _MACHINE = platform.machine().lower()
 _WINDOWS = platform.system() == "Windows"
@@ -53,6 +54,18 @@ def _store(typing, array, index, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.int64), codegen
+
+
+@intrinsic
+def _replace(typing, array, index, old, new):
+    """Write `new` where `old` is; tell whether so."""
+
+    def codegen(context, builder, signature, args):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        found = builder.cmpxchg(builder.gep(data, [args[1]]), args[2], args[3], "acq_rel", "acquire")
+        return context.cast(builder, builder.extract_value(found, 1), types.boolean, types.boolean)
+
+    return types.boolean(array, types.intp, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -105,6 +118,67 @@ def claim(counter, place):
 @overload(claim, jit_options=OPTIONS)
 def _claim(counter, place):
     return lambda counter, place: _fetch_add(counter, place, 1)
+
+
+def counters(threads: int) -> int:
+    """Return how many numbers a barrier takes with what threads take from each other, see `next_part`."""
+    return SIZE + LINE * threads
+
+
+def take(counter, place, stop):
+    """Count one more at a place, if `stop` is not reached, and return what was counted before; else -1.
+
+    counter (...) int64.
+    """
+
+
+@overload(take, jit_options=OPTIONS)
+def _take(counter, place, stop):
+    def take(counter, place, stop):
+        while True:
+            count = _load(counter, place)
+            if count >= stop:
+                return -1
+            if _replace(counter, place, count, count + 1):
+                return count
+
+    return take
+
+
+@inline_part
+def next_part(counter, t, threads, parts, passed, whose, last):
+    """Return which part of the work this thread has next, and whose it was; -1 where there is no more.
+
+    Of `parts` that are dealt out to threads in turn; where there are more than threads, a thread takes those of others
+    when its own are done, so that a core that is slow, or that another program has, is not waited for.
+
+    Parameters
+    ----------
+    counter : (`counters`,) int64
+        How many parts of each thread have been taken, in all work of the call.
+    t, threads, parts : int
+        Which thread this is, of how many, and into how many parts the work is divided: at least as many.
+    passed : int
+        How many barriers have been passed: in the work before each of them, all parts were taken once.
+    whose, last : int
+        What was returned before; at first `t` and -1.
+    """
+    if threads == 1 or threads == parts:
+        following = last + threads if last >= 0 else t
+        return following if following < parts else -1, t
+    return _next_untaken(counter, t, threads, parts, passed, whose)
+
+
+@part
+def _next_untaken(counter, t, threads, parts, passed, whose):
+    while True:
+        own = (parts - whose + threads - 1) // threads
+        count = take(counter, SIZE + LINE * whose, (passed + 1) * own)
+        if count >= 0:
+            return whose + (count - passed * own) * threads, whose
+        whose = (whose + 1) % threads
+        if whose == t:
+            return -1, whose
 
 
 def barrier(counter, threads, passed):

@@ -38,7 +38,7 @@ from .layers import activation_backward_rows, sum_columns
 from .optimizers import add_l2_squared_norm, average, limit_columns, squared_norm, update
 from .products import multiply_by_transposed, multiply_transposed
 from .structures import Batch
-from .threads import barrier
+from .threads import barrier, next_part
 from .vectors import run, seen_as
 
 u8 = np.uint64
@@ -83,9 +83,9 @@ def layer_gradient(net, batch, memory, layer, first, stop, alpha, beta, out, out
 
 
 @part
-def _gradients_of_slice(net, buffers, batch, memory, p, parts, l2, scratch):
+def _gradients_of_slice(net, buffers, batch, memory, t, p, parts, l2):
     """Leave this part of all gradients in ``buffers.grads``; return their sum of squares, L2 included."""
-    grads = buffers.grads
+    grads, scratch = buffers.grads, memory.scratch[t, 0]
     dtype = grads.dtype.type
     total = 0.0
     for layer in range(net.lowest, net.units.size - 1):
@@ -95,7 +95,7 @@ def _gradients_of_slice(net, buffers, batch, memory, p, parts, l2, scratch):
         w, b = net.weight_at[layer], net.bias_at[layer]
         first, stop = i_ * p // parts, i_ * (p + 1) // parts
         start, end = w + first * o, w + stop * o
-        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[p])
+        layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[t])
         total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), l2)
         first, stop = o * p // parts, o * (p + 1) // parts
         sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
@@ -117,9 +117,9 @@ def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, ke
 
 
 @part
-def _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, scratch):
+def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip):
     """Update this part of all parameters; with a positive `clip` from the gradients that are there."""
-    params, gradients = buffers.params, memory.gradients[p]
+    params, gradients, scratch = buffers.params, memory.gradients[t], memory.scratch[t, 0]
     dtype = params.dtype.type
     one, zero = dtype(1), dtype(0)
     rate, correction1, correction2 = dtype(scalars[RATE]), dtype(scalars[CORRECTION1]), dtype(scalars[CORRECTION2])
@@ -147,7 +147,7 @@ def _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, sc
             if fused:
                 layer_gradient(
                     *(net, batch, memory, layer, first, stop, -rate, kept - rate * l2, params, start),
-                    memory.panels[p],
+                    memory.panels[t],
                 )
                 if averages:
                     average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
@@ -155,7 +155,7 @@ def _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, sc
                 if there:
                     gradient = run(buffers.grads, start, end - start)
                 else:
-                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0, memory.panels[p])
+                    layer_gradient(net, batch, memory, layer, first, stop, one, zero, gradients, 0, memory.panels[t])
                     gradient = run(gradients, 0, end - start)
                 _update_run(
                     *(rule, buffers, start, end, gradient),
@@ -202,8 +202,10 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
     clip = zero
     if rule.clip_norm > zero:
         l2 = net.l2 * dtype(scalars[L2_SHARE])
-        for p in range(t, parts, threads):
-            memory.norms[p] = _gradients_of_slice(net, buffers, batch, memory, p, parts, l2, memory.scratch[p, 0])
+        p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
+        while p >= 0:
+            memory.norms[p] = _gradients_of_slice(net, buffers, batch, memory, t, p, parts, l2)
+            p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
         passed += 1
         barrier(memory.arrivals, threads, passed)
         total = 0.0
@@ -213,26 +215,37 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
         clip = dtype(1)
         if norm > float(rule.clip_norm):
             clip = dtype(float(rule.clip_norm) / norm)
-    for p in range(t, parts, threads):
-        _update_slice(net, rule, buffers, batch, memory, p, parts, scalars, clip, memory.scratch[p, 0])
+    p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
+    while p >= 0:
+        _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip)
+        p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
     if net.max_norm > zero:
         passed += 1
         barrier(memory.arrivals, threads, passed)
-        for p in range(t, parts, threads):
-            _limit_slice(net, rule, buffers, p, parts, dtype(scalars[AVERAGE_DECAY]), memory.scratch[p, 0])
+        p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
+        while p >= 0:
+            _limit_slice(net, rule, buffers, p, parts, dtype(scalars[AVERAGE_DECAY]), memory.scratch[t, 0])
+            p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
     return passed
 
 
 @part
-def rows_of_part(net, data, params, memory, now, chosen, first, stop, p, shared, inverse_total, key, step):
-    """Run this part's rows of the batch forward, and the gradients of their activations backward."""
+def _load_part(net, data, memory, chosen, first, stop, t, key, step):
+    """Gather the inputs of these rows of the batch."""
+    own, at = run(chosen, first, stop - first), first * net.units[0]
+    load_rows(net, data, own, memory.x, at, first, key, step, memory.scratch[t])
+
+
+@part
+def rows_of_part(net, data, params, memory, now, chosen, first, stop, t, shared, inverse_total, key, step):
+    """Run these rows of the batch forward in this thread, and the gradients of their activations backward."""
     n, outputs = stop - first, net.units[-1]
     start, scale = net.z_at[net.units.size - 2] * now.size + first * outputs, params.dtype.type(inverse_total)
-    panels = memory.panels[p]
-    forward_rows(net, params, now, 0, memory, n, first, shared, key, step, memory.scratch[p], panels)
+    panels = memory.panels[t]
+    forward_rows(net, params, now, 0, memory, n, first, shared, key, step, memory.scratch[t], panels)
     output_losses(
         *(net.loss, net.loss_parameters, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
-        *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[p]),
+        *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[t]),
     )
     backward_rows(net, params, memory, n, now.size, first, panels)
 
@@ -273,7 +286,8 @@ def train_thread(
         Which thread this is, of how many.
     parts : int
         Into how many the work is divided, at least `threads`: each part is one thread's, and of the same arithmetic
-        whoever it is.  The numbers depend on `parts` alone.
+        whoever it is.  The numbers depend on `parts` alone.  Where there are more than threads, who is done with its
+        own takes others' (`threads.next_part`).
     net, rule, data, buffers, memory : structures
         The memory is shared; its barrier stands at 0.
     order : (epochs * each,) int64
@@ -312,26 +326,32 @@ def train_thread(
         now = Batch(memory.x, memory.counting, 0, -1, rows, batch, 0, 0)
         if in_place:
             now = Batch(seen_as(data.x, dtype), order, begin, begin + rows, rows, batch, 0, 0)
-        else:
-            for p in range(t, parts, threads):
+        if shared and not in_place:
+            p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
+            while p >= 0:
                 r0, r1 = rows * p // parts, rows * (p + 1) // parts
-                own, at = run(chosen, r0, r1 - r0), r0 * net.units[0]
-                load_rows(net, data, own, memory.x, at, r0, key, step + u8(s), memory.scratch[p])
-            if shared:
-                passed += 1
-                barrier(memory.arrivals, threads, passed)
-        if shared:
-            for p in range(t, parts, threads):
-                multiply_features(net, buffers.params, now, memory, p, parts)
+                _load_part(net, data, memory, chosen, r0, r1, t, key, step + u8(s))
+                p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
             passed += 1
             barrier(memory.arrivals, threads, passed)
-        for p in range(t, parts, threads):
+        if shared:
+            p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
+            while p >= 0:
+                multiply_features(net, buffers.params, now, memory, t, p, parts)
+                p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
+            passed += 1
+            barrier(memory.arrivals, threads, passed)
+        p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
+        while p >= 0:
             r0, r1 = rows * p // parts, rows * (p + 1) // parts
             if r1 > r0:
+                if not (shared or in_place):
+                    _load_part(net, data, memory, chosen, r0, r1, t, key, step + u8(s))
                 rows_of_part(
-                    *(net, data, buffers.params, memory, now, chosen, r0, r1, p, shared),
+                    *(net, data, buffers.params, memory, now, chosen, r0, r1, t, shared),
                     *(scalars[INVERSE_TOTAL], key, step + u8(s)),
                 )
+            p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
         passed += 1
         barrier(memory.arrivals, threads, passed)
         # every thread sums all rows in the same order, so all come to the same decision, for any number of threads

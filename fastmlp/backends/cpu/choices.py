@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastmlp.network.plan import Plan
 
 
+MOST_SHARES = 4
+"""Parts of a step for each thread, at most."""
 STEPS = "steps"
 """The first part of the name of the file that keeps what trials of forms decided."""
 
@@ -67,10 +69,23 @@ class Choices:
             return self._decided[1]
         return self._deciding.parts_for(plan.batch, self.most, plan.spec.units, plan.precision.products)
 
+    @property
+    def threads(self) -> int:
+        """How many threads work on them at most."""
+        return min(self.parts, self.most)
+
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts a step may be divided, which cores that are not equally fast share out as they go."""
+        if self.most == 1:
+            return 1
+        plan, most = self._plan, MOST_SHARES * self.most
+        return self._deciding.parts_for(plan.batch, most, plan.spec.units, plan.precision.products)
+
     @cached_property
     def crew(self) -> Crew:
         """How many threads work on them."""
-        return Crew(self.parts)
+        return Crew(self.threads)
 
     @cached_property
     def forms(self) -> NDArray[np.int64]:
@@ -149,7 +164,7 @@ class Choices:
         """Make these choices, and no others any more; before the session's memory is made."""
         self._given = True
         self._forget()
-        self.parts, self.forms, self.crew = parts, forms, Steady(parts)
+        self.parts, self.forms, self.crew = parts, forms, Steady(min(parts, self.most))
 
     def again(self) -> bool:
         """Choose again where more is known of the machine now, but for what was given; tell whether so."""
@@ -167,7 +182,7 @@ class Choices:
     def _fit(self, forms: NDArray[np.int64], parts: object) -> bool:
         from fastmlp.kernels.cpu.codes import PRODUCTS
 
-        return forms.shape == (self._plan.spec.layers, len(PRODUCTS)) and parts in range(1, self.most + 1)
+        return forms.shape == (self._plan.spec.layers, len(PRODUCTS)) and parts in range(1, MOST_SHARES * self.most + 1)
 
     def _note_what_is_known(self) -> None:
         self._blind |= self._deciding.lacks(self._plan.precision.products)

@@ -42,15 +42,15 @@ class Crew:
 
     Parameters
     ----------
-    parts : int
-        Into how many the work is divided.
+    most : int
+        Threads, other than one.
     clock : callable, optional
         Seconds.
     """
 
-    def __init__(self, parts: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.parts = parts
-        self.threads = 1 if clock() < _last_alone + RECENT else parts
+    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.most = most
+        self.threads = 1 if clock() < _last_alone + RECENT else most
         self._clock = clock
         self._seconds: dict[int, float] = {}
         """Of a step, when it was last measured, by the number of threads."""
@@ -61,7 +61,7 @@ class Crew:
 
     def calls(self, steps: int) -> Iterator[tuple[int, int]]:
         """Divide steps among calls: yield (threads, steps) for each, and time what is done with it."""
-        if self.parts == 1:
+        if self.most == 1:
             yield 1, steps
             return
         while steps:
@@ -81,7 +81,7 @@ class Crew:
             return 1
         # one thread that is interrupted now and then is as good as it was
         due = self._clock() >= self._due
-        return self.threads if not due else 1 if self.threads > 1 else self.parts
+        return self.threads if not due else 1 if self.threads > 1 else self.most
 
     def _count(self, threads: int) -> int:
         current = self._seconds.get(self.threads)
@@ -91,7 +91,7 @@ class Crew:
             return max(1, int(SECONDS / current))
         if threads > 1 and not self._promising:
             return max(1, int(PROBE_SECONDS / current))
-        return max(1, int(TRIAL_SECONDS / self._seconds.get(threads, self.parts * current)))
+        return max(1, int(TRIAL_SECONDS / self._seconds.get(threads, self.most * current)))
 
     def _note(self, threads: int, step: float, call: float, now: float) -> None:
         is_first = self.threads not in self._seconds
@@ -118,7 +118,7 @@ class Steady(Crew):
     """A number of threads that stays what it is: for what is timed itself."""
 
     def calls(self, steps: int) -> Iterator[tuple[int, int]]:
-        yield self.parts, steps
+        yield self.most, steps
 
 
 def _note_alone(now: float) -> None:

@@ -126,12 +126,32 @@ class NumbaSession(Session):
         return structures.Buffers(*(none if b is None else b for b in buffers))
 
     def memory_for(
-        self, batch: int, threads: int, panels: int, *, training: bool, gradients: int = 0, parts: int = 0
+        self,
+        batch: int,
+        threads: int,
+        panels: int,
+        *,
+        training: bool,
+        gradients: int = 0,
+        parts: int = 1,
+        sums: int = 0,
     ) -> Any:
-        """Return memory to work on so many rows, `kernels.cpu.structures.Memory`; numbers are those of each thread."""
+        """Return memory to work on so many rows, `kernels.cpu.structures.Memory`.
+
+        Parameters
+        ----------
+        batch, threads : int
+        panels, gradients : int
+            Numbers of each thread.
+        training : bool
+        parts : int, optional
+            Into how many the work is divided.
+        sums : int, optional
+            Numbers of each part, of the lowest layer's products.
+        """
         from fastmlp.kernels.cpu import structures
         from fastmlp.kernels.cpu.losses import work_size
-        from fastmlp.kernels.cpu.threads import SIZE
+        from fastmlp.kernels.cpu.threads import counters
 
         spec, allocate = self.plan.spec, self._allocate
         # a barrier's counter and a lane of scratch each on cache lines of their own
@@ -146,12 +166,12 @@ class NumbaSession(Session):
             scratch=allocate(threads, 4, widest),
             gradients=allocate(threads, gradients),
             losses=allocate(threads, work_size(spec.units[-1])),
-            parts=allocate(threads, parts),
+            parts=allocate(parts, sums),
             panels=allocate(threads, panels),
             counting=np.arange(batch, dtype=np.int64),
             order=np.empty(0 if training else batch, np.int64),
-            norms=self.backend.empty((threads,), np.dtype(np.float64)),
-            arrivals=self.backend.zeros((SIZE,), np.dtype(np.int64)),
+            norms=self.backend.empty((parts,), np.dtype(np.float64)),
+            arrivals=self.backend.zeros((counters(threads),), np.dtype(np.int64)),
         )
 
     def _shares_features(self) -> bool:
@@ -185,10 +205,10 @@ class NumbaSession(Session):
         return self._training_memory()
 
     def _training_memory(self) -> Any:
-        batch, gradients = self.plan.batch, self._gradients_at_once()
-        parts = batch * self.plan.spec.units[1] if self._shares_features() else 0
-        sizes = {"gradients": gradients, "parts": parts}
-        return self.memory_for(batch, self.chosen.parts, self._scratch_size(batch), training=True, **sizes)
+        batch, parts = self.plan.batch, self.chosen.parts
+        sums = batch * self.plan.spec.units[1] if self._shares_features() else 0
+        sizes = {"gradients": self._gradients_at_once(), "parts": parts, "sums": sums}
+        return self.memory_for(batch, self.chosen.threads, self._scratch_size(batch), training=True, **sizes)
 
     def training_bytes(self) -> int:
         """Return the bytes that training would allocate here; none is."""

@@ -125,8 +125,9 @@ def _others(
     def best() -> FormsAndParts:
         return min(tried, key=lambda c: c.best).way
 
-    for parts in _halves_and_doubles(ruled.way.parts, session.chosen.most, lambda: best().parts):
-        yield from trial(session.chosen.forms_in(parts), parts)
+    chosen = session.chosen
+    for parts in _numbers_of_parts(ruled.way.parts, chosen.most, chosen.most_parts, lambda: best().parts):
+        yield from trial(chosen.forms_in(parts), parts)
     for form in available_forms():
         yield from trial(np.full_like(ruled.way.forms, form), best().parts)
     units = session.plan.spec.units
@@ -137,16 +138,32 @@ def _others(
             yield from trial(forms, best().parts)
 
 
-def _halves_and_doubles(parts: int, most: int, best: Callable[[], int]) -> Iterator[int]:
+def _numbers_of_parts(parts: int, threads: int, finest: int, best: Callable[[], int]) -> Iterator[int]:
     """Yield half as many, then half of those, as long as that is the best; then, if none was, twice as many, and so on.
 
-    What parts cost and earn grows steadily with their number, so what lies beyond a worse one is not looked at.
+    What threads cost and earn grows steadily with their number, so what lies beyond a worse one is not looked at.  More
+    parts than threads are another thing: they cost a little where cores are equally fast, and where some are slower, or
+    another program has one, those do fewer of them.  So twice as many as threads are tried whatever was found, and
+    twice as many again where they were the best.
+
+    Parameters
+    ----------
+    parts : int
+        By the rule.
+    threads, finest : int
+        How many threads there are, and into how many parts steps may be divided.
+    best : callable
+        Returns the number of parts that is the best so far.
     """
     fewer = parts
     while fewer > 1 and best() == fewer:
         fewer //= 2
         yield fewer
     more = parts
-    while more < most and best() == more:
-        more = min(2 * more, most)
+    while more < threads and best() == more:
+        more = min(2 * more, threads)
         yield more
+    finer = threads
+    while 2 * finer <= finest and (finer == threads or best() == finer):
+        finer *= 2
+        yield finer
