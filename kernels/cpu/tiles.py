@@ -389,7 +389,7 @@ def panel_of_columns(lanes: int, source: int):
     copy, and the panel that starts there in it is fetched meanwhile.
     """
     all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, source) for width in (1, 2, 3))
-    few1, few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, source) for width in (1, 2, 3))
+    few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, source) for width in (2, 3))
     quarter = lanes // 4 if vectors.MASKS else 0
     narrow = tile(ROWS, 1, max(quarter, 1), source)
     # where there is one vector of sums for a row, there are registers for those of more rows
@@ -420,8 +420,6 @@ def panel_of_columns(lanes: int, source: int):
                 few3(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif n <= FEW_ROWS and valid > lanes:
                 few2(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
-            elif n <= FEW_ROWS:
-                few1(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > 2 * lanes:
                 all3(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > lanes:
