@@ -14,11 +14,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import numpy as np
 import test_composition
 import test_products
+from compare import assert_same_bits
 from fastmlp.kernels.cpu import products, vectors
+from numba_runs import trained
 from scenarios import SCENARIOS
 
 from fastmlp import get_backend
 from fastmlp.backends.cpu import calibration
+from fastmlp.backends.cpu.forms import Forms
 from fastmlp.doctor.selftest import compare_with_numpy
 
 began = time.perf_counter()
@@ -55,3 +58,10 @@ for form in ("blas", "direct", "packed") if len(products.available_forms()) > 1 
     for dtype in ("float32", "float64"):
         test_products.check_products(dtype, form)
 say("products at the edges of a tile")
+
+Forms.parts_for = lambda *_: 5
+alone = trained(1)
+for threads in (2, 3, 5):
+    for found, wanted in zip(trained(threads), alone, strict=True):
+        assert_same_bits(found, wanted)
+say("steps in five parts that one thread takes, as many as there are parts, or fewer from each other")

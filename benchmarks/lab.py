@@ -161,7 +161,7 @@ def compare_products(dtype: np.dtype[Any]) -> str:
 def multiply_on_threads(session: Any, shared: tuple[Any, ...], steps: int) -> None:
     """Compute the products of some steps on the threads of a session."""
     session.memory.arrivals[:] = 0
-    on_threads(session.chosen.parts, lambda t: products_of_steps(t, session.chosen.parts, *shared, steps))
+    on_threads(session.chosen.threads, lambda t: products_of_steps(t, session.chosen.threads, *shared, steps))
 
 
 def compare_steps(workloads: list[str], rounds: int) -> str:

@@ -1,6 +1,7 @@
 """Which form products take, and on how many threads: by the rule, by what a run had that goes on, by what is known."""
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -142,12 +143,13 @@ def test_a_thread_that_waits_for_a_core_is_no_measure_of_meetings(monkeypatch):
     fastmlp.get_backend("numba")
     assert 1e-9 < calibration.time_meeting() <= calibration.LONGEST_MEETING
     monkeypatch.setattr(calibration, "LONGEST_MEETING", 1e-9)
-    assert calibration.time_meeting() == calibration.MEETING
+    assert calibration.time_meeting() == 1e-9
 
 
 @tiled
-@pytest.mark.parametrize("longest", [0.0, 60.0])
-def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatch, longest):
+@pytest.mark.parametrize(("longest", "doubtful"), [(0.0, 1.0), (60.0, 1.0), (0.0, -1.0), (1.0, -1.0)])
+def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatch, longest, doubtful):
+    """And at more, until the time is over, where none of them was one of which to believe it."""
     from fastmlp.kernels.cpu import operations
 
     calls, both = [0, 0], threading.Barrier(2, timeout=60)
@@ -158,9 +160,14 @@ def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatc
 
     monkeypatch.setattr(operations, "meet", meet)
     monkeypatch.setattr(calibration, "LONGEST", longest)
-    assert calibration.time_meeting() > 0
-    wakes = calibration.WAKES if longest else 1
-    assert sum(calls) == 2 * wakes * (1 + calibration.TRIES)
+    monkeypatch.setattr(calibration, "LONGEST_MEETING", doubtful)
+    assert calibration.time_meeting() != 0
+    wakes, rest = divmod(sum(calls), 2 * (1 + calibration.TRIES))
+    assert rest == 0
+    if longest and doubtful < 0:
+        assert wakes > calibration.WAKES
+    else:
+        assert wakes == (calibration.WAKES if longest else 1)
 
 
 @tiled
@@ -169,8 +176,8 @@ def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatc
     [
         ({2048: 0.9e-3, 4096: 0.9e-3}, math.inf),
         ({2048: 1.005e-3, 4096: 1.005e-3}, math.inf),  # not slower
-        ({2048: 0.9e-3, 4096: 1.02e-3}, 2048),
-        ({2048: 1.02e-3, 4096: 0.9e-3}, 1024),
+        ({2048: 0.9e-3, 4096: 1.05e-3}, 2048),
+        ({2048: 1.05e-3, 4096: 0.9e-3}, 1024),
         ({2048: 0.9e-3, 4096: 0.03}, 2048),  # too slow a processor to try it out
         ({2048: 0.03, 4096: 0.9e-3}, 1024),
     ],
@@ -178,6 +185,26 @@ def test_meetings_are_timed_at_several_moments_unless_each_takes_long(monkeypatc
 def test_weights_are_read_in_place_up_to_where_that_is_slower(monkeypatch, direct, reached):
     def call(training, precision, units, form, backend):
         return lambda: direct[4 * units[1]] if form == DIRECT else 1e-3
+
+    monkeypatch.setattr(near, "_call", call)
+    assert near.reach_of_direct(True, Precision.of(SINGLE), fastmlp.get_backend("numba")) == reached
+
+
+@tiled
+@pytest.mark.parametrize(
+    ("direct", "reached"),
+    [
+        ([1.5e-3, 1e-3], math.inf),  # slower now and then, and as fast at best
+        ([1.5e-3, 1e-3, 0.9e-3, 0.9e-3], math.inf),
+        ([1e-3, 1.05e-3, 1.05e-3], math.inf),
+        ([1.05e-3, 1.05e-3, 1.5e-3], 1024),
+        ([0.03, 0.9e-3], math.inf),  # the first call alone takes long
+    ],
+)
+def test_what_slows_calls_now_and_then_is_not_where_weights_lie(monkeypatch, direct, reached):
+    def call(training, precision, units, form, backend):
+        found = itertools.cycle(direct) if form == DIRECT else itertools.repeat(1e-3)
+        return lambda: next(found)
 
     monkeypatch.setattr(near, "_call", call)
     assert near.reach_of_direct(True, Precision.of(SINGLE), fastmlp.get_backend("numba")) == reached

@@ -14,13 +14,13 @@ import os
 import pickle
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numba
 from llvmlite.binding import Linkage
-from numba import _dynfunc, njit
+from numba import _dynfunc, njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
@@ -225,10 +225,24 @@ VIEW: dict[str, Any] = {**INLINE, "_nrt": True}
 WHOLE: dict[str, Any] = {**OPTIONS, "pipeline_class": _EntryCompiler, "no_cfunc_wrapper": True}
 """Of a function that Python calls."""
 
-part = njit(**OPTIONS)
-"""Compile a function that other kernels call."""
-inline_part = njit(**INLINE)
-"""Compile a function that other kernels call in their inner loops."""
+
+def part(function: Callable[..., Any], options: Mapping[str, Any] = OPTIONS) -> Any:
+    """Compile a function that other kernels call: once for all values of an argument, also where one is written there.
+
+    Numba would compile it anew for each number that a call names, of which there are many.
+    """
+    compiled = njit(**options)(function)
+    if compiled is not function:  # the JIT is on
+        template = compiled.get_call_template
+        compiled.get_call_template = lambda args, kws: template(
+            tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in kws.items()}
+        )
+    return compiled
+
+
+def inline_part(function: Callable[..., Any]) -> Any:
+    """Compile a function that other kernels call in their inner loops."""
+    return part(function, INLINE)
 
 
 def folder_stamp() -> str:

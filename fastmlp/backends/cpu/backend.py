@@ -210,9 +210,9 @@ class NumbaBackend(NumbaOperations):
 
         # by one thread, before others wait for each other in it; no step is taken
         call = _call_without_steps(session) if plan.optimizer is not None else _call_without_rows(session)
-        what, seconds = ("train", "ten") if plan.optimizer is not None else ("predict", "five")
+        what, seconds = ("train", "ten to fifteen") if plan.optimizer is not None else ("predict", "about five")
         with said_if_it_takes_long(
-            f"compiling the kernels that {what} in {plan.precision.products}, about {seconds} seconds"
+            f"compiling the kernels that {what} in {plan.precision.products}, {seconds} seconds"
         ):
             compile_aside(call, check)
         _compiled.add(kind)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -32,11 +33,12 @@ WAKES, TRIES, MEETINGS, APART = 25, 4, 20, 1e-3
 """How often two threads wake up and wait for each other, to be timed: short tries, of which one finds both of them
 running even where other programs want the cores; and seconds from one awakening to the next, since who has a core keeps
 it for milliseconds."""
-LONGEST = 0.3
-"""Seconds after which the last awakening begins, where each takes long."""
-MEETING, LONGEST_MEETING = 1e-7, 1e-5
-"""Seconds that it is taken to take where that was not measured: what takes longer than the second is to wait for a
-core, not for a thread."""
+LONGEST = 0.5
+"""Seconds after which the last awakening begins, where each takes long, or what was found so far is long."""
+MEETING, LONGEST_MEETING = 1e-7, 2e-7
+"""Seconds that it is taken to take where that was not measured, and at most: what takes longer than the second, about
+three times what was seen of two threads of one processor, is to wait for a core.  A step that is divided wrongly for it
+is one thread's again as soon as it runs (`crew`); one that is not divided would never be."""
 SMALL = 16, 256, 64
 """Rows, inputs and outputs of a product of which one might ask whether another thread is worth it."""
 
@@ -185,7 +187,8 @@ def _write(path: Path, table: Measured, dtype: np.dtype[Any]) -> None:
 def measure(dtype: np.dtype[Any], reach: Callable[[], float]) -> Measured:
     """Measure all of it.
 
-    It takes a third of a second, twice that where others want the cores, and what the compiler needs for the meeting.
+    It takes a third of a second, up to half a second more where others want the cores, and what the compiler needs for
+    the meeting.
     """
     return Measured(time_start(), time_meeting(), small_product_rate(dtype), reach())
 
@@ -215,10 +218,10 @@ def time_meeting() -> float:
 
     def work(t: int) -> None:
         passed = 0
-        for _ in range(WAKES):
+        for wake in itertools.count(1):
             time.sleep(APART)
             if t == 0:
-                goes_on[0] = time.perf_counter() < until
+                goes_on[0] = time.perf_counter() < until and (wake < WAKES or max(best) > LONGEST_MEETING)
             meet(2, MEETINGS, arrivals, passed)  # both are awake
             passed, last = passed + MEETINGS, not goes_on[0]  # before the first can change it
             for _ in range(TRIES):
@@ -230,7 +233,7 @@ def time_meeting() -> float:
                 break
 
     on_threads(2, work)
-    return max(best) if max(best) < LONGEST_MEETING else MEETING
+    return min(max(best), LONGEST_MEETING)
 
 
 def small_product_rate(dtype: np.dtype[Any]) -> float:

@@ -43,7 +43,7 @@ def add_up_shards(session: NumbaSession, forms: Forms, tree: TreeSum, bounds: Se
     threads = _threads(session, forms, tree.share, bounds, most)
     shards = NumbaShards(session, forms, tree.share, bounds, threads, tree)
     if dtype not in _compiled:
-        with said_if_it_takes_long(f"compiling the kernels of shards in {dtype}, about ten seconds"):
+        with said_if_it_takes_long(f"compiling the kernels of shards in {dtype}, ten to fifteen seconds"):
             compile_aside(shards.call_without_rows(), lambda: None)
         _compiled.add(dtype)
     return shards.add_up
