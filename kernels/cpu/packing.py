@@ -172,7 +172,7 @@ _copy_rows = _run_of(ROWS)
 def pack_columns(a, at, index, index_at, lda, depth, columns, out, out_at, room):
     """Write `columns` columns of the rows ``index[index_at:][:depth]`` of a, from `at` on, as panels of ROWS.
 
-    Each has room for `room` rows.
+    Each has room for `room` rows.  What the last one has beyond the columns is what follows them in a, or 0.
     """
     whole = columns // ROWS
     for k in range(depth):
@@ -180,10 +180,12 @@ def pack_columns(a, at, index, index_at, lda, depth, columns, out, out_at, room)
         for p in range(whole):
             _copy_rows(a, start + p * ROWS, out, out_at + (p * room + k) * ROWS)
         place = out_at + (whole * room + k) * ROWS
-        rest = columns - whole * ROWS
-        for q in range(rest):
-            out[place + q] = a[start + whole * ROWS + q]
-        if rest:
+        rest, start = columns - whole * ROWS, start + whole * ROWS
+        if rest and start + ROWS <= a.size:
+            _copy_rows(a, start, out, place)
+        elif rest:
+            for q in range(rest):
+                out[place + q] = a[start + q]
             for q in range(rest, ROWS):
                 out[place + q] = 0
 

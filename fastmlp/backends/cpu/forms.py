@@ -153,6 +153,7 @@ def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[
     if product == codes.FORWARD:
         direct |= outputs * dtype.itemsize <= reached or rows <= tiles.ROWS
     elif near:
-        # and one of A' too, unless there are too few rows, or tiles of many columns read it seldom and in order
-        direct |= rows <= 4 * tiles.ROWS or (vectors.REGISTERS == 32 and inputs * dtype.itemsize <= NEAR)
+        # and one of A' too, unless there are too few rows, or few tiles or those of many columns read it, and in order
+        few = inputs * dtype.itemsize <= NEAR if vectors.REGISTERS == 32 else inputs <= 8 * tiles.ROWS
+        direct |= rows <= 4 * tiles.ROWS or few
     return int(codes.DIRECT if direct else codes.PACKED)
