@@ -51,7 +51,7 @@ OPTIMIZERS = [("SGD with momentum", fastmlp.SGD(momentum=0.9), 1), ("Adam", fast
 
 @entry
 def products_of_steps(t, threads, net, data, buffers, memory, order, batch, steps):
-    """Compute the products of training steps and nothing else, divided among threads as `train_thread` does."""
+    """Compute the products of training steps and nothing else, as `train_thread` does with a part for each thread."""
     dtype = buffers.params.dtype.type
     # with an alpha of 0 a BLAS computes nothing
     tiny, one = dtype(1e-30), dtype(1)

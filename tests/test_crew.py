@@ -1,4 +1,4 @@
-"""How many threads train: as many as there are parts, or one; measured while a run lasts; the numbers stay the same."""
+"""How many threads train: as many as may, or one; measured while a run lasts; the numbers stay the same."""
 
 import itertools
 

@@ -64,7 +64,7 @@ BUGS = {
     "packing: the last panel": ("kernels/cpu/packing.py", "place = out_at + (whole * room + k) * width", "place = out_at + whole * room + k"),
     "packing: the last numbers of rows": ("kernels/cpu/packing.py", "builder.mul(blocks, integer(long)), depth, integer(1)", "depth, depth, integer(1)"),
     "packing: rows of the next panel": ("kernels/cpu/packing.py", "index_at + r, ahead, lda", "index_at, ahead, lda"),
-    "packing: the last columns of A'": ("kernels/cpu/packing.py", "out[place + q] = a[start + whole * ROWS + q]", "out[place + q] = a[start + q]"),
+    "packing: the last columns of A'": ("kernels/cpu/packing.py", "out[place + q] = a[start + q]", "out[place + q] = a[start]"),
     "products: a second block of depth": ("kernels/cpu/products.py", "kept = one if start > 0 and by_columns else beta", "kept = beta"),
     "products: sums that go on": ("kernels/cpu/products.py", "onward = start > 0 and not by_columns", "onward = False"),
     "products: a second group of panels": ("kernels/cpu/products.py", "if r == 0 and p % PANELS == 0:", "if r == 0 and p == 0:"),

@@ -1,5 +1,6 @@
 """How threads share out a training step: by rows or by features, and how they wait for each other."""
 
+import math
 import time
 
 import numpy as np
@@ -88,14 +89,23 @@ WIDE = {"units": (96, 21, 9, 4), "batch_size": 11, "products": "direct"}
         {"products": "blas"},
         WIDE,
         {**WIDE, "dropout": (0.3, 0.2, 0.2)},
+        *(
+            {"units": (5, 3, 60, 4), "batch_size": 1, "rows": 9, "products": way}
+            for way in ("direct", "packed", "blas")
+        ),
+        {"units": (5, 3, 60, 4), "batch_size": 70, "products": "packed"},
     ],
-    ids=["clip", "sgd", "momentum", "packed", "blas", "features", "gathered features"],
+    ids=[
+        *("clip", "sgd", "momentum", "packed", "blas", "features", "gathered features"),
+        *("fewer features", "fewer, packed", "fewer, blas", "fewer, more rows"),
+    ],
 )
-@pytest.mark.parametrize("parts", [4, 7])
+@pytest.mark.parametrize("parts", [4, 8])
 def test_steps_have_the_same_bits_whoever_takes_their_parts(monkeypatch, options, parts):
     """One thread all of them, as many as there are parts, or fewer that take them from each other."""
     monkeypatch.setattr(Forms, "parts_for", lambda self, batch, most, *_: parts)
-    monkeypatch.setattr(crew, "FIRST_SECONDS", 1e9)  # and one thread is never tried
+    monkeypatch.setattr(crew, "FIRST_SECONDS", 1e9)  # and one thread is never tried,
+    monkeypatch.setattr(crew, "_last_alone", -math.inf)  # nor what a session begins with
     wanted = trained(parts, **options)
     for threads in (1, 2, 3):
         for found, one in zip(trained(threads, **options), wanted, strict=True):

@@ -27,6 +27,11 @@ def multiply_features(net, params, batch, memory, t, p, parts):
     """Multiply this part's features of all rows by their weights in this thread, into ``memory.parts[p]``."""
     inputs, o = net.units[0], net.units[1]
     first, stop = inputs * p // parts, inputs * (p + 1) // parts
+    if first == stop:  # there are more parts than features
+        nothing = run(memory.parts[p], 0, batch.rows * o)
+        for q in range(nothing.size):
+            nothing[q] = 0
+        return
     multiply(
         *(net.forms[0, FORWARD], batch.x, first, batch.index, batch.first, batch.after),
         *(
@@ -45,12 +50,12 @@ def multiply_features(net, params, batch, memory, t, p, parts):
 
 @part
 def add_parts(parts, at, count, z):
-    """``z = sum of all threads' parts``; of each and of z, `count` from `at` on."""
+    """``z = sum of all parts``; of each and of z, `count` from `at` on."""
     total, own = run(z, at, count), run(parts[0], at, count)
     for q in range(count):
         total[q] = own[q]
-    for t in range(1, parts.shape[0]):
-        own = run(parts[t], at, count)
+    for p in range(1, parts.shape[0]):
+        own = run(parts[p], at, count)
         for q in range(count):
             total[q] += own[q]
 
@@ -98,7 +103,7 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
     rows, first_row : int
         How many rows, from which on.
     multiplied : bool
-        Whether the lowest layer's products lie in ``memory.parts``, from all threads.
+        Whether the lowest layer's products lie in ``memory.parts``.
     key, step : uint64
     lanes : (4, m) float
         Overwritten.

@@ -69,9 +69,9 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
 
 @register_jitable(**OPTIONS)
 def _equal_parts(count, most, unit):
-    """Return the size of equal parts of at most `most`, a multiple of `unit` as that is."""
+    """Return the size of equal parts of at most `most`, a multiple of `unit` as that is; of nothing too."""
     parts = max(1, (count + most - 1) // most)
-    return min(most, ((count + parts - 1) // parts + unit - 1) // unit * unit)
+    return max(unit, min(most, ((count + parts - 1) // parts + unit - 1) // unit * unit))
 
 
 @register_jitable(**OPTIONS)

@@ -1,4 +1,4 @@
-"""How many threads work on the parts of a run: as many as there are parts, or one where that was measured to be faster.
+"""How many threads work on the parts of a run: as many as it may use, or one where that was measured to be faster.
 
 Threads wait for each other several times a step.  Where other programs want the cores too, one of them is not running
 half of the time, and the others wait for it; and where a step is short, to wait takes longer than to work.  The numbers

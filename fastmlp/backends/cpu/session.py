@@ -179,8 +179,8 @@ class NumbaSession(Session):
 
         What a thread fetches from the others is then a sum for each row and output, not the weights that they changed:
         that is less where a batch is small beside the inputs, for any number of threads (it is even at a third, with
-        two threads and with sixteen: each sum is also written, and added up).  A thread's own sums have to stay in its
-        second-level cache beside the weights that it multiplies.
+        two threads and with sixteen, a part each: each sum is also written, and added up).  A thread's own sums have to
+        stay in its second-level cache beside the weights that it multiplies.
         """
         from fastmlp.kernels.cpu.codes import BLAS, FORWARD
 

@@ -142,9 +142,9 @@ def _numbers_of_parts(parts: int, threads: int, finest: int, best: Callable[[], 
     """Yield half as many, then half of those, as long as that is the best; then, if none was, twice as many, and so on.
 
     What threads cost and earn grows steadily with their number, so what lies beyond a worse one is not looked at.  More
-    parts than threads are another thing: they cost a little where cores are equally fast, and where some are slower, or
-    another program has one, those do fewer of them.  So twice as many as threads are tried whatever was found, and
-    twice as many again where they were the best.
+    parts than threads are another thing: they cost up to a tenth where cores are equally fast, and where some are
+    slower, or another program has one, those do fewer of them.  So twice as many as threads are tried whatever was
+    found, and twice as many again where they were the best.
 
     Parameters
     ----------
