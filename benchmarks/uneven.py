@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
+from race import data
 from results import unpinned, write_section
 
 import fastmlp
 from fastmlp.backends.cpu.forms import Forms
 from fastmlp.bench.tables import markdown_table as table
 from fastmlp.bench.workloads import WORKLOADS, Workload
-from fastmlp.datasets import load_mnist
 
 SHARES = (1, 2, 4)
 """Parts for each thread."""
@@ -56,11 +56,11 @@ def slowed(core: int) -> Iterator[None]:
 
 def seconds_of_steps(workload: Workload, threads: int, rounds: int) -> dict[int, list[float]]:
     """Return the seconds of a step by the parts for each thread, measured in turn; forms of products are the rule's."""
-    (x, y), _ = load_mnist()
+    x, y = data(workload)
     steps, calls, found = 1, {}, {}
     backend = fastmlp.get_backend("numba", products="rule", threads=threads)
     for shares in SHARES:
-        Forms.parts_for = lambda *_, shares=shares: shares * threads  # type: ignore[method-assign]
+        Forms.parts_for = lambda *_, shares=shares: shares * threads
         model = fastmlp.MLP(workload.units, seed=0, backend=backend)
         calls[shares] = partial(model.fit, epochs=1, batch_size=workload.batch, optimizer=fastmlp.SGD(0.01), verbose=0)
         calls[shares](x[: workload.batch], y[: workload.batch])  # the session of these parts is kept

@@ -264,11 +264,13 @@ def test_where_there_are_no_tiles_all_products_are_the_blass(monkeypatch):
 
 
 @tiled
-def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart():
+@pytest.mark.parametrize("registers", [16, 32])
+def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart(monkeypatch, registers):
     from fastmlp.kernels.cpu import packing, tiles, vectors
 
+    monkeypatch.setattr(vectors, "REGISTERS", registers)
     few, width = 4 * tiles.ROWS, packing.panel_width(SINGLE)
-    seldom = DIRECT if vectors.REGISTERS == 32 else PACKED
+    seldom = DIRECT if registers == 32 else PACKED
     for product, rows, inputs, outputs, form in (
         (FORWARD, few, 784, 256, DIRECT),
         (FORWARD, 1000, 784, 256, DIRECT),
@@ -278,6 +280,8 @@ def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart():
         (GRADIENT, few + 1, 784, 256, PACKED),
         (GRADIENT, few + 1, 257, 256, PACKED),
         (GRADIENT, few + 1, 256, 256, seldom),
+        (GRADIENT, few + 1, 8 * tiles.ROWS + 1, 256, seldom),
+        (GRADIENT, few + 1, 8 * tiles.ROWS, 256, DIRECT),
         (GRADIENT, few + 1, 256, 257, PACKED),
         (GRADIENT, few + 1, 784, width, DIRECT),
         (GRADIENT, few + 1, 784, width + 1, PACKED),
