@@ -7,7 +7,7 @@ import numpy as np
 from .compiling import entry, part
 from .forward import forward_rows, load_rows, output_losses, reads_in_place
 from .structures import Batch
-from .threads import LINE, claim
+from .threads import LINE, take
 from .vectors import run, seen_as
 
 u8 = np.uint64
@@ -46,16 +46,14 @@ def predict_thread(t, shares, piece, net, data, params, memory, batch, out, tota
     threads = shares.size // LINE
     for ahead in range(threads):
         share = (t + ahead) % threads * LINE
-        taken = 0
-        while True:
-            if threads > 1:
-                taken = claim(shares, share + TAKEN)
-            start = shares[share + FIRST] + taken * piece
-            rows = min(piece, shares[share + STOP] - start)
-            if rows <= 0:
-                break
+        first, stop = shares[share + FIRST], shares[share + STOP]
+        pieces = (stop - first + piece - 1) // piece
+        taken = 0 if threads == 1 else take(shares, share + TAKEN, pieces)
+        while 0 <= taken < pieces:
+            start = first + taken * piece
+            rows = min(piece, stop - start)
             _predict_rows(start, rows, net, data, params, memory, batch, out, totals)
-            taken += 1
+            taken = taken + 1 if threads == 1 else take(shares, share + TAKEN, pieces)
 
 
 @part

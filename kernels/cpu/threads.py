@@ -108,18 +108,6 @@ else:
             _usleep(SLEEP_MICROSECONDS)
 
 
-def claim(counter, place):
-    """Count one more at a place, and return what was counted before: no other thread is told the same.
-
-    counter (...) int64.
-    """
-
-
-@overload(claim, jit_options=OPTIONS)
-def _claim(counter, place):
-    return lambda counter, place: _fetch_add(counter, place, 1)
-
-
 def counters(threads: int) -> int:
     """Return how many numbers a barrier takes with what threads take from each other, see `next_part`."""
     return SIZE + LINE * threads
