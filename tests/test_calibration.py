@@ -284,9 +284,17 @@ def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart(monkeypatch,
         (GRADIENT, few + 1, 8 * tiles.ROWS, 256, DIRECT),
         (GRADIENT, few + 1, 256, 257, PACKED),
         (GRADIENT, few + 1, 784, width, DIRECT),
-        (GRADIENT, few + 1, 784, width + 1, PACKED),
+        # few panels of outputs pass by rows that lie in many sets of a cache: 768 x 4 bytes are three quarters of all
+        (GRADIENT, few + 1, 784, 4 * width, DIRECT),
+        (GRADIENT, few + 1, 784, 4 * width + 1, PACKED),
+        (GRADIENT, few + 1, 768, 4 * width, PACKED),
+        (GRADIENT, few + 1, 1024 + 64, 4 * width, DIRECT),
+        (GRADIENT, few + 1, 1024 + 128, 4 * width, PACKED),
     ):
         assert forms.by_rule(product, rows, inputs, outputs, SINGLE) == form, (product, rows, inputs, outputs)
+    # a thread's part of the inputs may be few; their rows are as far apart as before
+    for inputs, parts, form in ((1152, 2, PACKED), (1024, 4, seldom), (48 * 4, 4, DIRECT), (1088, 2, DIRECT)):
+        assert forms.by_rule(GRADIENT, few + 1, inputs, 4 * width, SINGLE, parts=parts) == form
     for rows, form in ((1, DIRECT), (tiles.ROWS, DIRECT), (tiles.ROWS + 1, PACKED)):
         assert forms.by_rule(FORWARD, rows, 784, 1024, SINGLE) == form
         assert forms.by_rule(GRADIENT, rows, 784, 1024, SINGLE) == PACKED

@@ -20,9 +20,12 @@ if platform.machine().lower() not in ("x86_64", "amd64"):
     )
 
 AVX2 = "+sse4.2,+avx,+avx2,+fma"
+AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
 PROCESSORS = {
-    "AVX-512": ["skylake-avx512", f"{AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"],
+    "AVX-512": ["skylake-avx512", AVX512],
+    "AVX-512, AMD": ["znver4", AVX512],
     "AVX2": ["haswell", AVX2],
+    "AVX2, AMD": ["znver3", AVX2],
     "no AVX": ["nehalem", ""],
     "aarch64": ["cortex-a72", "+neon,+fp-armv8", "--aarch64"],
 }

@@ -79,7 +79,7 @@ BUGS = {
     "parts: one that nobody takes": ("kernels/cpu/threads.py", "(passed + 1) * own)", "(passed + 1) * own - 1)"),
     "parts: others' are left to them": ("kernels/cpu/threads.py", "        if whose == t:", "        if whose >= 0:"),
     "products: a second block of rows": ("kernels/cpu/products.py", "index, index_at + r, ahead", "index, index_at, ahead"),
-    "products: few outputs, a second block": ("kernels/cpu/few.py", "min(DEPTH, k - start), start > 0, at + c", "min(DEPTH, k - start), False, at + c"),
+    "products: few outputs, a second block": ("kernels/cpu/few.py", "min(deep, k - start), start > 0, at + c", "min(deep, k - start), False, at + c"),
     "products: few outputs, more than four": ("kernels/cpu/few.py", "min(outputs, columns - q), q * rows + c", "min(outputs, columns - q), c"),
     "products: few outputs, more inputs than a block": ("kernels/cpu/few.py", "run(out, out_at + c * columns, count)", "run(out, out_at, count)"),
     "products: few outputs, what was there": ("kernels/cpu/few.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),

@@ -1,5 +1,6 @@
 """Matrix products of the Numba backend: tiles of registers, for every vector there is, and the BLAS."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ numba = pytest.importorskip("numba")
 if numba.config.DISABLE_JIT:
     pytest.skip("the JIT is off, and NumPy multiplies", allow_module_level=True)
 
-from fastmlp.kernels.cpu import few, products  # noqa: E402
+from fastmlp.kernels.cpu import blocks, few, products  # noqa: E402
 
 import fastmlp  # noqa: E402
 from fastmlp import get_backend  # noqa: E402
@@ -185,7 +186,7 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rows", [few.MANY_SUMMED - 1, few.MANY_SUMMED, products.DEPTH + 1])
+@pytest.mark.parametrize("rows", [few.MANY_SUMMED - 1, few.MANY_SUMMED, blocks.DEPTH + 1])
 def test_gradients_of_few_outputs(rows, dtype):
     """As many as one or two vectors hold, one more, fewer, four or five at once; no vector of inputs to two blocks."""
     rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
@@ -207,6 +208,23 @@ def test_gradients_of_few_outputs(rows, dtype):
             weights.append(model.get_weights())
         for found, wanted in zip(*weights, strict=True):
             np.testing.assert_allclose(found, wanted, atol=1e-5 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("registers", [16, 32])
+def test_a_small_tile_sums_over_the_rows_whose_pages_are_at_hand(monkeypatch, registers):
+    monkeypatch.setattr(blocks.vectors, "REGISTERS", registers)
+    if numba.config.DISABLE_JIT:
+        rows_at_once = blocks.rows_at_once
+    else:
+        rows_at_once = blocks.rows_at_once.py_func
+    apart = (1, 10, 64, 784, 1023, 1024, 1025, 10**6)
+    for lda, ldb, itemsize in itertools.product(apart, apart, (4, 8)):
+        found = rows_at_once(lda, ldb, itemsize)
+        assert found == blocks.DEPTH or registers == 16
+        assert 32 <= found <= blocks.DEPTH and found % 8 == 0
+        pages = found * sum(min(n * itemsize / blocks.PAGE_BYTES, 1) for n in (lda, ldb))
+        assert pages <= blocks.PAGES or registers == 32
+        assert pages > blocks.PAGES - 16 or found == blocks.DEPTH
 
 
 @pytest.mark.parametrize("form", ["direct", "packed"])

@@ -73,6 +73,8 @@ WIDE = Scenario("wide", (37, 70, 11), {"activation": "gelu", "dropout": 0.2}, SG
 """Of several tiles each way, with rows in shards that a gradient sums in one block, and in more than one."""
 PLAIN = replace(WIDE, name="plain", network={"activation": "relu"})
 """Inputs are read where they lie."""
+FAR = Scenario("far apart", (1040, 20, 3), {"activation": "relu"}, SGD(), rows=320, batch=320)
+"""Rows each on a page of its own, of which a shard has more than a small tile sums over at once, and fewer."""
 MOSTLY_ZERO = replace(WIDE, name="mostly zero", network={"activation": "relu"}, zeros=True)
 """Where a single row passes over what a zero asks for."""
 NARROW = Scenario("narrow", (5, 4, 3), {"activation": "tanh", "dropout": (0.1, 0.3)}, SGD(), rows=24, batch=24)
@@ -97,6 +99,7 @@ def test_all_shards_at_once_are_the_shards_one_by_one(scenario, dtype):
     [
         pytest.param(WIDE, marks=pytest.mark.thorough),
         pytest.param(PLAIN, marks=pytest.mark.thorough),
+        FAR,
         MOSTLY_ZERO,
         NARROW,
         replace(NARROW, name="bytes", bytes=True),

@@ -9,9 +9,10 @@ import numpy as np
 from numba.extending import overload
 
 from . import tiles, vectors
+from .blocks import rows_at_once
 from .compiling import OPTIONS, part
 from .packing import transpose
-from .tiles import DEPTH, share_of
+from .tiles import share_of
 from .vectors import run
 
 FEW_OUTPUTS = ((4, 6), (5, 4)) if vectors.MASKS else ((4, 2), (5, 2))
@@ -64,11 +65,12 @@ def _transposed_sums(outputs: int, long: int, lanes: int):
 
     @part
     def sums(a, at, index, index_at, lda, rows, k, b, b_at, columns, one, zero, scratch):
+        deep = rows_at_once(lda, columns, scratch.itemsize)
         c = 0
         while c < rows:
             valid = share_of(rows - c, wide, lanes)
-            for start in range(0, k, DEPTH):
-                i, depth, onward, x_at = index_at + start, min(DEPTH, k - start), start > 0, at + c
+            for start in range(0, k, deep):
+                i, depth, onward, x_at = index_at + start, min(deep, k - start), start > 0, at + c
                 for q in range(0, columns, outputs):
                     d_at, n, o = b_at + start * columns + q, min(outputs, columns - q), q * rows + c
                     if valid > half:

@@ -20,12 +20,13 @@ from numba.extending import overload, register_jitable
 
 from . import tiles, vectors
 from .blas import gemm
+from .blocks import DEPTH, rows_at_once
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS
 from .few import are_few, few_outputs, few_scratch, most_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
 from .single import add_outer_product, multiply_sparse_row, notes_size
-from .tiles import DEPTH, ROWS, readable, share_of
+from .tiles import ROWS, readable, share_of
 from .vectors import run
 
 DEEPEST = min(384, 36 * 1024 // (tiles.VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
@@ -324,7 +325,7 @@ def _compiled_multiply_transposed(
         if columns <= most and are_few(columns, rows, k, lanes):
             few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch)
             return
-        deep, whole = _equal_parts(k, DEPTH, 8), rows // ROWS * ROWS
+        deep, whole = _equal_parts(k, rows_at_once(lda, columns, out.itemsize), 8), rows // ROWS * ROWS
         copy_at = deep * width
         for start in range(0, k, deep):
             depth, kept = min(deep, k - start), beta if start == 0 else one

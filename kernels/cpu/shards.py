@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import rows_at_once
 from .codes import ADD, BLAS, GRADIENT, SHARD_ONTO
 from .compiling import entry, part
 from .forward import load_rows, reads_in_place
 from .layers import sum_columns
-from .products import DEPTH
 from .structures import Batch
 from .threads import barrier
 from .train import layer_gradient, rows_of_part
@@ -53,9 +53,10 @@ def _clear(array, at, n):
 def _weights_of_shard(net, now, memory, layer, first, stop, adds, target, at, t):
     """Write, or add, the rows first..stop of W's gradient of one shard."""
     one, zero = target.dtype.type(1), target.dtype.type(0)
-    own, n = memory.gradients[t], (stop - first) * net.units[layer + 1]
+    own, i_, o = memory.gradients[t], net.units[layer], net.units[layer + 1]
+    n = (stop - first) * o
     # bits are those of a sum of two products, whoever computes them: where a product is one block of tiles
-    in_one = 1 < now.rows <= DEPTH and net.forms[layer, GRADIENT] != BLAS
+    in_one = 1 < now.rows <= rows_at_once(i_, o, target.itemsize) and net.forms[layer, GRADIENT] != BLAS
     if adds and in_one:
         layer_gradient(net, now, memory, layer, first, stop, one, one, target, at, memory.panels[t])
     elif adds:

@@ -26,9 +26,6 @@ FEW_ROWS = 4 if vectors.REGISTERS == 16 else 1
 ROW_VECTORS = 4 if vectors.REGISTERS == 32 and vectors.MASKS else 8
 """Vectors of a tile of one row: a sum is ready for the next product after four cycles, in each of which two begin."""
 LINE_BYTES = 64
-DEPTH = max(128, 16 * 1024 // (VECTORS * vectors.VECTOR_BYTES) // 8 * 8)
-"""Rows of a batch that a weight gradient is summed over at a time: a panel of B takes half of the smallest first-level
-cache there is, 32 KiB, so that rows of A pass by it; and a tile's sums are written once for at least 128 products."""
 
 
 @part
@@ -323,7 +320,7 @@ def tile(rows: int, width: int, lanes: int, source: int):
                     total.add_incoming(side.fma(element, b_vectors[j], total), body)
             i.add_incoming(builder.add(i, integer(1)), body)
             b_row.add_incoming(builder.gep(b_row, [ldb]), body)
-            builder.branch(head)
+            vectors.keep_rolled(builder.branch(head))
 
             builder.position_at_end(done)
             side.store_sums([at_line[2:][r * width :][:width] for r in range(rows)], count, alpha, beta, out_start, ldo)

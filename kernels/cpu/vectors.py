@@ -77,6 +77,19 @@ def prefetch(builder, place, into=ALL_CACHES):
     builder.call(fetch, [builder.bitcast(place, byte), *flags])
 
 
+def keep_rolled(branch):
+    """Have the loop that this branch closes not unrolled, where its registers are counted for one pass.
+
+    For some processors (AMD's since Zen 3) LLVM unrolls whatever it can, loads for two passes at once, and keeps sums
+    in memory for want of registers: a tile of 24 then takes twice as long.
+    """
+    module = branch.module
+    rule = module.add_metadata(["llvm.loop.unroll.disable"])
+    loop = ir.values.MDValue(module, [], name=str(len(module.metadata)))
+    loop.operands = loop, rule  # itself first: what makes it this loop's and no other's
+    branch.set_metadata("llvm.loop", loop)
+
+
 @intrinsic
 def _seen_as(typing, array, kind):
     real = kind.dtype

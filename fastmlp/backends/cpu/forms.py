@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,13 @@ and what one has written the other has to fetch, line by line, at what a meeting
 EARNED = 4
 """How many times as long as a thread takes to begin and to end its part of a prediction has to be: it begins with
 nothing in its caches."""
+
+
+FEW_PANELS = 4
+"""Panels of outputs at most for which a copy of the inputs' rows costs a gradient more than it gains."""
+SETS_BYTES, SPREAD_BYTES = 4096, 256
+"""After how many bytes the sets of a first-level cache begin again, and those that rows may have as a common divisor
+with it: with a 256 they are spread over a quarter of the sets."""
 
 
 class Forms:
@@ -61,10 +69,10 @@ class Forms:
         rows : int
             Of the batch that one thread works on.
         inputs, outputs : int
-            Of the layer; for a gradient, the inputs are those that one thread works on.
+            Of the layer.
         dtype : numpy.dtype
         """
-        return _of(self.way, product, rows, inputs, outputs, dtype, self._near(dtype))
+        return _of(self.way, product, rows, inputs, outputs, 1, dtype, self._near(dtype))
 
     def threads_for(self, rows: int, most: int, units: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Return how many threads run so many rows forward the fastest: each has to earn what its start costs."""
@@ -90,6 +98,11 @@ def _operations(rows: int, units: tuple[int, ...]) -> float:
     return 2.0 * rows * sum(i * o for i, o in itertools.pairwise(units))
 
 
+def _spread(apart: int) -> bool:
+    """Tell whether rows that are so many bytes apart lie in many sets of a cache."""
+    return math.gcd(apart, SETS_BYTES) <= SPREAD_BYTES
+
+
 def _measured(way: str, dtype: np.dtype[Any]) -> Measured:
     """Return what is known of the machine, or taken to be so."""
     return (known(dtype) if way == "auto" else None) or Measured(START, MEETING, RATE, NEAR)
@@ -105,12 +118,14 @@ def _parts_for(way: str, batch: int, most: int, units: tuple[int, ...], dtype: n
 
 
 @functools.cache
-def _of(way: str, product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any], near: float) -> int:
+def _of(
+    way: str, product: int, rows: int, inputs: int, outputs: int, parts: int, dtype: np.dtype[Any], near: float
+) -> int:
     from fastmlp.kernels.cpu import codes
 
     if one := _only_form(way):
         return int(codes.FORMS.index(one))
-    return by_rule(product, rows, inputs, outputs, dtype, near)
+    return by_rule(product, rows, inputs, outputs, dtype, near, parts)
 
 
 @functools.cache
@@ -122,8 +137,8 @@ def _of_layers(
     found = np.full((len(units) - 1, len(codes.PRODUCTS)), codes.BLAS, np.int64)
     for layer, (i, o) in enumerate(itertools.pairwise(units)):
         for product in range(len(codes.PRODUCTS) if gradients else 1):
-            n, inputs = (rows * threads, -(-i // threads)) if product == codes.GRADIENT else (rows, i)
-            found[layer, product] = _of(way, product, n, inputs, o, dtype, near)
+            n, parts = (rows * threads, threads) if product == codes.GRADIENT else (rows, 1)
+            found[layer, product] = _of(way, product, n, i, o, parts, dtype, near)
     return found
 
 
@@ -136,10 +151,19 @@ def _only_form(way: str) -> str | None:
     return way if way in codes.FORMS else None
 
 
-def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[Any], reached: float = NEAR) -> int:
+def by_rule(
+    product: int,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    dtype: np.dtype[Any],
+    reached: float = NEAR,
+    parts: int = 1,
+) -> int:
     """Return the form that what the processor is lets expect to be the fastest; see `Forms.of`.
 
-    Up to so many bytes as are `reached` between rows of W, a forward product needs no copy of them; see `near`.
+    Up to so many bytes as are `reached` between rows of W, a forward product needs no copy of them; see `near`.  Of a
+    gradient's inputs, a thread works on one of so many `parts`.
     """
     from fastmlp.kernels.cpu import codes, packing, tiles, vectors
 
@@ -153,7 +177,10 @@ def by_rule(product: int, rows: int, inputs: int, outputs: int, dtype: np.dtype[
     if product == codes.FORWARD:
         direct |= outputs * dtype.itemsize <= reached or rows <= tiles.ROWS
     elif near:
-        # and one of A' too, unless there are too few rows, or few tiles or those of many columns read it, and in order
-        few = inputs * dtype.itemsize <= NEAR if vectors.REGISTERS == 32 else inputs <= 8 * tiles.ROWS
-        direct |= rows <= 4 * tiles.ROWS or few
+        # and one of A' too, unless there are too few rows, or few tiles read it, and in order, or few panels of B pass
+        # by it, and its rows are not in the same sets of the cache
+        own = -(-inputs // parts)
+        few = own * dtype.itemsize <= NEAR if vectors.REGISTERS == 32 else own <= 8 * tiles.ROWS
+        passed = outputs <= FEW_PANELS * packing.panel_width(dtype) and _spread(inputs * dtype.itemsize)
+        direct |= rows <= 4 * tiles.ROWS or few or passed
     return int(codes.DIRECT if direct else codes.PACKED)
