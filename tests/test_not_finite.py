@@ -1,9 +1,11 @@
 """What is NaN or infinite: refused where it enters, never taken for an answer, never the best of anything."""
 
+import math
+
 import numpy as np
 import pytest
 from blobs import blobs, small
-from compare import assert_same_bits
+from compare import assert_same_bits, loss_records, targets_for
 
 import fastmlp
 from fastmlp.engine import checks
@@ -75,28 +77,48 @@ def test_outputs_that_are_not_finite_are_no_class(backend):
     assert not any(np.isfinite(value) for value in figures.values()), figures
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_many_inputs_are_looked_at_once_a_result_is_not_finite(backend, value, monkeypatch):
-    """To look at all of them first takes as long as to predict."""
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_many_inputs_are_looked_at_once_a_result_is_not_finite(backend, activation, value, monkeypatch):
+    """To look at all of them first takes as long as to predict; and activations make something finite of infinity."""
     monkeypatch.setattr(checks, "SOON", 1 << 14)  # what is many
     x, y = np.ones((64, 600), np.float32), np.zeros(64, int)
     assert x[:8].size < checks.SOON < x.size
-    model = fastmlp.MLP((600, 4, 2), backend=backend, dtype="float32", seed=0)
+    of_many = {"activation": activation, "backend": backend, "dtype": "float32", "seed": 0}
+    model = fastmlp.MLP((600, 4, 2), **of_many)
     x[53, 3] = value
     told = rf"x must be finite, got {value} in row 53, column 3"
     for call in (model.predict, model.predict_proba, lambda rows: model.evaluate(rows, y)):
         with pytest.raises(DataError, match=told):
             call(x)
     before = model.get_weights()
-    with pytest.raises(fastmlp.NonFiniteLossError, match=r"row 53 of the training data: the input"):
+    # infinity passes through a tangent as a one, and makes NaN of the weights: then no row is known
+    passes = activation == "tanh" and math.isinf(value)
+    told_by_fit = "inputs of the training data are NaN or inf" if passes else "row 53 of the training data: the input"
+    with pytest.raises(fastmlp.NonFiniteLossError, match=f"{told_by_fit}.*Remove or fill in"):
         model.fit(x, y, epochs=1, batch_size=64, verbose=0)
     for a, b in zip(before, model.get_weights(), strict=True):
         assert_same_bits(a, b)
     with pytest.raises(DataError, match=told.replace("x must", "x of validation_data must")):
         model.fit(x[:8], y[:8], epochs=1, validation_data=(x, y), verbose=0)
-    values = fastmlp.MLP((600, 4, 1), loss="mean_squared_error", backend=backend, dtype="float32", seed=0)
-    with pytest.raises(DataError, match=told):
-        values.predict(x)
+    for hidden in (1, 4):
+        values = fastmlp.MLP((600, hidden, 1), loss="mean_squared_error", **of_many)
+        for call in (values.predict, lambda rows: values.evaluate(rows, np.ones((64, 1)))):  # noqa: B023
+            with pytest.raises(DataError, match=told):
+                call(x)
+
+
+@pytest.mark.parametrize("loss", loss_records(), ids=str)
+def test_no_loss_is_finite_where_inputs_are_not(backend, loss, monkeypatch):
+    """An activation may have made a number like any other of them."""
+    monkeypatch.setattr(checks, "SOON", 1 << 10)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 3)), targets_for(loss, 600, 3, rng)
+    model = fastmlp.MLP((3, 1, 3), activation="tanh", loss=loss, backend=backend, seed=0)
+    assert np.isfinite(model.evaluate(x, y)["loss"])
+    x[401, 2] = np.inf
+    with pytest.raises(DataError, match="x must be finite, got inf in row 401, column 2"):
+        model.evaluate(x, y)
 
 
 def test_many_rows_held_out_are_looked_at_before_the_first_step(backend):

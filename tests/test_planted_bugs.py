@@ -85,7 +85,8 @@ BUGS = {
     "products: few outputs, what was there": ("kernels/cpu/few.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),
     "gather: whole numbers": ("kernels/cpu/layers.py", "_convert(run(seen_as(source, np.int64), first", "_convert(run(seen_as(source, np.float64), first"),
     "predictions: what others leave": ("kernels/cpu/predict.py", "share = (t + ahead) % threads * LINE", "share = t * LINE"),
-    "predictions: the last rows": ("kernels/cpu/predict.py", "if rows <= 0:", "if rows < piece:"),
+    "predictions: the last rows": ("kernels/cpu/predict.py", "(stop - first + piece - 1) // piece", "(stop - first) // piece"),
+    "predictions: infinite inputs": ("kernels/cpu/predict.py", "not math.isfinite(first_sums[i]) and", "False and"),
     "tiles: tall ones": ("kernels/cpu/tiles.py", "at += VECTORS * step", "at += step"),
     "tiles: what is written as it is": ("kernels/cpu/tiles.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
 }  # fmt: skip
@@ -124,6 +125,7 @@ COMPILED = {
     "gather: whole numbers": GATHER,
     "predictions: what others leave": SHARES,
     "predictions: the last rows": SHARES,
+    "predictions: infinite inputs": ("tests/test_not_finite.py", "-k", "many_inputs"),
     "tiles: tall ones": PRODUCTS,
     "tiles: what is written as it is": FORMS,
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastmlp.backends.operations import Operations
 from fastmlp.backends.session import BatchViews, Session, StepReport, training_bytes
+from fastmlp.floating import quiet
 from fastmlp.formulas.activations import get_activation
 from fastmlp.formulas.optimizers import StepScalars
 
@@ -48,6 +49,9 @@ class Backend(Operations):
     def predict(self, session: Session, params: Array, x: Array, out: Array) -> None:
         """Write the outputs of the network (logits where the loss takes logits).
 
+        Where inputs of a row are NaN or infinite, all its outputs are NaN, unless x is the backend's alone: of
+        infinity, some activations make a number like any other.
+
         Parameters
         ----------
         session : Session
@@ -64,7 +68,7 @@ class Backend(Operations):
             part = slice(start, min(start + batch, len(x)))
             views = session.views(part.stop - start)
             self._load(session, x, part, views.x)
-            self._forward(session, views, session.layers_of("predict", params))
+            self._answer(session, views, session.layers_of("predict", params))
             out[part] = views.z[-1]
 
     def bind_predict(self, session: Session, params: Array, x: NDArray[Any], out: NDArray[Any]) -> Callable[[], object]:
@@ -84,7 +88,7 @@ class Backend(Operations):
             part = slice(start, min(start + batch, len(data.x)))
             views = session.views(part.stop - start)
             self._load(session, data.x, part, views.x)
-            self._forward(session, views, session.layers_of("evaluate", params))
+            self._answer(session, views, session.layers_of("evaluate", params))
             self._losses(session, views, data, part, 1.0)
             totals += self.to_numpy(session.totals)
         loss, weight, hits = totals.tolist()
@@ -349,6 +353,14 @@ class Backend(Operations):
             if layer + 1 < spec.layers and spec.dropout[layer + 1]:
                 self.dropout(z, slope, spec.dropout[layer + 1], key, step, layer + 1, scratch[0], first_row)
             a = z
+
+    @quiet
+    def _answer(self, session: Session, views: BatchViews, layers: list[tuple[Array, Array]]) -> None:
+        """Run rows forward; their outputs are NaN where inputs are not finite, if that is seen without waiting."""
+        self._forward(session, views, layers)
+        x = views.x
+        if isinstance(x, np.ndarray) and not math.isfinite(np.add.reduce(x, axis=None)):
+            views.z[-1][~np.isfinite(x).all(axis=1)] = np.nan
 
     def _losses(
         self, session: Session, views: BatchViews, data: DeviceData, rows: Array | slice, inverse_total: float

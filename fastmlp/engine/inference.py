@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.sparse import SparseRows
+from fastmlp.engine import checks
 from fastmlp.engine.bound import Bound
 from fastmlp.network.plan import Plan, Precision
 
@@ -103,17 +104,27 @@ class Inference:
         parts = self._parts(plan, x, x.nbytes // max(len(x), 1) + width)
         if parts is None:
             return self._outputs_there(plan, params, x)
-        found = [self._pool.backend.to_numpy(self._outputs_there(plan, params, x[part])) for part in parts]
+        found = [self._pool.backend.to_numpy(self._outputs_there(plan, params, x, part)) for part in parts]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _outputs_there(self, plan: Plan, params: Array, x: Array) -> Array:
+    def _outputs_there(self, plan: Plan, params: Array, x: Array, part: slice = slice(None)) -> Array:
         """Return the outputs on the backend; their memory is the caller's, so it is for its stream to free."""
-        backend = self._pool.backend
+        backend, rows = self._pool.backend, x[part]
         with backend.placed():
-            out = backend.empty((len(x), plan.spec.units[-1]), self._dtype)
+            out = backend.empty((len(rows), plan.spec.units[-1]), self._dtype)
+        there = backend.asarray(rows)
+        self._refuse_what_was_not_looked_at(x, there, part)
         with self._pool.use(plan) as session:
-            backend.predict(session, params, backend.asarray(x), out)
+            backend.predict(session, params, there, out)
         return out
+
+    def _refuse_what_was_not_looked_at(self, x: Array, there: Array, part: slice) -> None:
+        """Raise DataError where many inputs that were sent elsewhere are not finite.
+
+        Nothing else tells: a predicted row of the host's that has such an input is NaN, see `Backend.predict`.
+        """
+        if isinstance(x, np.ndarray) and x.size > checks.SOON and not isinstance(there, np.ndarray):
+            checks.refuse_nonfinite(there, self._pool.backend, "x", np.arange(len(x))[part])
 
     def _parts(self, plan: Plan, x: Array, row_bytes: int) -> list[slice] | None:
         """Cut rows in host memory into parts that fit on the backend and, where sparse, here; None for those there."""
@@ -135,7 +146,9 @@ class Inference:
         plan = self.plan(spec, rows or len(data))
         with self._pool.use(plan) as session:
             for part in self._parts(plan, data.x, data.row_bytes) or [slice(None)]:
-                totals += backend.evaluate(session, params, data.window(part).on(backend.asarray))
+                there = data.window(part).on(backend.asarray)
+                self._refuse_what_was_not_looked_at(data.x, there.x, part)
+                totals += backend.evaluate(session, params, there)
         return totals
 
     @staticmethod

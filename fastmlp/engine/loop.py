@@ -372,13 +372,14 @@ class Training(RunView):
         row, where = self.learner.backend.first_nonfinite(session, state, fed.data, fed.order, fed.first)
         row = row if row < 0 or fed.numbers is None else int(fed.numbers[row])
         if where.startswith(("the weights", "the biases")):
-            return weights_error(self.epoch + 1, self.steps_done, where)
+            return weights_error(self.epoch + 1, self.steps_done, where, self._data.x, self.learner.backend)
         return loss_error(self.epoch + 1, self.steps_done, row, where)
 
     def _check_weights(self) -> None:
         """Raise NonFiniteLossError where the last step spoilt the weights: no loss has been worked out with them."""
         if where := self.learner.state.spoilt(self.learner.to_numpy):
-            raise weights_error(self.epoch + (self._progress.position > 0), self.steps_done, where)
+            epoch = self.epoch + (self._progress.position > 0)
+            raise weights_error(epoch, self.steps_done, where, self._data.x, self.learner.backend)
 
     def _figures(self, rate: float) -> dict[str, float]:
         learner, figures = self.learner, self.running_figures()

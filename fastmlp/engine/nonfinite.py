@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmlp.errors import NonFiniteLossError
+from fastmlp.engine.checks import refuse_nonfinite
+from fastmlp.errors import DataError, NonFiniteLossError
 from fastmlp.warned import warn_caller
+
+if TYPE_CHECKING:
+    from fastmlp._typing import Array
+    from fastmlp.backends.base import Backend
 
 
 def loss_error(epoch: int, step: int, row: int, where: str) -> NonFiniteLossError:
@@ -27,12 +32,19 @@ def loss_error(epoch: int, step: int, row: int, where: str) -> NonFiniteLossErro
     )
 
 
-def weights_error(epoch: int, step: int, where: str) -> NonFiniteLossError:
-    """Return the error of weights that a step has spoilt."""
+def weights_error(epoch: int, step: int, where: str, x: Array, backend: Backend) -> NonFiniteLossError:
+    """Return the error of weights that a step on inputs x (n, I) has spoilt.
+
+    An infinite input may pass through the network as a finite number, but not through a step.
+    """
+    why, cure = "a step made them overflow", "Lower the learning rate, or set clip_norm"
+    try:
+        refuse_nonfinite(x, backend, "x")
+    except DataError:
+        why, cure = "inputs of the training data are NaN or infinite", "Remove or fill in missing values"
     return NonFiniteLossError(
-        f"{where} are not finite in epoch {epoch}, after step {step}: a step made them overflow. The model has the "
-        "weights again that it had before this call, and its optimizer begins anew. Lower the learning rate, or set "
-        "clip_norm.",
+        f"{where} are not finite in epoch {epoch}, after step {step}: {why}. The model has the weights again that it "
+        f"had before this call, and its optimizer begins anew. {cure}.",
         epoch=epoch,
         step=step,
         row=-1,

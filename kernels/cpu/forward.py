@@ -89,7 +89,7 @@ def load_rows(net, data, order, x, at, first_row, key, step, lanes):
 
 
 @part
-def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, key, step, lanes, panels):
+def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, key, step, lanes, panels, first_sums):
     """Run rows forward.
 
     Parameters
@@ -109,6 +109,9 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
         Overwritten.
     panels : (m,) float
         Of ``memory.panels``; overwritten.
+    first_sums : (rows,) float, or empty
+        Overwritten with what the first unit of the lowest layer sums up of each row.  No infinity and no NaN among a
+        row's inputs leaves that finite, as an activation of it may be.
     """
     units, z, slopes = net.units, memory.z, memory.slopes
     below, at, index, first = batch.x, x_at, batch.index, batch.first + first_row
@@ -123,6 +126,9 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
         else:
             form, w = net.forms[layer, FORWARD], net.weight_at[layer]
             multiply(form, below, at, index, first, after, i_, rows, i_, params, w, o, z, start, panels)
+        if layer == 0:
+            for i in range(first_sums.size):
+                first_sums[i] = z[start + i * o]
         wanted = net.needs_slope[layer]
         activate_rows(net.activations[layer], z, start, rows, o, run(params, net.bias_at[layer], o), slopes, wanted)
         threshold = net.thresholds[layer + 1] if layer + 2 < units.size else u8(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .compiling import entry, part
@@ -20,7 +22,7 @@ FIRST, STOP, TAKEN = 0, 1, 2
 
 @entry
 def predict_thread(t, shares, piece, net, data, params, memory, batch, out, totals):
-    """Run rows forward: write their outputs, or the sums of their losses.
+    """Run rows forward: write their outputs, or the sums of their losses; NaN where inputs of a row are not finite.
 
     A thread takes pieces of its own share, then what is left of others': who is interrupted has not to be waited for.
 
@@ -57,6 +59,14 @@ def predict_thread(t, shares, piece, net, data, params, memory, batch, out, tota
 
 
 @part
+def _all_finite(row):
+    for q in range(row.size):
+        if not math.isfinite(row[q]):
+            return False
+    return True
+
+
+@part
 def _predict_rows(start, rows, net, data, params, memory, batch, out, totals):
     dtype = params.dtype.type
     inputs, outputs = net.units[0], net.units[-1]
@@ -72,7 +82,12 @@ def _predict_rows(start, rows, net, data, params, memory, batch, out, totals):
         x_at = 0
         load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
     now = Batch(x, memory.counting, 0, rows if in_place else -1, rows, batch, 0, 0)
-    forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0])
+    first_sums = run(memory.row_losses, 0, rows)
+    forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0], first_sums)
+    for i in range(rows):
+        if not math.isfinite(first_sums[i]) and not _all_finite(run(x, x_at + i * inputs, inputs)):
+            for k in range(outputs):
+                memory.z[at + i * outputs + k] = np.nan
     if out.size:
         predicted = run(out, start * outputs, rows * outputs)
         for q in range(predicted.size):
@@ -84,6 +99,8 @@ def _predict_rows(start, rows, net, data, params, memory, batch, out, totals):
             *(dtype(1), losses, hits, memory.losses[0]),
         )
         for i in range(rows):
+            if math.isnan(memory.z[at + i * outputs]):
+                losses[i] = np.nan
             w = 1.0
             if data.weights.size:
                 w = float(data.weights[start + i])

@@ -242,7 +242,10 @@ def rows_of_part(net, data, params, memory, now, chosen, first, stop, t, shared,
     n, outputs = stop - first, net.units[-1]
     start, scale = net.z_at[net.units.size - 2] * now.size + first * outputs, params.dtype.type(inverse_total)
     panels = memory.panels[t]
-    forward_rows(net, params, now, 0, memory, n, first, shared, key, step, memory.scratch[t], panels)
+    forward_rows(
+        *(net, params, now, 0, memory, n, first, shared, key, step, memory.scratch[t], panels),
+        run(memory.row_losses, first, 0),
+    )
     output_losses(
         *(net.loss, net.loss_parameters, outputs, data, run(chosen, first, n), memory.z, start, memory.dz, start),
         *(scale, run(memory.row_losses, first, n), run(memory.row_hits, first, n), memory.losses[t]),
