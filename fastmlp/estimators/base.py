@@ -125,7 +125,7 @@ class BaseMLP(GoesOn, Preprocessed):
         self._check_together()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, *, incremental: bool) -> BaseMLP:
-        undo = self._undoing()
+        undo = self._undoing(incremental)
         try:
             return self._trained(X, y, sample_weight, validation, incremental)
         except BaseException as e:

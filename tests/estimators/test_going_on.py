@@ -215,6 +215,39 @@ def test_an_adaptive_rate_goes_by_the_tolerance_as_it_is_now():
     assert cut._curves.rate == 0.1
 
 
+class FailsLate(fastmlp.Callback):
+    """Ends a run after an epoch of steps."""
+
+    def on_epoch_end(self, run, figures):
+        raise RuntimeError("in the midst of it")
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("how", ["fit", "partial_fit"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"solver": "sgd", "learning_rate_init": 1e300}, ValueError),
+        ({"callbacks": [FailsLate()], "learning_rate_init": 0.1}, RuntimeError),
+    ],
+    ids=["numbers", "callback"],
+)
+def test_training_that_goes_on_and_fails_leaves_the_network_that_was_there(how, elsewhere, wrong, error):
+    found, same = (estimator("").fit(X, Y) for _ in range(2))
+    right = {name: found.get_params()[name] for name in wrong}
+    with pytest.raises(error):
+        getattr(found.set_params(**wrong, backend="numba" if elsewhere else "numpy"), how)(X, Y)
+    found.set_params(**right, backend="numpy")
+    assert (found.t_, found.loss_, found._curves) == (same.t_, same.loss_, same._curves)
+    assert found.model_.steps == same.model_.steps
+    for _ in range(2):  # as it was, and as it goes on from there, with the moments that it had
+        for a, b in zip(found.coefs_, same.coefs_, strict=True):
+            np.testing.assert_array_equal(a, b)
+        for each in (found, same):
+            getattr(each, how)(X, Y)
+
+
 def test_a_fit_that_failed_leaves_nothing():
     found, same = (
         estimator("", tol=10.0, n_iter_no_change=1).partial_fit(X, Y, classes=np.unique(Y)) for _ in range(2)
