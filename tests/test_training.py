@@ -51,6 +51,33 @@ def test_callbacks_are_called_in_order(backend):
     ]
 
 
+class Refuses(fastmlp.Callback):
+    """Raises an error before the first step."""
+
+    def on_train_begin(self, run):
+        raise ZeroDivisionError
+
+
+def test_an_error_as_a_callback_begins_ends_those_that_began(backend):
+    before, timer, after, last = Recorder(), fastmlp.EpochTimer(), Recorder(), Recorder()
+    for callbacks in ([before, Refuses(), last], [before, timer, after, Refuses(), last]):
+        with pytest.raises(ZeroDivisionError):
+            small(backend).fit(*blobs(), epochs=2, callbacks=callbacks, verbose=0)
+    assert before.calls == ["begin", "end, failed"] * 2 and after.calls == ["begin", "end, failed"]
+    assert last.calls == []
+    assert [row.epoch for row in timer.times] == [None]  # its clock was taken away
+
+
+def test_a_run_that_is_refused_gives_the_terminal_its_cursor_back(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich, standard output is a terminal then
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(ZeroDivisionError):
+        small("numpy").fit(*blobs(), epochs=2, callbacks=[fastmlp.ProgressBar(), Refuses()])
+    out = capsys.readouterr().out
+    hides, shows = "\x1b[?25l", "\x1b[?25h"
+    assert out.count(hides) == out.count(shows) == 1 and out.index(hides) < out.index(shows)
+
+
 def test_a_callback_is_called_at_exactly_the_steps_it_asks_for(backend):
     recorder = Recorder(every=5)
     small(backend).fit(*blobs(), epochs=3, batch_size=16, callbacks=[recorder], verbose=0)

@@ -214,14 +214,19 @@ def _check_arrays(
     safetensors.check_numbers(path, {name: tensors[name] for name in rest}, infinite=True)
 
 
-def restore_callbacks(paused: PausedRun, callbacks: Sequence[Stateful]) -> None:
-    """Give callbacks back their states; ValueError where they are not those of the checkpoint."""
+def restore_callbacks(paused: PausedRun, callbacks: Sequence[Stateful], figures: list[str]) -> None:
+    """Give callbacks back their states; ValueError where they or the figures are not those of the checkpoint."""
     stateful = [c for c in callbacks if c.state()]
     saved = paused.header["callbacks"]
     if [type(c).__name__ for c in stateful] != [c["type"] for c in saved]:
         raise ValueError(
             f"callbacks must be those that the checkpoint {paused.path} was made with: "
             f"{[c['type'] for c in saved]}; got {[type(c).__name__ for c in stateful]}"
+        )
+    if paused.header["figures"] != figures:
+        raise ValueError(
+            f"validation data and metrics must be those of the checkpoint {paused.path}, whose figures are "
+            f"{', '.join(paused.header['figures'])}; they now are {', '.join(figures)}"
         )
     for i, (callback, entry) in enumerate(zip(stateful, saved, strict=True)):
         arrays: dict[str, NDArray[Any]] = {n: paused.tensors[f"callbacks.{i}.{n}"] for n in entry["arrays"]}

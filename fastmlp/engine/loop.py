@@ -82,7 +82,7 @@ class Callback:
         """After Ctrl-C, before `on_train_end`."""
 
     def on_train_end(self, run: Training) -> None:
-        """At the end, after an error too (then ``run.failed``)."""
+        """At the end of what began, after an error too (then ``run.failed``), also of another's `on_train_begin`."""
 
     def next_step(self, run: Training) -> int | None:
         """Return the next step of the run, counted from 1, after which `on_steps` must be called."""
@@ -136,10 +136,11 @@ class Training(RunView):
         monitor = getattr(self._schedule, "monitor", None)
         if monitor is not None:
             self.check_monitor(type(self._schedule).__name__, monitor)
-        learner = self.learner
-        for callback in self.callbacks:
-            callback.on_train_begin(self)
+        learner, begun = self.learner, 0
         try:
+            for callback in self.callbacks:
+                callback.on_train_begin(self)
+                begun += 1
             feed = self._feed()
             with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
                 self._session = self._used = session
@@ -163,7 +164,8 @@ class Training(RunView):
             self.failed = True
             raise
         finally:
-            for callback in self._told:
+            # those that have not begun have nothing to end; what follows the callbacks is an `EpochTimer` that has
+            for callback in [*self._told[:begun], *self._told[len(self.callbacks) :]]:
                 callback.on_train_end(self)
         if not learner.state.sound(learner.backend.all_finite):
             self._check_weights()
@@ -441,9 +443,4 @@ class Training(RunView):
 
     def restore_callbacks(self, paused: PausedRun) -> None:
         """Give the callbacks back their states; ValueError where they or the figures are not the checkpoint's."""
-        restore_callbacks(paused, self.callbacks)
-        if paused.header["figures"] != self.figure_names():
-            raise ValueError(
-                f"validation data and metrics must be those of the checkpoint {paused.path}, whose figures are "
-                f"{', '.join(paused.header['figures'])}; they now are {', '.join(self.figure_names())}"
-            )
+        restore_callbacks(paused, self.callbacks, self.figure_names())
