@@ -198,6 +198,44 @@ def test_the_csv_log_holds_the_history(backend, tmp_path):
         ]
 
 
+def test_the_csv_log_of_another_run_is_there_until_an_epoch_has_ended(backend, tmp_path):
+    log = tmp_path / "log.csv"
+    small(backend).fit(*blobs(), epochs=2, callbacks=[fastmlp.CSVLog(log)], verbose=0)
+    before = log.read_text()
+    with pytest.raises(ValueError, match="there is no such figure"):
+        small(backend).fit(*blobs(), callbacks=[fastmlp.CSVLog(log), fastmlp.EarlyStopping()], epochs=1, verbose=0)
+    assert log.read_text() == before
+    small(backend).fit(*blobs(), epochs=1, callbacks=[fastmlp.CSVLog(log)], verbose=0)
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_a_resumed_run_that_fails_in_its_first_epoch_leaves_the_csv_log_as_it_was(backend, tmp_path, monkeypatch):
+    log, path = tmp_path / "log.csv", tmp_path / "checkpoint"
+    callbacks = [fastmlp.CSVLog(log), fastmlp.Checkpoint(path, every_epochs=2)]
+    small(backend).fit(*blobs(), epochs=3, callbacks=callbacks, verbose=0)
+    before = log.read_text()  # of three epochs, of which the checkpoint has two
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(os, "fsync", no_space)
+        fastmlp.load(path, backend).resume(*blobs(), callbacks=callbacks, verbose=0)
+    assert log.read_text() == before
+    fastmlp.load(path, backend).resume(*blobs(), callbacks=callbacks, verbose=0)
+    assert [line.rsplit(",", 1)[0] for line in log.read_text().splitlines()] == [
+        line.rsplit(",", 1)[0] for line in before.splitlines()
+    ]
+
+
+@pytest.mark.parametrize(("name", "error"), [("none/log.csv", FileNotFoundError), (".", OSError)])
+def test_a_csv_log_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, name, error):
+    model = small("numpy")
+    with pytest.raises(error):
+        model.fit(*blobs(), epochs=1, callbacks=[fastmlp.CSVLog(tmp_path / name)], verbose=0)
+    assert model.steps == 0
+
+
 def test_verbose_writes_a_line_an_epoch(backend, capsys):
     small(backend).fit(*blobs(), epochs=2, verbose=1)
     lines = capsys.readouterr().out.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from fastmlp.arguments import check_count, check_flag, check_number, check_path, check_sequence
 from fastmlp.engine.loop import Callback
-from fastmlp.files.atomic import refuse_missing_folder
+from fastmlp.files.atomic import atomic_writer, refuse_missing_folder
 from fastmlp.formulas.figures import lower_is_better
 from fastmlp.formulas.names import explains_keywords
 
@@ -162,6 +163,7 @@ class CSVLog(Callback):
     Parameters
     ----------
     path : path
+        What another run wrote to it is there until the first epoch has ended.
     """
 
     sees_model = False
@@ -169,21 +171,28 @@ class CSVLog(Callback):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(check_path("path", path))
+        self._kept: list[list[str]] | None = []
 
     def on_train_begin(self, run: Training) -> None:
-        rows: list[list[str]] = []
-        if run.epoch and self.path.exists():  # of a resumed run, keep what was written up to the checkpoint
-            with self.path.open(newline="") as file:
-                rows = list(csv.reader(file))[: run.epoch + 1]
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
+        # that it can be written has to be known before the first step, but what it holds may be all there is: others
+        # may still refuse the run, so that it is given up, or cut, with the first epoch and not before
+        with self.path.open("a"):
+            self._kept = []
+        if run.epoch and self.path.is_file():  # of a resumed run, keep what was written up to the checkpoint
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self._kept = list(csv.reader(file))[: run.epoch + 1]
 
     def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(["epoch", *figures])
-            writer.writerow([run.epoch, *figures.values()])
+        header, row = ["epoch", *figures], [run.epoch, *figures.values()]
+        if self._kept:
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([*self._kept, row])
+            with atomic_writer(self.path) as whole:
+                whole.write(text.getvalue().encode())
+        else:
+            with self.path.open("a" if self._kept is None else "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([row] if file.tell() else [header, row])
+        self._kept = None
 
 
 @explains_keywords(__init__="callback")
