@@ -223,7 +223,7 @@ class MLP(Described):
         Parameters
         ----------
         x, y, sample_weight, class_weight, validation_data, metrics, callbacks
-            The same as `fit` was given; all else is in the checkpoint.
+            The same as `fit` was given, but for how long callbacks wait; all else is in the checkpoint.
         verbose, parallel
             As for `fit`; another number of processes, or none but this one, goes on to the same bits.
 

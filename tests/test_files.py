@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,6 +248,40 @@ def test_resume_refuses_other_data_callbacks_and_figures(backend, tmp_path):
     assert model.resume(x, y, callbacks=same, verbose=0).epochs == 4
     with pytest.raises(RuntimeError, match="was not just loaded from a checkpoint"):
         model.resume(x, y, callbacks=same, verbose=0)
+
+
+def test_resume_refuses_other_validation_data(backend, tmp_path):
+    path, (other, labels) = tmp_path / "checkpoint", blobs(40, seed=9)
+    validation = other, labels, np.linspace(0.5, 2, 40)
+    x, y = interrupted(backend, path, validation_data=validation)
+    model = fastmlp.load(path, backend)
+    for others in ((other[:30], labels[:30], validation[2][:30]), (other, 2 - labels, validation[2]), validation[:2]):
+        with pytest.raises(fastmlp.DataError, match=r"validation_data are not those that .* give the same"):
+            model.resume(x, y, validation_data=others, verbose=0)
+    assert model.resume(x, y, validation_data=validation, verbose=0).epochs == 4
+    header, tensors = files.read(path)
+    del header["format"], header["validation"]  # as an earlier version wrote it
+    files.write(path, header, tensors)
+    assert fastmlp.load(path, backend).resume(x, y, validation_data=validation[:2], verbose=0).epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"monitor": "accuracy"}, "monitor='loss', not 'accuracy', mode='min', not 'max'"),
+        ({"mode": "max"}, "mode='min', not 'max'"),
+        ({"restore_best": False}, "restore_best=True, not False"),
+    ],
+)
+def test_resume_refuses_early_stopping_by_another_figure(tmp_path, asked, said):
+    path = tmp_path / "checkpoint"
+    x, y = interrupted("numpy", path, callbacks=[fastmlp.TimeLimit(900), fastmlp.EarlyStopping("loss", patience=5)])
+    model, limit = fastmlp.load(path, "numpy"), fastmlp.TimeLimit(900)
+    with pytest.raises(ValueError, match=re.escape(said) + "; give resume the same"):
+        model.resume(x, y, callbacks=[limit, fastmlp.EarlyStopping(**{"monitor": "loss", **asked})], verbose=0)
+    assert limit._before == 0  # nothing has been taken back
+    callbacks = [limit, fastmlp.EarlyStopping("loss", patience=7, min_delta=1e-3)]
+    assert model.resume(x, y, callbacks=callbacks, verbose=0).epochs == 4
 
 
 def test_a_finished_run_says_so(backend, tmp_path):

@@ -167,9 +167,11 @@ RUNS = [
     ("history", [1], "list"),
     ("figures", [1], "figures and data must be text"),
     ("data", 5, "figures and data must be text"),
+    ("validation", 5, "validation must be text or null"),
     ("platform", [], "platform must be"),
     ("callbacks", 7, "int"),
     ("callbacks.0.state", 7, "callbacks: each has"),
+    ("callbacks.0.same", [7], "callbacks: each has"),
     ("callbacks.0.arrays", ["gone"], r"the arrays \['gone'\] of EarlyStopping are not in the file"),
     *[(name, GONE, f"lacks '{name}'") for name in ("optimizer", "optimizer_step", "progress", "history", "callbacks")],
 ]  # fmt: skip

@@ -42,13 +42,16 @@ class EarlyStopping(Callback):
 
     Notes
     -----
-    An epoch whose figure is NaN is no improvement and never the best one.
+    An epoch whose figure is NaN is no improvement and never the best one.  A resumed run may have another `patience` or
+    `min_delta`.
 
     Raises
     ------
     ValueError
         Which way the figure is better is not known, and `mode` does not say; or another argument makes no sense.
     """
+
+    same_on_resume = ("monitor", "mode", "restore_best")
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class EarlyStopping(Callback):
     ) -> None:
         self.monitor, self.restore_best = monitor, check_flag("restore_best", restore_best)
         self.patience, self.min_delta = check_count("patience", patience, 0), check_number("min_delta", min_delta, 0.0)
-        self._sign = 1.0 if lower_is_better("EarlyStopping", monitor, mode) else -1.0
+        self.mode = "min" if lower_is_better("EarlyStopping", monitor, mode) else "max"
+        self._sign = 1.0 if self.mode == "min" else -1.0
         self._reset()
 
     def _reset(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 class Stateful(Protocol):
     """What a checkpoint keeps besides the run: anything with a state, such as a callback."""
 
+    same_on_resume: tuple[str, ...]
+
     def state(self) -> dict[str, Any]:
         """Return numbers, strings and NumPy arrays by name; nothing where there is nothing to keep."""
 
@@ -51,7 +54,9 @@ class RunContents(NamedTuple):
         Names of the figures of an epoch.
     callbacks : sequence of Stateful
     data : str
-        Fingerprint of the data.
+        Fingerprint of the data to train on.
+    validation : str or None
+        That of the data to validate with, where there are some.
     choices : dict
         What the bits depend on, see `Backend.choices`.
     """
@@ -62,6 +67,7 @@ class RunContents(NamedTuple):
     figures: list[str]
     callbacks: Sequence[Stateful]
     data: str
+    validation: str | None
     choices: Mapping[str, Any]
 
 
@@ -88,7 +94,8 @@ def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> N
         arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
         tensors.update({f"callbacks.{len(kept)}.{k}": v for k, v in arrays.items()})
         plain = {k: v for k, v in values.items() if k not in arrays}
-        kept.append({"type": type(callback).__name__, "state": plain, "arrays": sorted(arrays)})
+        same = {name: getattr(callback, name) for name in callback.same_on_resume}
+        kept.append({"type": type(callback).__name__, "same": same, "state": plain, "arrays": sorted(arrays)})
     header = {
         **described,
         "kind": "checkpoint",
@@ -99,6 +106,7 @@ def save_run(learner: Learner, path: str | PathLike[str], run: RunContents) -> N
         "figures": run.figures,
         "callbacks": kept,
         "data": run.data,
+        "validation": run.validation,
         "platform": run.choices,  # the name that files of format 1 have for it
     }
     safetensors.write(path, header, tensors)
@@ -183,10 +191,13 @@ def _check_run(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -
             raise ValueError(f"history: {name!r} must be a number for each of {progress.epoch} epochs, got {values!r}")
     if not all(isinstance(name, str) for name in [*header["figures"], header["data"]]):
         raise TypeError(f"figures and data must be text, got {header['figures']!r} and {header['data']!r}")
+    if not isinstance(header.get("validation"), (str, NoneType)):  # files of before say nothing of it
+        raise TypeError(f"validation must be text or null, got {header['validation']!r}")
     if not isinstance(header["platform"], Mapping):
         raise TypeError(f"platform must be choices by their names, got {header['platform']!r}")
     for i, entry in enumerate(header["callbacks"]):
-        if not isinstance(entry["type"], str) or not isinstance(entry["state"], Mapping):
+        values = entry["state"], entry.get("same", {})
+        if not isinstance(entry["type"], str) or not all(isinstance(v, Mapping) for v in values):
             raise TypeError(f"callbacks: each has the name of its type and its state, got {entry!r}")
         if missing := [name for name in entry["arrays"] if f"callbacks.{i}.{name}" not in tensors]:
             raise ValueError(f"callbacks: the arrays {missing} of {entry['type']} are not in the file")
@@ -228,6 +239,14 @@ def restore_callbacks(paused: PausedRun, callbacks: Sequence[Stateful], figures:
             f"validation data and metrics must be those of the checkpoint {paused.path}, whose figures are "
             f"{', '.join(paused.header['figures'])}; they now are {', '.join(figures)}"
         )
+    for callback, entry in zip(stateful, saved, strict=True):
+        then = entry.get("same", {})  # files of earlier versions say nothing of it
+        here = {name: getattr(callback, name) for name in callback.same_on_resume if name in then}
+        if differ := [f"{name}={then[name]!r}, not {value!r}" for name, value in here.items() if value != then[name]]:
+            raise ValueError(
+                f"callbacks: the {entry['type']} of the checkpoint {paused.path} has {', '.join(differ)}; give resume "
+                "the same"
+            )
     for i, (callback, entry) in enumerate(zip(stateful, saved, strict=True)):
         arrays: dict[str, NDArray[Any]] = {n: paused.tensors[f"callbacks.{i}.{n}"] for n in entry["arrays"]}
         with refused_by_name(paused.path, f": the state of {entry['type']} makes no sense: {{reason}}"):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastmlp.backends.session import Ahead, Session, StepReport
 from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals, inverse_totals_of_epochs
-from fastmlp.engine.checkpoints import RunContents, restore_callbacks, save_run
+from fastmlp.engine.checkpoints import RunContents, save_run
 from fastmlp.engine.feed import Fed, Feed, feed_of
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastmlp.backends.data import DeviceData, HostData
     from fastmlp.engine.learner import Learner
     from fastmlp.engine.metrics import Measure
-    from fastmlp.engine.progress import PausedRun, Progress
+    from fastmlp.engine.progress import Progress
     from fastmlp.errors import NonFiniteLossError
     from fastmlp.network.plan import Plan
     from fastmlp.parallel.tree import Share
@@ -60,11 +60,14 @@ class Callback:
         no callback does, epochs of a few milliseconds are trained several at once, and told one after the other.
     writes : bool
         True for those that write files or to a terminal: of several ranks that train together, rank 0 alone has them.
+    same_on_resume : tuple of str
+        Names of attributes, numbers or text, that what it keeps goes by: a run is not gone on with by others.
     """
 
     runs_last = False
     sees_model = True
     writes = False
+    same_on_resume: tuple[str, ...] = ()
 
     def on_train_begin(self, run: Training) -> None:
         """Before the first step, also of a resumed run; an error here leaves the model as it was."""
@@ -123,7 +126,6 @@ class Training(RunView):
         self._orders, self._draws = Orders(*order, draw), draw is not None
         self._order: Order | None = None
         self._interrupted = False
-        self._fingerprint = ""
         self._validation_there: HostData | None = None
         self._session: Session | None = None
         self._used: Session | None = None
@@ -419,6 +421,11 @@ class Training(RunView):
 
     # --- checkpoints ---
 
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str | None]:
+        to_numpy, validation = self.learner.backend.to_numpy, self._validation
+        return self._data.fingerprint(to_numpy), None if validation is None else validation.fingerprint(to_numpy)
+
     def check_checkpoint(self) -> None:
         """Raise ValueError where the run holds something that no file can: a schedule or an optimizer of one's own."""
         if self._draws:
@@ -428,19 +435,14 @@ class Training(RunView):
     def save_checkpoint(self, path: str | PathLike[str]) -> None:
         """Write everything that the run needs to go on to the same bits; never weights that are not finite."""
         self._check_weights()
-        if not self._fingerprint:
-            self._fingerprint = self._data.fingerprint(self.learner.backend.to_numpy)
         contents = RunContents(
             optimizer=self.optimizer,
             progress=self._progress,
             history=self.history.history,
             figures=self.figure_names(),
             callbacks=self.callbacks,
-            data=self._fingerprint,
+            data=self._fingerprints[0],
+            validation=self._fingerprints[1],
             choices=self._choices(self._used),
         )
         save_run(self.learner, path, contents)
-
-    def restore_callbacks(self, paused: PausedRun) -> None:
-        """Give the callbacks back their states; ValueError where they or the figures are not the checkpoint's."""
-        restore_callbacks(paused, self.callbacks, self.figure_names())

@@ -12,6 +12,7 @@ import numpy as np
 from fastmlp.arguments import check_number
 from fastmlp.engine.backend_trial import settle
 from fastmlp.engine.batches import DrawOrder, batch_of, split_rows, steps_per_epoch
+from fastmlp.engine.checkpoints import restore_callbacks
 from fastmlp.engine.checks import refuse_nonfinite
 from fastmlp.engine.history import History
 from fastmlp.engine.inputs import InputRules, InputScale
@@ -207,6 +208,12 @@ def go_on(
     assert optimizer is not None, "a checkpoint has one"
     if data.fingerprint(learner.backend.to_numpy) != header["data"]:
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
+    validated = header.get("validation")  # files of earlier versions say nothing of it
+    if validated and validation is not None and validation.fingerprint(learner.backend.to_numpy) != validated:
+        raise DataError(
+            f"resume: validation_data are not those that the checkpoint {paused.path} was validated with, so that its "
+            "figures could not be compared with those to come; give the same"
+        )
     if progress.shards is not None:
         extras = extras._replace(group=extras.group or Alone(progress.shards))
         place(learner, extras.group)
@@ -216,7 +223,7 @@ def go_on(
         shards_of(extras.group, progress.shards)
     with learner.exclusive():
         run = extras.training(learner, data, validation, progress, optimizer, History(header["history"]))
-        run.restore_callbacks(paused)
+        restore_callbacks(paused, run.callbacks, run.figure_names())
         run.check_memory()
         learner.paused = None
         learner.rules = _settled(learner, data)  # files of earlier versions say nothing of the inputs
