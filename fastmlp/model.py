@@ -220,6 +220,9 @@ class MLP(Described):
     ) -> History:
         """Go on with the run of the checkpoint that this model was loaded from, to the same bits.
 
+        A run that `EarlyStopping` had ended takes no more steps; where it kept the best epoch's weights, the model goes
+        back to them, also after the last epoch.  One that a `TimeLimit` or Ctrl-C had ended goes on.
+
         Parameters
         ----------
         x, y, sample_weight, class_weight, validation_data, metrics, callbacks
@@ -235,7 +238,8 @@ class MLP(Described):
         Raises
         ------
         RuntimeError
-            The model was not loaded from a checkpoint, or has changed since.
+            The model was not loaded from a checkpoint, or has changed since; or the run has come to its last epoch, and
+            has no better weights to go back to.
         ValueError
             The data, callbacks or metrics are not those of the checkpoint.
         """

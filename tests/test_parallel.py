@@ -158,6 +158,24 @@ def test_a_checkpoint_goes_on_to_the_same_bits_on_another_number_of_ranks(tmp_pa
         assert_same_runs(found, expected)
 
 
+def test_a_run_that_early_stopping_has_ended_goes_back_to_its_best_epoch_on_all_ranks(tmp_path):
+    path = tmp_path / "run.safetensors"
+
+    def callbacks():
+        return [fastmlp.EarlyStopping("loss", patience=1, min_delta=9), fastmlp.Checkpoint(path)]
+
+    expected = in_threads(lambda group: fitted(group, epochs=4, callbacks=callbacks()), 2)[0]
+    assert len(expected[1]["loss"]) == 2
+
+    def go_on(group):
+        model = fastmlp.load(path, "numpy")
+        history = model.resume(X, Y, verbose=0, callbacks=callbacks(), parallel=group).history
+        return model.get_weights(), {name: values for name, values in history.items() if name != "epoch_seconds"}
+
+    for found in in_threads(go_on, 3):
+        assert_same_runs(found, expected)
+
+
 def checkpoint_of(path, ranks=None, **options):
     callbacks = [fastmlp.Checkpoint(path), StopAt(5)]
     if ranks is None:

@@ -177,6 +177,48 @@ def test_early_stopping_with_an_average_restores_both(backend):
         assert_same_bits(array, best[name], name)
 
 
+@pytest.mark.parametrize("epochs", [100, 6], ids=["early stopping ends it", "its last epoch ends it"])
+def test_a_run_that_has_ended_goes_back_to_its_best_epoch_when_it_is_resumed(backend, tmp_path, epochs):
+    (x, y), path = blobs(60), tmp_path / "checkpoint"
+    noise = np.random.default_rng(1).integers(0, 3, 60)
+
+    def callbacks(patience=4, **options):
+        return [fastmlp.EarlyStopping(patience=patience, **options), fastmlp.Checkpoint(path)]
+
+    whole = small(backend)
+    asked = {"epochs": epochs, "optimizer": fastmlp.Adam(0.05), "validation_data": (x, y), "verbose": 0}
+    expected = whole.fit(x, noise, callbacks=callbacks(), **asked)
+    assert bool(expected.stop_reason) == (epochs == 100)
+    model = fastmlp.load(path, backend)  # the file is that of a run killed between its last epoch and its end
+    assert not np.array_equal(model.get_weights()[0], whole.get_weights()[0])
+    found = model.resume(x, noise, validation_data=(x, y), callbacks=callbacks(), verbose=0)
+    assert (found.history, found.stop_reason) == (expected.history, expected.stop_reason)
+    for a, b in zip(model.get_weights(), whole.get_weights(), strict=True):
+        assert_same_bits(a, b)
+    if epochs == 100:
+        model = fastmlp.load(path, backend)
+        longer = model.resume(x, noise, validation_data=(x, y), callbacks=callbacks(6), verbose=0)
+        assert longer.epochs >= expected.epochs + 2
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_early_stopping_that_keeps_no_weights_ends_a_resumed_run_where_it_ended_the_whole_one(tmp_path, patience):
+    x, y = blobs()
+
+    def callbacks():
+        stopping = fastmlp.EarlyStopping("loss", patience=patience, min_delta=9, restore_best=False)
+        return [stopping, fastmlp.Checkpoint(tmp_path / "{epoch}")]
+
+    whole = small("numpy")
+    expected = whole.fit(x, y, epochs=9, callbacks=callbacks(), verbose=0)
+    assert expected.epochs == 2
+    for epoch in "12":
+        model = fastmlp.load(tmp_path / epoch, "numpy")
+        found = model.resume(x, y, callbacks=callbacks(), verbose=0)
+        assert (found.history["loss"], found.stop_reason) == (expected.history["loss"], expected.stop_reason)
+        assert_same_bits(model.get_weights()[0], whole.get_weights()[0])
+
+
 def test_a_time_limit_ends_the_run_after_a_whole_step(backend):
     started = time.perf_counter()
     history = small(backend).fit(*blobs(), epochs=10**6, callbacks=[fastmlp.TimeLimit(0.3)], verbose=0)

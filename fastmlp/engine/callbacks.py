@@ -42,8 +42,10 @@ class EarlyStopping(Callback):
 
     Notes
     -----
-    An epoch whose figure is NaN is no improvement and never the best one.  A resumed run may have another `patience` or
-    `min_delta`.
+    An epoch whose figure is NaN is no improvement and never the best one.
+
+    A resumed run may have another `patience` or `min_delta`.  One that had ended, by this or by its last epoch, takes
+    no more steps and goes back to the best epoch's weights: it may have been killed before it did so itself.
 
     Raises
     ------
@@ -77,6 +79,7 @@ class EarlyStopping(Callback):
         run.check_monitor("EarlyStopping", self.monitor)
         if run.epoch == 0:
             self._reset()
+        self._stop_if_due(run)  # at the checkpoint of the epoch that ended the run it was so already
 
     def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
         value = figures[self.monitor]
@@ -87,9 +90,12 @@ class EarlyStopping(Callback):
                 self._weights = run.learner.snapshot()
         else:
             self._waited += 1
-            if self._waited >= self.patience:
-                since = f"has not improved since epoch {self.best_epoch}" if self.best_epoch else "has been nan so far"
-                run.stop(f"{self.monitor} {since}")
+        self._stop_if_due(run)
+
+    def _stop_if_due(self, run: Training) -> None:
+        if self._waited and self._waited >= self.patience:
+            since = f"has not improved since epoch {self.best_epoch}" if self.best_epoch else "has been nan so far"
+            run.stop(f"{self.monitor} {since}")
 
     def on_train_end(self, run: Training) -> None:
         if self._weights and not run.failed:
@@ -111,6 +117,9 @@ class EarlyStopping(Callback):
 @explains_keywords(__init__="callback")
 class Checkpoint(Callback):
     """Write the whole state of the run to a file, from which `fastmlp.load` and `MLP.resume` go on to the same bits.
+
+    A model loaded from it predicts by the weights of the moment of the checkpoint; to those of the best epoch, which
+    `EarlyStopping` keeps in it, `MLP.resume` goes back.
 
     Parameters
     ----------

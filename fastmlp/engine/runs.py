@@ -188,7 +188,7 @@ def paused_run(learner: Learner) -> tuple[PausedRun, Progress]:
             "resume: this model was not just loaded from a checkpoint; load one with fastmlp.load, or use fit"
         )
     progress = Progress.from_json(paused.header["progress"])
-    if progress.epoch >= progress.epochs:
+    if progress.epoch >= progress.epochs and not paused.tensors:  # else callbacks have weights to go back to
         raise RuntimeError(
             f"resume: the run of {paused.path} was finished after {progress.epochs} epochs; use fit to go on"
         )
