@@ -208,6 +208,11 @@ def go_on(
     assert optimizer is not None, "a checkpoint has one"
     if data.fingerprint(learner.backend.to_numpy) != header["data"]:
         raise DataError(f"resume: x, y and the weights are not those that the checkpoint {paused.path} was trained on")
+    if data.training_rows != progress.rows:  # of which an estimator held out some that it had drawn itself
+        raise DataError(
+            f"resume: the run of {paused.path} was begun by an estimator, which trained on {progress.rows} of these "
+            f"{len(data)} rows; which they are is not in the checkpoint, so use fit to go on from its weights"
+        )
     validated = header.get("validation")  # files of earlier versions say nothing of it
     if validated and validation is not None and validation.fingerprint(learner.backend.to_numpy) != validated:
         raise DataError(

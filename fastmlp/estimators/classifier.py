@@ -104,7 +104,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     scoring : str or callable, optional
         Of scikit-learn's scorers, for validation; None: the estimator's own score.
     callbacks : sequence of Callback
-        As for `fastmlp.MLP.fit`; their ``run.model`` is the estimator.
+        As for `fastmlp.MLP.fit`; their ``run.model`` is the estimator.  `fastmlp.load` makes an `MLP` of a
+        `Checkpoint`, whose `resume` goes on to the last epoch: of tol and early_stopping it knows nothing.
     preprocess : {'standard', 'robust', 'quantile'}, optional
         X may be a data frame or an array of objects, and has raw rows wherever it is asked for: numbers are scaled by
         scikit-learn's `StandardScaler`, `RobustScaler` or `QuantileTransformer` (to a normal distribution), where they

@@ -199,7 +199,8 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
             return self.solver
         clip_norm = None if self.clip_norm is None else self.clip_norm / gradient
         if self.solver == "sgd":
-            rate = scaled(self.schedule, gradient) if self.schedule else Follows(curves=curves, factor=gradient)
+            follows = Follows(curves=curves, factor=gradient, rule=self.learning_rate)
+            rate = scaled(self.schedule, gradient) if self.schedule else follows
             nesterov, decay = bool(self.nesterovs_momentum and self.momentum), self.weight_decay / gradient
             sgd = ExactSGD if self.exact else SGD
             return sgd(rate, self.momentum, nesterov, weight_decay=decay, clip_norm=clip_norm, ema=self.ema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmlp.engine.history import History
 from fastmlp.engine.loop import Callback
-from fastmlp.formulas.schedules import Schedule
+from fastmlp.formulas.schedules import Constant, Schedule
 
 if TYPE_CHECKING:
     from fastmlp.engine.learner import Learner
@@ -58,12 +58,31 @@ class Curves:
 
 @dataclass(frozen=True)
 class Follows(Schedule):
-    """The rate that the curves of a run have, times a factor; a checkpoint cannot hold it."""
+    """The rate that the curves of a run have, times a factor.
+
+    Parameters
+    ----------
+    curves : Curves
+    factor : float
+    rule : {"constant", "invscaling", "adaptive"}
+        What changes that rate from epoch to epoch, if anything.
+    """
 
     curves: Curves | None = None
     factor: float = 1.0
+    rule: str = field(default="constant", compare=False)
 
     name = "follows"
+
+    def in_files(self) -> Schedule:
+        assert self.curves is not None
+        if self.rule != "constant":  # whatever goes on from the file knows neither curves nor samples
+            cure = "InverseScaling(...)" if self.rule == "invscaling" else "ReduceOnPlateau(..., monitor='loss')"
+            raise ValueError(
+                f"callbacks: a checkpoint cannot hold the rates of learning_rate={self.rule!r}, got a Checkpoint; "
+                f"give schedule=fastmlp.{cure} instead, or learning_rate='constant'"
+            )
+        return Constant(self.factor * self.curves.rate)
 
     def _shape(self, steps: NDArray[np.float64], horizon: int, memory: Mapping[str, float]) -> NDArray[np.float64]:
         assert self.curves is not None

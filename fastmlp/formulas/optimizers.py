@@ -425,7 +425,7 @@ def optimizer_to_json(optimizer: Optimizer) -> dict[str, Any]:
     """Return the record, its schedule included, as plain values for a file."""
     values = OPTIMIZERS.to_json(optimizer)
     if isinstance(optimizer.learning_rate, Schedule):
-        values["learning_rate"] = SCHEDULES.to_json(optimizer.learning_rate)
+        values["learning_rate"] = SCHEDULES.to_json(optimizer.learning_rate.in_files())
     return values
 
 

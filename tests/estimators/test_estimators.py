@@ -7,6 +7,7 @@ import warnings
 import joblib
 import numpy as np
 import pytest
+from compare import assert_same_bits
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris, make_friedman1
@@ -316,6 +317,36 @@ def test_another_network_is_not_gone_on_with():
     estimator = classifier(warm_start=True).fit(X, NAMES)
     with pytest.raises(ValueError, match=r"hidden_layer_sizes: the network that training goes on with has the units"):
         estimator.set_params(hidden_layer_sizes=7).fit(X, NAMES)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_a_checkpoint_of_an_estimator_goes_on_as_a_network(tmp_path, solver):
+    path, x = tmp_path / "c.safetensors", X.astype(np.float32)
+    checkpoint = fastmlp.Checkpoint(path, every_epochs=2)
+    estimator = MLPClassifier((5,), solver=solver, epochs=3, random_state=0, callbacks=[checkpoint]).fit(x, IRIS[1])
+    model = fastmlp.load(path)
+    assert model.resume(x, IRIS[1], verbose=0).history["learning_rate"] == estimator.history_.history["learning_rate"]
+    for ours, theirs in zip(model.get_weights()[::2], estimator.coefs_, strict=True):
+        assert_same_bits(ours, theirs)
+
+
+def test_a_checkpoint_of_an_estimator_that_held_out_rows_does_not_go_on_with_others(tmp_path):
+    path, x = tmp_path / "c.safetensors", X.astype(np.float32)
+    options = {"early_stopping": True, "epochs": 3, "random_state": 0}
+    MLPClassifier((5,), callbacks=[fastmlp.Checkpoint(path, every_epochs=2)], **options).fit(x, IRIS[1])
+    model = fastmlp.load(path)
+    with pytest.raises(fastmlp.DataError, match=r"trained on 135 of these 150 rows; .* use fit to go on"):
+        model.resume(x, IRIS[1], validation_data=(x[:15], IRIS[1][:15]), verbose=0)
+    model.fit(x, IRIS[1], epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(("rule", "cure"), [("invscaling", "InverseScaling"), ("adaptive", "ReduceOnPlateau")])
+def test_a_checkpoint_of_rates_that_follow_an_estimators_curves_is_refused_with_the_cure(tmp_path, rule, cure):
+    callbacks = [fastmlp.Checkpoint(tmp_path / "c.safetensors")]
+    estimator = MLPClassifier(solver="sgd", learning_rate=rule, max_iter=2, callbacks=callbacks)
+    with pytest.raises(ValueError, match=rf"learning_rate='{rule}', .* give schedule=fastmlp\.{cure}\("):
+        estimator.fit(X, NAMES)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_of_exact_runs_are_refused(tmp_path):
