@@ -8,7 +8,7 @@ import math
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -39,6 +39,9 @@ class RunFolder:
         self.history = self.path / "history.json"
         self.config = self.path / "config.toml"
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self._begun = False
+        self._made: list[Path] = []
+        """What `begin` has made, and was not there before: a folder after what it holds."""
 
     @classmethod
     def new(cls, out: str | PathLike[str] | None, data: str) -> RunFolder:
@@ -79,6 +82,33 @@ class RunFolder:
             raise FileExistsError(f"the run in {folder.path} is finished; choose another folder for a new one")
         remove_leftovers(folder.path)
         return folder
+
+    def begin(self, settings: Settings, made_with: Mapping[str, str]) -> None:
+        """Make the folder, and write ``config.toml`` into it."""
+        self._made = [path for path in (self.config, self.path, *self.path.parents) if not path.exists()]
+        self._begun = True
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(settings, made_with)
+
+    def withdraw(self, hopeless: bool) -> None:
+        """Remove what `begin` made, after an error without a checkpoint: there is nothing to go on from.
+
+        Else the folder would be refused to a new run, as not empty, and ``--resume`` could only fail in the same way.
+
+        Parameters
+        ----------
+        hopeless : bool
+            Whether the run fails with these settings wherever it begins again: a ``config.toml`` that was there before
+            goes too.
+        """
+        if not self._begun or self.checkpoint.exists():
+            return
+        with suppress(OSError):  # the error that ended the run is what is to be told
+            if hopeless or self.config in self._made:
+                self.config.unlink()
+            for path in self._made:
+                if path != self.config:
+                    path.rmdir()
 
     def write_config(self, settings: Settings, made_with: Mapping[str, str]) -> None:
         """Write ``config.toml``: all settings, the command that repeats the run, and on what it ran."""

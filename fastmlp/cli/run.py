@@ -19,7 +19,7 @@ from fastmlp.cli.output import D2, extra_figures
 from fastmlp.cli.settings import Settings
 from fastmlp.engine.callbacks import Checkpoint
 from fastmlp.engine.history import History
-from fastmlp.errors import FileFormatError, TrainingInterrupted
+from fastmlp.errors import FileFormatError, NonFiniteLossError, TrainingInterrupted
 from fastmlp.files import safetensors
 from fastmlp.formulas.losses import SoftmaxCrossEntropy
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
@@ -90,8 +90,7 @@ def prepare(folder: RunFolder, settings: Settings, group: Group | None = None) -
             )
         print(f"going on with the run in {folder.path} after {model.steps:,} steps", flush=True)
     elif group is None or group.rank == 0:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_config(settings, _made_with(model))
+        folder.begin(settings, _made_with(model))
     if settings.shards is not None:
         group = group or Alone(settings.shards)
         group.shards = settings.shards
@@ -126,7 +125,15 @@ def _gone_on_with(
 
 
 def fit(run: Run) -> History:
-    """Train, with a checkpoint after each epoch and at Ctrl-C."""
+    """Train, with a checkpoint after each epoch and at Ctrl-C; an error before the first one leaves the folder free."""
+    try:
+        return _trained(run)
+    except Exception as e:
+        run.folder.withdraw(hopeless=isinstance(e, NonFiniteLossError))
+        raise
+
+
+def _trained(run: Run) -> History:
     if run.resumed:
         header, _ = safetensors.read(run.folder.checkpoint)
         if header["progress"]["epoch"] >= run.settings.epochs:  # killed between the last epoch and the end

@@ -101,8 +101,43 @@ def test_a_mistake_is_a_line_and_an_exit_code(cli, digits, tmp_path, arguments, 
     assert said in last  # whole, on one line
     if code == 1:
         assert last.startswith("error: ") and err.count("\n") == 1
-    # nothing is left behind, but by a run that had begun
-    assert files_of(tmp_path) - before <= ({"runs"} if "not finite" in said else set())
+    assert files_of(tmp_path) == before  # nothing is left behind, not by a run that had begun either
+
+
+TRAIN = ("train", "a.csv", *"--target b --validation 0 --epochs 2 --hidden 3 --batch-size 1 --backend numpy".split())
+DIVERGES = (*TRAIN, *"--optimizer sgd --lr 1e30 --schedule constant".split())
+
+
+def test_an_error_before_the_first_checkpoint_leaves_the_folder_to_another_try(cli, tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,0\n2,1\n3,0\n4,1\n")
+    (tmp_path / "there").mkdir()
+    for out in ("new/run", "there"):
+        code, _, err = cli(*DIVERGES, "--out", out)
+        assert code == 1 and "ower the learning rate" in err
+        assert files_of(tmp_path) == {"a.csv", "there"} and not files_of(tmp_path / "there")
+    assert cli(*TRAIN, "--out", "there")[::2] == (0, "")
+
+
+def test_a_run_that_begins_again_only_to_diverge_leaves_the_folder_too(cli, monkeypatch, tmp_path):
+    def ends(error):
+        def fit(*_, **__):
+            raise error
+
+        return fit
+
+    (tmp_path / "a.csv").write_text("a,b\n1,0\n2,1\n3,0\n4,1\n")
+    resume, config = ("train", "a.csv", "--resume", "--out", "run"), tmp_path / "run" / "config.toml"
+    with monkeypatch.context() as patched:
+        patched.setattr(fastmlp.MLP, "fit", ends(KeyboardInterrupt))
+        assert cli(*DIVERGES, "--out", "run")[0] == 130
+        before = config.read_text("utf-8")
+        patched.setattr(fastmlp.MLP, "fit", ends(OSError("no space is left")))
+        assert cli(*resume)[::2] == (1, "error: no space is left\n")
+    assert config.read_text("utf-8") == before  # with space the run may be a good one
+    code, _, err = cli(*resume)
+    assert code == 1 and "ower the learning rate" in err
+    assert not files_of(tmp_path / "run")
+    assert cli(*TRAIN, "--out", "run")[::2] == (0, "")
 
 
 def test_a_backend_that_cannot_run_here_is_an_error_with_its_cure(cli, digits):
