@@ -6,7 +6,7 @@ import pytest
 import fastmlp
 from fastmlp import MLP, Callback
 from fastmlp.backends.cpu.backend import NumbaBackend
-from fastmlp.engine import loop
+from fastmlp.engine import callbacks, loop
 from fastmlp.engine.batches import Orders
 from fastmlp.errors import NonFiniteLossError, TrainingInterrupted
 
@@ -302,3 +302,81 @@ def test_an_estimators_rate_that_follows_the_epochs_is_that_of_each(calls, rate)
     assert calls == ([1, 3] if rate == "constant" else [])
     same = fastmlp.MLPClassifier((8,), backend="numpy", **asked).fit(X, Y)
     assert found.history_.history["learning_rate"] == same.history_.history["learning_rate"]
+
+
+# --- checkpoints by the clock -------------------------------------------------------------------------------------
+
+
+def names_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("stop", [0, 5, 12])
+def test_checkpoints_by_the_clock_leave_epochs_together_and_hold_what_was_trained_until_then(calls, tmp_path, stop):
+    asked = {"epochs": 12, "batch_size": 16, "verbose": 0, "optimizer": fastmlp.Adam(fastmlp.Cosine(0.1), ema=0.9)}
+    whole = model_of(dropout=0.3)
+    figures = figures_of(whole.fit(X, Y, **asked))
+    calls.clear()
+    saving = [fastmlp.Checkpoint(tmp_path / "{epoch}", every_seconds=0), Blind(stop, lambda run: run.stop("enough"))]
+    model_of(dropout=0.3).fit(X, Y, callbacks=saving, **asked)
+    assert calls == ([1, 11, 4] if stop == 5 else [1, 11])
+    kept = [1, 5] if stop == 5 else [1, 12]  # of epochs in one call the model of the last is there, or of where it ends
+    assert names_in(tmp_path) == kept
+    for epoch in kept:
+        model = fastmlp.load(tmp_path / str(epoch), "numba")
+        if epoch < 12:
+            assert figures_of(model.resume(X, Y, verbose=0)) == figures
+        assert left(model) == left(whole)
+
+
+class At(Callback):
+    """Does something after a step of a run."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def next_step(self, run):
+        return self.step
+
+    def on_steps(self, run):
+        if run.steps_done == self.step:
+            self.act(run)
+
+
+def test_a_checkpoint_by_the_clock_is_written_where_the_time_is_up_or_training_ends(monkeypatch, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+
+    def second(run):
+        now[0] += 1.0
+
+    asked = {"batch_size": 25, "verbose": 0}
+    for folder, seconds, act, written in (
+        ("often", 1.0, None, range(1, 8)),
+        ("seldom", 3.0, None, [3, 6, 7]),
+        ("never", 1e6, None, [7]),
+        ("stopped", 1e6, At(6, lambda run: run.stop("enough")), [3]),
+        ("stopped within", 1e6, At(5, lambda run: run.stop("enough")), [2]),
+    ):
+        (tmp_path / folder).mkdir()
+        told = [fastmlp.Checkpoint(tmp_path / folder / "{epoch}", every_seconds=seconds), At(99, second)]
+        told[1].on_epoch_end = lambda run, figures: second(run)
+        model = MLP((6, 3), backend="numpy", seed=3)
+        model.fit(X, Y, epochs=7, callbacks=[*told, *([act] if act else [])], **asked)
+        assert names_in(tmp_path / folder) == list(written), folder
+    within = fastmlp.load(tmp_path / "stopped within" / "2", "numpy")
+    assert within.steps == 5
+    within.resume(X, Y, verbose=0)
+    whole = MLP((6, 3), backend="numpy", seed=3)
+    whole.fit(X, Y, epochs=7, **asked)
+    assert left(within) == left(whole)
+
+
+def test_no_checkpoint_by_the_clock_is_written_at_an_error(calls, tmp_path):
+    def broken(run):
+        raise RuntimeError("a bug")
+
+    saving = fastmlp.Checkpoint(tmp_path / "{epoch}", every_seconds=1e6)
+    with pytest.raises(RuntimeError, match="a bug"):
+        model_of().fit(X, Y, epochs=12, verbose=0, callbacks=[saving, Blind(12, broken)])
+    assert names_in(tmp_path) == []

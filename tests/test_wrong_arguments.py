@@ -75,7 +75,6 @@ VALUES = {
     "masked array": np.ma.masked_array([0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]),
 }
 
-
 READ_ONCE = ("file", "generator")
 
 
@@ -253,6 +252,7 @@ argument("EarlyStopping restore_best", lambda v: fastmlp.EarlyStopping(restore_b
 argument("Checkpoint path", lambda v: fastmlp.Checkpoint(v), PATHS)
 argument("Checkpoint every_epochs", lambda v: fastmlp.Checkpoint("c", every_epochs=v), "None 2**70 10**400")
 argument("Checkpoint every_steps", lambda v: fastmlp.Checkpoint("c", every_steps=v), "None 2**70 10**400")
+argument("Checkpoint every_seconds", lambda v: fastmlp.Checkpoint("c", every_seconds=v), f"None {NUMBERS}")
 argument("CSVLog path", lambda v: fastmlp.CSVLog(v), PATHS)
 argument("EpochTimer trace", lambda v: fastmlp.EpochTimer(v), f"{PATHS} None")
 argument("TimeLimit seconds", lambda v: fastmlp.TimeLimit(v), NUMBERS)

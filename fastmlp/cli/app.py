@@ -217,9 +217,10 @@ def train(
     """Train a network on MNIST or on a file, and leave a run folder.
 
     The folder holds model.safetensors, history.json, config.toml (every setting, the seed too, and the command that
-    repeats the run) and pictures; checkpoint.safetensors, written after each epoch, is removed when the run is
-    finished.  A run that was interrupted or killed goes on, to the same numbers, with --resume --out DIR.  Several
-    processes train one network where mpiexec starts them, to the same numbers however many there are.
+    repeats the run) and pictures; checkpoint.safetensors, written between epochs, about once a second where they are
+    short, and at Ctrl-C, is removed when the run is finished.  A run that was interrupted or killed goes on from there,
+    to the same numbers, with --resume --out DIR.  Several processes train one network where mpiexec starts them, to the
+    same numbers however many there are.
     """
     with leaving_at_ctrl_c():
         from fastmlp.cli import run as running

@@ -29,8 +29,8 @@ class RunFolder:
     ----------
     path : Path
     model, history, config, checkpoint : Path
-        ``checkpoint.safetensors`` is there from the first epoch until the run is finished; with ``config.toml`` it is
-        what ``--resume`` goes on from.
+        ``checkpoint.safetensors`` is there from the first second, or epoch, until the run is finished; with
+        ``config.toml`` it is what ``--resume`` goes on from.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

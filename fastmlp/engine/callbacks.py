@@ -127,30 +127,53 @@ class Checkpoint(Callback):
         May contain ``{epoch}`` and ``{step}``, numbers finished, to keep every checkpoint; else each replaces the one
         before, in one piece.
     every_epochs : int, optional
-        After every so many epochs; the default is 1 where `every_steps` is not given.
+        After every so many epochs; the default is 1 where nothing else is given.
     every_steps : int, optional
         After every so many steps.
+    every_seconds : float, optional
+        After the first epoch that ends so long after the last one was written, and where training ends or is stopped:
+        short epochs would take less time than their checkpoints.
     """
 
     runs_last = True
     writes = True
 
     def __init__(
-        self, path: str | PathLike[str], *, every_epochs: int | None = None, every_steps: int | None = None
+        self,
+        path: str | PathLike[str],
+        *,
+        every_epochs: int | None = None,
+        every_steps: int | None = None,
+        every_seconds: float | None = None,
     ) -> None:
-        if every_epochs is None and every_steps is None:
+        if every_epochs is None and every_steps is None and every_seconds is None:
             every_epochs = 1
         self.path = check_path("path", path)
         self.every_epochs = None if every_epochs is None else check_count("every_epochs", every_epochs)
         self.every_steps = None if every_steps is None else check_count("every_steps", every_steps)
+        self.every_seconds = None if every_seconds is None else check_number("every_seconds", every_seconds, 0.0)
+        self.sees_model = every_epochs is not None or every_steps is not None  # else it waits until the model is there
+        self._before, self._written, self._owed = 0, 0.0, False
 
     def _save(self, run: Training) -> None:
         path = self.path.replace("{epoch}", str(run.epoch)).replace("{step}", str(run.steps_done))
         run.save_checkpoint(path)
+        self._written, self._owed = time.perf_counter(), False
 
     def on_train_begin(self, run: Training) -> None:
         refuse_missing_folder(self.path)
         run.check_checkpoint()
+        self._before = run.learner.state.step - run.steps_done
+        self._written, self._owed = time.perf_counter(), False
+
+    def _in_time(self, run: Training) -> bool:
+        """Tell whether seconds ask for one; that of an epoch from which the model has gone on already has to wait."""
+        if self.every_seconds is None:
+            return False
+        ends = bool(run.history.stop_reason) or run.epoch == run.epochs
+        there = run.learner.state.step - run.steps_done == self._before
+        self._owed = ends and not there
+        return there and (ends or time.perf_counter() - self._written >= self.every_seconds)
 
     def next_step(self, run: Training) -> int | None:
         if self.every_steps is None:
@@ -158,15 +181,21 @@ class Checkpoint(Callback):
         return (run.steps_done // self.every_steps + 1) * self.every_steps
 
     def on_steps(self, run: Training) -> None:
-        if self.every_steps is not None and run.steps_done % self.every_steps == 0:
+        within = run.steps_done % (run.total_steps // run.epochs) > 0
+        asked = self.every_steps is not None and run.steps_done % self.every_steps == 0
+        if asked or (within and run.history.stop_reason and self._in_time(run)):
             self._save(run)
 
     def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
-        if self.every_epochs is not None and run.epoch % self.every_epochs == 0:
+        if self._in_time(run) or (self.every_epochs is not None and run.epoch % self.every_epochs == 0):
             self._save(run)
 
     def on_interrupt(self, run: Training) -> None:
         self._save(run)
+
+    def on_train_end(self, run: Training) -> None:
+        if self._owed and not run.failed:
+            self._save(run)
 
 
 @explains_keywords(__init__="callback")

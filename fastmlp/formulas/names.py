@@ -218,7 +218,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
         "n_iter_no_change": "use patience",
         "tol": "use min_delta",
         **_said("filepath filename file", "use path"),
-        **_said("save_freq period", "use every_epochs or every_steps"),
+        **_said("save_freq period", "use every_epochs, every_steps or every_seconds"),
         **_said("save_best_only save_weights_only", _WRITTEN),
         "append": "leave it out: a run that is resumed goes on in its file",
     },

@@ -13,9 +13,12 @@ from run_files import ALWAYS, files_of, weights
 
 import fastmlp
 from fastmlp.cli import data as run_data
+from fastmlp.cli import run as run_training
 from fastmlp.cli.folder import Settings
 from fastmlp.cli.scaling import Scaling
 from fastmlp.datasets import write_idx
+from fastmlp.engine import loop
+from fastmlp.engine.checkpoints import save_run
 
 
 @pytest.fixture
@@ -333,3 +336,19 @@ def test_the_median_is_learned_on_targets_that_are_scaled(cli, prices, tmp_path)
     area, price = np.loadtxt(prices, delimiter=",", skiprows=1).T
     assert network.spec.loss == fastmlp.Quantile()
     assert np.abs(network.predict(area[:, None]) - price).mean() < 0.05 * price.std()
+
+
+def test_short_epochs_are_not_followed_by_a_checkpoint_each(cli, flowers, monkeypatch):
+    written = []
+
+    def noted(learner, path, run):
+        written.append(run.progress.epoch)
+        save_run(learner, path, run)
+
+    monkeypatch.setattr(loop, "save_run", noted)
+    for seconds, few in ((1e6, [60]), (0.0, list(range(1, 61)))):
+        monkeypatch.setattr(run_training, "CHECKPOINT_SECONDS", seconds)
+        written.clear()
+        asked = ("--epochs", "60", "--hidden", "4", "--backend", "numpy", "--out", f"run{seconds}")
+        assert cli("train", flowers, "--target", "kind", *asked)[0] == 0
+        assert written == few

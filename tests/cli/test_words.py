@@ -120,8 +120,7 @@ def test_a_run_of_words_goes_on(cli, flats, tmp_path, monkeypatch):
                 if training.epoch == 4:
                     raise KeyboardInterrupt
 
-        original = running.Checkpoint
-        monkeypatch.setattr(running, "Checkpoint", lambda path: original(path))
+        monkeypatch.setattr(running, "CHECKPOINT_SECONDS", 0.0)
         inner = run.model.fit
         monkeypatch.setattr(run.model, "fit", lambda *a, callbacks, **k: inner(*a, callbacks=[*callbacks, Stop()], **k))
         return fit(run)
