@@ -94,8 +94,12 @@ def feature_names_of(source: Source, count: int) -> tuple[str, ...]:
 
 
 def classes_of(source: Source, texts: list[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Give the index of each text's class, and the names of the classes."""
-    texts = [re.sub(r"(?<=[0-9])\.0*$", "", text) if is_number(text) else text for text in texts]  # 3.0 is 3
+    """Give the index of each text's class, and the names of the classes.
+
+    Two spellings of one whole number are one class: ``+1``, ``01`` and ``1.0`` are 1 where ``1`` is another text.
+    Where each number has one spelling, that is its name, leading zeros too: ``01`` and ``02`` may be codes.
+    """
+    texts = _whole_ones(texts)
     if source.class_names is not None:
         names = tuple(source.class_names)
     elif (odd := next(filter(is_fractional, texts), None)) is not None:
@@ -104,13 +108,29 @@ def classes_of(source: Source, texts: list[str]) -> tuple[npt.NDArray[np.int64],
             'is it a regression (task="regression")?'
         )
     elif all(map(WHOLE.fullmatch, texts)):
+        if len(set(map(int, texts))) < len(set(texts)):
+            texts = [str(int(text)) for text in texts]
         names = tuple(sorted(set(texts), key=lambda text: (int(text), text)))
     else:
         names = tuple(sorted(set(texts)))
+    if all(map(WHOLE.fullmatch, names)) and len(named := {int(name): name for name in names}) == len(names):
+        # the file that the names are of may have spelt them in another way
+        texts = [named.get(int(text), text) if WHOLE.fullmatch(text) else text for text in texts]
     places = {name: index for index, name in enumerate(names)}
     if (unknown := next((text for text in texts if text not in places), None)) is not None:
         raise DataError(f"{source.path}: expected one of the classes {listed(names)}, got {quoted(unknown)}")
     return np.array([places[text] for text in texts], dtype=np.int64), names
+
+
+def _whole_ones(texts: list[str]) -> list[str]:
+    """Return texts with whole numbers as such: ``3.0`` is 3; and so is ``3e0``, where all are numbers."""
+    plain = [re.sub(r"(?<=[0-9])\.0*$", "", text) if is_number(text) else text for text in texts]
+    if not all(map(is_number, plain)):
+        return plain
+    return [
+        str(int(float(text))) if is_fractional(text) and abs(float(text)) <= 2.0**53 and float(text) % 1 == 0 else text
+        for text in plain
+    ]
 
 
 def check_classes(source: Source, texts: Sequence[str], rows: int, column: str) -> None:

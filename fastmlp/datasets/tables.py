@@ -83,9 +83,11 @@ def load_table(
     Texts that stand for a missing value (``NA``, ``?``) are no classes; numbers and dates as people write them
     (``1,234.50``, ``$3``), more than twenty numbers with units (``3.5 kg``; fewer draw a warning) and more than twenty
     texts of which there is one for every other row are classes only if `task` says so. Whole numbers with a point
-    (``1.0``) are whole numbers. Of raw rows the same texts stand for missing values; a column in which most of more
-    than twenty different values are numbers has to hold numbers alone. CSV files are UTF-8, or UTF-16 with or without
-    a mark, gzipped or not. Features of a ``.npy`` file are scanned for NaN once, in pieces, never copied.
+    (``1.0``) are whole numbers, and ``+1`` and ``01`` are the class ``1`` where that is another text of the target, or
+    one of `class_names`; else a class has the name that is written, as codes with leading zeros need. Of raw rows the
+    same texts stand for missing values; a column in which most of more than twenty different values are numbers has to
+    hold numbers alone. CSV files are UTF-8, or UTF-16 with or without a mark, gzipped or not. Features of a ``.npy``
+    file are scanned for NaN once, in pieces, never copied.
 
     Warns
     -----
