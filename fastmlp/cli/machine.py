@@ -57,12 +57,11 @@ def add_to(app: typer.Typer) -> None:
         from fastmlp.backends.choosing import get_backend
         from fastmlp.backends.cpu.calibration import forget
         from fastmlp.backends.cpu.choices import STEPS
+        from fastmlp.doctor.looks import where_kernels_are
         from fastmlp.engine.backend_trial import BACKENDS
         from fastmlp.model import MLP
 
         numba = get_backend("numba")
-        from fastmlp.kernels.cpu.compiling import cache_folder
-
         for dtype in ("float32", "float64"):
             if again:
                 forget((STEPS, BACKENDS), np.dtype(dtype))
@@ -72,5 +71,4 @@ def add_to(app: typer.Typer) -> None:
             model.evaluate(np.eye(2), [0, 1])
             model.predict(np.eye(2))
             print(f"{dtype}: {time.perf_counter() - began:.1f} s", flush=True)
-        folder = cache_folder()
-        print(f"kept in {folder}" if folder else "kept nowhere: no cache folder can be written; set NUMBA_CACHE_DIR")
+        print(f"kept {where_kernels_are()}")

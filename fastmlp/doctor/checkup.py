@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmlp.doctor.findings import Findings, Trouble
 from fastmlp.doctor.fresh import FreshProcessError, TooLongError, end_all, in_fresh_process
-from fastmlp.doctor.looks import LOOKS, cupy_packages, products, ways
+from fastmlp.doctor.looks import LOOKS, cupy_packages, products, ways, where_kernels_are
 from fastmlp.doctor.versions import PIP, REQUIRED, look_at_versions, pinned
 
 SECONDS = 60
@@ -87,6 +87,8 @@ def in_short() -> dict[str, list[tuple[str, str]]]:
         "backends": found.facts["backends"],
     }
     there = available_backends()
+    if there["numba"].available:
+        short["caches"] = [("compiled kernels", where_kernels_are())]
     for name, decided in (("numba", products), ("cupy", ways)):
         short |= decided().facts if there[name].available else {}
     return short

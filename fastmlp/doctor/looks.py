@@ -177,21 +177,38 @@ def _caches() -> Findings:
     return found
 
 
+def where_kernels_are() -> str:
+    """Tell where compiled kernels are kept, and why not where they were to be; Numba has to be installed."""
+    from fastmlp.kernels.cpu.compiling import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return "nowhere: no cache folder can be written; set NUMBA_CACHE_DIR"
+    why = _refused(Path(folder))
+    return f"in {folder}{f': {why}' if why else ''}"
+
+
+def _refused(folder: Path) -> str:
+    """Return what to say where Numba has passed over the folder that was asked for, which it does without a word."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    passed_over = given and Path(os.path.abspath(given)) not in folder.parents
+    return f"NUMBA_CACHE_DIR={given} cannot be written" if passed_over else ""
+
+
 def _look_at_kernels(found: Findings, other: Path) -> None:
     """Look at what is kept of compiled kernels, and of what was measured of them."""
     from fastmlp.backends.cpu import calibration
     from fastmlp.kernels.cpu import compiling
 
-    kept, given = compiling.cache_folder(), os.environ.get("NUMBA_CACHE_DIR")
+    kept = compiling.cache_folder()
     cure = f"export NUMBA_CACHE_DIR={other} && fastmlp warmup"
     if kept is None:
         cause = "compiled kernels are kept nowhere, since no folder can be written: every process compiles anew"
         found.troubles.append(Trouble(cause, cure))
         return
     folder = Path(kept)
-    if given and Path(os.path.abspath(given)) not in folder.parents:
-        cause = f"NUMBA_CACHE_DIR={given} cannot be written, so compiled kernels are kept in {folder}"
-        found.troubles.append(Trouble(cause, cure))
+    if why := _refused(folder):
+        found.troubles.append(Trouble(f"{why}, so compiled kernels are kept in {folder}", cure))
     files = sorted(folder.glob("*-hashed*.nb[ci]")) if folder.is_dir() else []
     whats = (
         "measured",

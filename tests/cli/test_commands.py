@@ -260,10 +260,10 @@ def test_summary_shows_layers_and_classes(cli, flowers):
 def test_info_tells_versions_threads_and_backends(cli):
     code, out, _ = cli("info")
     assert code == 0
-    versions, threads, backends, *products = (
+    versions, threads, backends, *of_numba = (
         [line.split(maxsplit=1) for line in part.split("\n")] for part in out.strip().split("\n\n")
     )
-    assert len(products) == (2 if fastmlp.available_backends()["numba"].available else 0)
+    assert len(of_numba) == (3 if fastmlp.available_backends()["numba"].available else 0)
     assert ["fastmlp", fastmlp.__version__] in versions and ["numpy", np.__version__] in versions
     assert any("BLAS" in line[0] and "thread" in line[1] for line in threads[1:])
     for name, found in fastmlp.available_backends().items():

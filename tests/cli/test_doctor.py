@@ -192,6 +192,25 @@ def test_a_folder_for_compiled_kernels_that_cannot_be_written(tmp_path, monkeypa
     the_one(checkup.examine(("caches",)), cause, "^export NUMBA_CACHE_DIR=.* && fastmlp warmup$")
 
 
+def test_info_and_warmup_tell_of_such_a_folder_too(tmp_path, monkeypatch):
+    pytest.importorskip("numba", reason="Numba is not installed; pip install numba")
+    (tmp_path / "file").write_text("")
+    for given, told in ((tmp_path / "file" / "cache", True), (tmp_path / "cache", False)):
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(given))
+        code = "from fastmlp.cli import main; main()"  # in a process of its own, since Numba reads the variable once
+        done = subprocess.run([sys.executable, "-P", "-c", code, "info"], capture_output=True, text=True, check=True)
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith("compiled kernels "))
+        assert line.endswith(f": NUMBA_CACHE_DIR={given} cannot be written") == told
+        assert line.split(maxsplit=2)[2].startswith(f"in {given}") != told
+
+    from fastmlp.kernels.cpu import compiling
+
+    monkeypatch.setattr(compiling, "cache_folder", lambda: "/elsewhere/kernels")
+    assert looks.where_kernels_are() == f"in /elsewhere/kernels: NUMBA_CACHE_DIR={given} cannot be written"
+    monkeypatch.setattr(compiling, "cache_folder", lambda: None)
+    assert looks.where_kernels_are() == "nowhere: no cache folder can be written; set NUMBA_CACHE_DIR"
+
+
 def test_kernels_of_another_version(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     found = checkup.examine(("caches",))
