@@ -331,7 +331,7 @@ def evaluate(
 def predict(
     model: _Model,
     data: _Data,
-    out: Annotated[str, typer.Option(help="File to write: .csv, .npy or .npz.")],
+    out: Annotated[str, typer.Option(help="File to write: .csv, .npy or .npz; one that is there is replaced.")],
     target: Annotated[str | None, typer.Option(help="Column of a CSV file to leave out, where there is one.")] = None,
     header: _Header = None,
     proba: Annotated[bool, typer.Option("--proba", help="Write probabilities too (.npy: only them).")] = False,
@@ -344,6 +344,8 @@ def predict(
     if not out.lower().endswith((".csv", ".npy", ".npz")):
         raise typer.BadParameter(f"--out: the name of the file ends in .csv, .npy or .npz; got {out!r}")
     refuse_missing_folder(out)
+    if Path(data).exists() and Path(out).exists() and Path(out).samefile(data):
+        raise typer.BadParameter(f"--out: {out} is the file of the data, which would be lost; choose another name")
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
     x, _ = load_rows(network, data, target, with_target=False, header=header)
