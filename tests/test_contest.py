@@ -104,6 +104,15 @@ def test_a_trial_takes_no_longer_than_the_run_is_worth(clock, step, steps, tried
     assert most == 0 or clock.now > 0.5 * most  # and it uses what it may
 
 
+@pytest.mark.parametrize(("seconds", "most"), [(0.1, 0.0), (2.0, 0.4), (100.0, 2.0)])
+def test_a_trial_goes_by_the_time_that_a_run_may_take(clock, seconds, most):
+    """Of a million epochs with a limit, it is the limit that tells how long the run is."""
+    others = iter([clock.contender(0.9e-3) for _ in range(1000)])
+    found = fastest(clock.contender(1e-3), others, Ahead(10**9, 0.0, seconds), clock)
+    assert (found is None) == (most == 0.0)
+    assert 0.5 * most < clock.now < max(most, 0.05)
+
+
 def test_what_a_device_needs_before_its_first_steps_is_neither_counted_nor_judged(clock):
     """Its driver starts, graphs are captured, and it becomes as fast as it can."""
     ruled, device = clock.contender(1e-3), clock.contender(5.0, 0.2, 0.1, 5e-4)

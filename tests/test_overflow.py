@@ -113,3 +113,27 @@ def test_squared_gradients_that_overflow_are_told(backend):
     ):
         model.fit(x * np.float32(1e25), y, epochs=1, verbose=0)
     small(backend, dtype="float64").fit(x.astype(np.float64) * 1e25, y, epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_gradient_is_clipped_whose_squares_overflow(backend, momentum):
+    """Its numbers are finite, and so is the loss."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(64, 8)) * 1e6).astype("float32")
+    y = (rng.normal(size=(64, 1)) * 1e15).astype("float32")
+    model = fastmlp.MLP((8, 1), loss="mean_squared_error", backend=backend, dtype="float32", seed=0)
+    before = model.get_weights()
+    optimizer = fastmlp.SGD(0.01, momentum, clip_norm=1.0)
+    history = model.fit(x, y, epochs=1, batch_size=64, optimizer=optimizer, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    moved = np.concatenate([(a - b).ravel() for a, b in zip(model.get_weights(), before, strict=True)])
+    assert np.linalg.norm(moved) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("outputs", [[1e12, 1e12, 0.0], [5e7, 1.0, 5e7], [4e6, 1.0, -4e6]])
+def test_a_hinge_keeps_its_margin_between_outputs_that_are_large_and_alike(backend, outputs):
+    model = fastmlp.MLP((1, 3), loss="categorical_hinge", backend=backend, dtype="float32", seed=0)
+    model.set_weights([np.array([outputs]), np.zeros(3)])
+    label = 0
+    others = [z for k, z in enumerate(outputs) if k != label]
+    assert model.evaluate(np.ones((1, 1)), [label])["loss"] == max(0.0, 1.0 + max(others) - outputs[label])

@@ -1,6 +1,7 @@
 """The training loop: callbacks, interruption, limits, and the stop at a loss that is not finite."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from blobs import blobs, small
 from compare import assert_same_bits
 
 import fastmlp
+from fastmlp.backends import session
+from fastmlp.engine import loop
 from fastmlp.engine.batches import Orders
 from fastmlp.formulas.random_bits import epoch_order
 
@@ -153,6 +156,32 @@ def test_early_stopping_stops_and_goes_back_to_the_best_epoch(backend):
     assert stopping.best_epoch == best + 1 and stopping.best == losses[best]
     assert "val_loss has not improved since epoch" in history.stop_reason
     assert_same_bits(model.get_weights()[0], snapshots[best][1])
+
+
+def test_a_trial_of_steps_knows_of_a_time_limit(backend, monkeypatch):
+    """A million epochs with one are as long as it is."""
+    ahead = []
+    monkeypatch.setattr(loop, "Ahead", lambda *given: ahead.append(given) or session.Ahead(0))
+    x, y = blobs(60)
+    for callbacks, seconds in (([], math.inf), ([fastmlp.TimeLimit(9.0), fastmlp.TimeLimit(3.0)], 3.0)):
+        small(backend).fit(x, y, epochs=2, batch_size=30, callbacks=callbacks, verbose=0)
+        assert ahead.pop() == (4, 0.0, seconds)
+
+
+def test_a_time_limit_does_not_count_what_comes_before_the_first_step(backend, monkeypatch):
+    prepare = type(backend).prepare
+
+    def slow(self, *given):
+        time.sleep(0.3)
+        prepare(self, *given)
+
+    monkeypatch.setattr(type(backend), "prepare", slow)
+    model, limit = small(backend), fastmlp.TimeLimit(0.25)
+    for _ in range(2):  # as often as it is used
+        began = time.perf_counter()
+        history = model.fit(*blobs(), epochs=10**6, callbacks=[limit], verbose=0)
+        assert time.perf_counter() - began > 0.5 and history.epochs > 0
+        assert history.stop_reason == "the time limit of 0.25 s was reached"
 
 
 def test_early_stopping_with_an_average_restores_both(backend):

@@ -131,11 +131,11 @@ def fastest(
     ruled.sample(1, counts=False)
     step, steps = ruled.sample(1, counts=False), 1
     while steps * step < SAMPLE_SECONDS:
-        if not is_worth_it(ahead.steps * step, step):
+        if not is_worth_it(ahead.expected(step), step):
             return None
         steps *= 2
         step = min(step, ruled.sample(steps, counts=False))  # the first steps of a call wait until threads have begun
-    expected = ahead.steps * step
+    expected = ahead.expected(step)
     limit = min(max(MOST_SECONDS, LONG_SHARE * expected), SHARE * expected) - ahead.tried
     rounds = ROUNDS if step < LONG_STEP else ROUNDS - 1
     few = 1 / (FEWER - 1)  # of a sample, by which one finds who is far behind

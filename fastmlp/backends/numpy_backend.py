@@ -181,7 +181,14 @@ class NumpyBackend(Backend):
 
     def squared_norm(self, array: Floats) -> float:
         # chunks summed in float64 keep a long float32 sum accurate
-        return sum(float(np.dot(c, c)) for c in (array[i : i + CHUNK] for i in range(0, len(array), CHUNK)))
+        total = 0.0
+        for chunk in (array[i : i + CHUNK] for i in range(0, len(array), CHUNK)):
+            found = float(np.dot(chunk, chunk))
+            if not math.isfinite(found):  # squares may overflow where no number does
+                wide = chunk.astype(np.float64)
+                found = float(np.dot(wide, wide))
+            total += found
+        return total
 
     def scale(self, array: Floats, factor: float) -> None:
         np.multiply(array, factor, out=array)

@@ -78,10 +78,17 @@ class Ahead(NamedTuple):
         How many it has, as far as is known; 0 where nothing is to be tried.
     tried : float
         Seconds that other trials have taken for it: all of them together are bounded.
+    seconds : float
+        How long it may last at most.
     """
 
     steps: int
     tried: float = 0.0
+    seconds: float = math.inf
+
+    def expected(self, step: float) -> float:
+        """Return how many seconds it is expected to last, where a step takes so many."""
+        return min(self.steps * step, self.seconds)
 
 
 class Session:

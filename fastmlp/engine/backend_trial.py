@@ -41,8 +41,8 @@ BACKENDS = "backends"
 """The first part of the name of the file that keeps what was decided."""
 
 
-def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, steps: int) -> float:
-    """Move a learner on "auto" to the backend on which so many steps are the fastest, if that is another one.
+def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, ahead: Ahead) -> float:
+    """Move a learner on "auto" to the backend on which the steps ahead are the fastest, if that is another one.
 
     Returns the seconds that went into it.  What a device needs before its first steps is not among them: its driver,
     kernels and graphs are loaded once in a process, and a run on it waits for them as well.
@@ -55,8 +55,8 @@ def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, s
     optimizer : Optimizer
     batch : int
         Rows of a step.
-    steps : int
-        Of the run that is about to begin.
+    ahead : Ahead
+        The run that is about to begin.
     """
     if not learner.choice.left_open or not isinstance(data.x, np.ndarray):
         return 0.0
@@ -70,9 +70,9 @@ def settle(learner: Learner, data: HostData, optimizer: Optimizer, batch: int, s
     made, took = get_backend(first).decisions(BACKENDS, learner.dtype), 0.0
     chosen = _of_kept(made.all().get(key, {}), names)
     if chosen is None:
-        if steps * _took.get((key, learner.backend.name), math.inf) < SHORT_RUN:
+        if ahead.expected(_took.get((key, learner.backend.name), math.inf)) < SHORT_RUN:
             return 0.0
-        chosen, took = _tried(learner, names, devices, data, optimizer, plan, steps, key)
+        chosen, took = _tried(learner, names, devices, data, optimizer, plan, ahead, key)
         if chosen is None:
             return took
         stands = made.keep(key, {"backend": chosen.name, "seconds": dict(chosen.seconds)})
@@ -119,7 +119,7 @@ def _tried(
     data: HostData,
     optimizer: Optimizer,
     plan: Plan,
-    steps: int,
+    ahead: Ahead,
     key: str,
 ) -> tuple[BackendChoice | None, float]:
     """Time steps of a run on each backend; return what is to be taken, if anything can be said, and the seconds."""
@@ -133,8 +133,8 @@ def _tried(
     with contextlib.suppress(NoStepsError):
         here.sample(1, counts=False)
         step = _took[key, current] = here.sample(1, counts=False)
-        if step * steps >= SHORT_RUN:
-            found = fastest(here, (c for c in all_of_them if c is not here), Ahead(steps))
+        if ahead.expected(step) >= SHORT_RUN:
+            found = fastest(here, (c for c in all_of_them if c is not here), ahead)
     took = time.perf_counter() - began - sum(c.started for c in all_of_them)
     if found is None:
         return None, took

@@ -241,6 +241,8 @@ class CSVLog(Callback):
 class TimeLimit(Callback):
     """Stop after the step at hand when the run, counted over all its parts, has taken so long.
 
+    What is compiled before the first step, once on a machine, is not counted.
+
     Parameters
     ----------
     seconds : float
@@ -251,15 +253,19 @@ class TimeLimit(Callback):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = check_number("seconds", seconds, 0.0, above=True)
-        self._before = self._began = 0.0
+        self._before, self._began = 0.0, math.nan
 
     def on_train_begin(self, run: Training) -> None:
         if run.steps_done == 0:
             self._before = 0.0
-        self._began = time.perf_counter()
+        self._began = math.nan
+
+    def on_epoch_begin(self, run: Training) -> None:
+        if math.isnan(self._began):
+            self._began = time.perf_counter()
 
     def _used(self) -> float:
-        return self._before + time.perf_counter() - self._began
+        return self._before + (0.0 if math.isnan(self._began) else time.perf_counter() - self._began)
 
     def on_steps(self, run: Training) -> None:
         if self._used() >= self.seconds:

@@ -21,7 +21,7 @@ from fastmlp.engine.feed import Fed, Feed, feed_of
 from fastmlp.engine.history import History
 from fastmlp.engine.interrupts import CtrlC
 from fastmlp.engine.nonfinite import loss_error, warn_of_stalled, weights_error
-from fastmlp.engine.run_view import RunView
+from fastmlp.engine.run_view import RunView, time_limit
 from fastmlp.errors import TrainingInterrupted
 from fastmlp.formulas.optimizers import Optimizer, optimizer_to_json
 from fastmlp.formulas.schedules import Schedule
@@ -41,8 +41,7 @@ CALL_SECONDS = 0.2
 AT_ONCE_SECONDS, MOST_AT_ONCE = 0.01, 64
 """How long epochs are trained at once, and how many at most: so long is lost where something ends the run before."""
 SHORT_EPOCH = 1 << 27
-"""Rows times parameters of an epoch that is taken without a look at Ctrl-C: six times as many operations are less than
-`CALL_SECONDS` on a slow core too."""
+"""Rows times parameters of an epoch without a look at Ctrl-C, which is less than `CALL_SECONDS` on a slow core too."""
 
 
 class Callback:
@@ -62,12 +61,15 @@ class Callback:
         True for those that write files or to a terminal: of several ranks that train together, rank 0 alone has them.
     same_on_resume : tuple of str
         Names of attributes, numbers or text, that what it keeps goes by: a run is not gone on with by others.
+    seconds : float
+        How long a run lasts with it at most, as far as it knows.
     """
 
     runs_last = False
     sees_model = True
     writes = False
     same_on_resume: tuple[str, ...] = ()
+    seconds = math.inf
 
     def on_train_begin(self, run: Training) -> None:
         """Before the first step, also of a resumed run; an error here leaves the model as it was."""
@@ -147,7 +149,7 @@ class Training(RunView):
             with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
                 self._session = self._used = session
                 session.meanwhile = self._order_ahead
-                session.ahead = Ahead((self.epochs - self.epoch) * self._steps_per_epoch, self.tried)
+                session.ahead = Ahead(self.total_steps - self.steps_done, self.tried, time_limit(self.callbacks))
                 try:
                     self._prepare(session, ctrl_c)
                     several = feed.whole if self._may_take_several(session) else None

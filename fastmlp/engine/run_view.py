@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from fastmlp.engine.metrics import Measure
     from fastmlp.engine.progress import Progress
     from fastmlp.formulas.optimizers import Optimizer
+
+
+def time_limit(callbacks: Iterable[Any]) -> float:
+    """Return how many seconds a run with these callbacks lasts at most."""
+    return min((callback.seconds for callback in callbacks), default=math.inf)
 
 
 class RunView:

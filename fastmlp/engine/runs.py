@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastmlp.arguments import check_number
+from fastmlp.backends.session import Ahead
 from fastmlp.engine.backend_trial import settle
 from fastmlp.engine.batches import DrawOrder, batch_of, split_rows, steps_per_epoch
 from fastmlp.engine.checkpoints import restore_callbacks
@@ -20,6 +21,7 @@ from fastmlp.engine.loop import Callback, Training
 from fastmlp.engine.metrics import Measure, rehearsed
 from fastmlp.engine.progress import Progress
 from fastmlp.engine.row_weights import ClassWeight, check_parts, row_classes, with_class_weight
+from fastmlp.engine.run_view import time_limit
 from fastmlp.engine.together import SharedTraining, place, shards_of
 from fastmlp.errors import DataError, NonFiniteLossError, ReproducibilityWarning
 from fastmlp.formulas.optimizers import choose_optimizer
@@ -134,9 +136,9 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
     epochs, optimizer = wanted.epochs, wanted.optimizer
     rows = data.training_rows
     batch_size = batch_of(wanted.batch_size, rows)
-    tried = 0.0
+    steps, tried = epochs * steps_per_epoch(rows, batch_size), 0.0
     if extras.group is None:  # ranks that tried by themselves might not agree
-        tried = settle(learner, data, optimizer, batch_size, epochs * steps_per_epoch(rows, batch_size))
+        tried = settle(learner, data, optimizer, batch_size, Ahead(steps, 0.0, time_limit(extras.callbacks)))
     with learner.exclusive():
         # all that can fail on the arguments is done before the state changes
         progress = Progress(
@@ -146,7 +148,7 @@ def begin(learner: Learner, data: HostData, validation: HostData | None, wanted:
             shuffle=wanted.shuffle,
             validation_split=wanted.validation_split,
             drawn=True,
-            horizon=epochs * steps_per_epoch(rows, batch_size),
+            horizon=steps,
             schedule_start=learner.state.optimizer_step if learner.state.optimizer == optimizer else 0,
             shards=None if extras.group is None else shards_of(extras.group),
         )

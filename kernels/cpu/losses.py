@@ -198,7 +198,7 @@ def _categorical_hinge(z, label, d, scale):
         d[q] = dtype(0)
         if q != label and z[q] > z[strongest]:
             strongest = q
-    loss = dtype(1) + z[strongest] - z[label]
+    loss = (z[strongest] - z[label]) + dtype(1)  # of large outputs, 1 would be lost in the first of them
     if loss > dtype(0):
         d[strongest] = scale
         d[label] = -scale

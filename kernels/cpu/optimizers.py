@@ -120,7 +120,11 @@ def add_l2_squared_norm(g, p, l2):
         for i in range(start, min(start + 4096, g.size)):
             g[i] += l2 * p[i]
             part += g[i] * g[i]
-        total += float(part)
+        if part < g.dtype.type(np.inf):  # where sums may be reassociated, isfinite takes their difference to be 0
+            total += float(part)
+        else:  # squares may overflow where no gradient does
+            for i in range(start, min(start + 4096, g.size)):
+                total += np.float64(g[i]) * np.float64(g[i])
     return total
 
 

@@ -15,7 +15,7 @@ from .compiling import entry, part
 from .forward import load_rows, reads_in_place
 from .layers import sum_columns
 from .structures import Batch
-from .threads import barrier
+from .threads import all_begin, barrier
 from .train import layer_gradient, rows_of_part
 from .vectors import run, seen_as
 
@@ -121,6 +121,8 @@ def shard_gradients_thread(
     sums : (shards, 3) float64
         Overwritten with the sums over each shard's rows of weighted loss, weight and weighted hits.
     """
+    if not all_begin(memory.arrivals, t, threads):
+        return
     dtype = params.dtype.type
     in_place = reads_in_place(net, data, params, True)
     n, shards = order.size, bounds.size - 1

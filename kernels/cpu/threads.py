@@ -21,6 +21,8 @@ YIELDS = 200
 SLEEP_MICROSECONDS = 50
 LINE = 16
 """Numbers between what one thread counts and what another does: 128 bytes, as some processors fetch lines in pairs."""
+HERE, GIVEN_UP = 1, 2
+"""Where is noted that thread 0 has begun, and by whoever called that it will not, see `all_begin`."""
 OPEN, SIZE = LINE, 2 * LINE
 """Where a barrier's counters are, and how many numbers it takes."""
 
@@ -106,6 +108,49 @@ else:
             _sched_yield()
         else:
             _usleep(SLEEP_MICROSECONDS)
+
+
+@inline_part
+def _wait_a_little(spins):
+    """First the core alone, then whoever else wants it: threads may be more than cores."""
+    if spins < SPINS:
+        _pause()
+    else:
+        _offer_core(spins)
+
+
+def all_begin(counter, t, threads):
+    """Tell whether the work begins; thread 0 says so, which nothing in Python can keep from its end any more.
+
+    Until then a handler of a signal may raise in it, and the others would wait at the first barrier for good; what
+    called it notes at `GIVEN_UP` that it will not come.
+
+    Parameters
+    ----------
+    counter : (`SIZE`,) int64
+        0 at `HERE` and `GIVEN_UP` before threads begin.
+    t, threads : int
+    """
+    return True
+
+
+@overload(all_begin, jit_options=OPTIONS)
+def _all_begin(counter, t, threads):
+    def wait(counter, t, threads):
+        if threads == 1:
+            return True
+        if t == 0:
+            _store(counter, HERE, 1)
+            return True
+        spins = 0
+        while _load(counter, HERE) == 0:
+            if _load(counter, GIVEN_UP) != 0:
+                return False
+            spins += 1
+            _wait_a_little(spins)
+        return True
+
+    return wait
 
 
 def counters(threads: int) -> int:
@@ -198,12 +243,8 @@ def _barrier(counter, threads, passed):
                 _store(counter, OPEN, passed)
                 return
         spins = 0
-        # first the core alone, then whoever else wants it: threads may be more than cores
         while _load(counter, place) < wanted:
             spins += 1
-            if spins < SPINS:
-                _pause()
-            else:
-                _offer_core(spins)
+            _wait_a_little(spins)
 
     return wait

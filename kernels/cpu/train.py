@@ -38,7 +38,7 @@ from .layers import activation_backward_rows, sum_columns
 from .optimizers import add_l2_squared_norm, average, limit_columns, squared_norm, update
 from .products import multiply_by_transposed, multiply_transposed
 from .structures import Batch
-from .threads import barrier, next_part
+from .threads import all_begin, barrier, next_part
 from .vectors import run, seen_as
 
 u8 = np.uint64
@@ -118,14 +118,13 @@ def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, ke
 
 @part
 def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip):
-    """Update this part of all parameters; with a positive `clip` from the gradients that are there."""
+    """Update this part of all parameters; where they are clipped, which may be to 0, from the gradients there are."""
     params, gradients, scratch = buffers.params, memory.gradients[t], memory.scratch[t, 0]
     dtype = params.dtype.type
     one, zero = dtype(1), dtype(0)
     rate, correction1, correction2 = dtype(scalars[RATE]), dtype(scalars[CORRECTION1]), dtype(scalars[CORRECTION2])
     average_decay = dtype(scalars[AVERAGE_DECAY])
-    there = clip > zero
-    clip = clip if there else one
+    there = rule.clip_norm > zero
     l2 = zero if there else net.l2 * dtype(scalars[L2_SHARE])
     kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))
     averages = rule.has_average and net.max_norm == zero
@@ -198,8 +197,7 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
     `passed` is the barriers met so far; returned with those met here.
     """
     dtype = buffers.params.dtype.type
-    zero = dtype(0)
-    clip = zero
+    zero, clip = dtype(0), dtype(1)
     if rule.clip_norm > zero:
         l2 = net.l2 * dtype(scalars[L2_SHARE])
         p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
@@ -212,7 +210,6 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
         for p in range(parts):
             total += memory.norms[p]
         norm = math.sqrt(total)
-        clip = dtype(1)
         if norm > float(rule.clip_norm):
             clip = dtype(float(rule.clip_norm) / norm)
     p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
@@ -308,6 +305,8 @@ def train_thread(
     done : (1,) int64
         Overwritten by thread 0 with the steps done; less than asked for where a loss was not finite.
     """
+    if not all_begin(memory.arrivals, t, threads):
+        return
     dtype = buffers.params.dtype.type
     in_place = reads_in_place(net, data, buffers.params, True)
     shared = memory.parts.size > 0

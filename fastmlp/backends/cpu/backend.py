@@ -23,7 +23,7 @@ from fastmlp.backends.cpu.operations import NumbaOperations
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.session import NumbaSession
 from fastmlp.backends.cpu.shards import add_up_shards, shards_bytes
-from fastmlp.backends.cpu.threads import on_threads, shares_of
+from fastmlp.backends.cpu.threads import on_meeting_threads, on_threads, shares_of
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.decisions import Decisions
 from fastmlp.backends.numpy_backend import NumpyBackend
@@ -269,12 +269,11 @@ class NumbaBackend(NumbaOperations):
         rows, key = (np.asarray(order[0], np.int64), order[1]), np.uint64(state.key)
         steps = 0
         for threads, count in session.chosen.crew.calls(len(table)):
-            memory.arrivals[:] = 0
             arguments = (
-                *(threads, parts, *shared, *rows, session.plan.batch, first + steps, table[steps : steps + count]),
+                *(parts, *shared, *rows, session.plan.batch, first + steps, table[steps : steps + count]),
                 *(key, np.uint64(state.step + steps), *sums, done),
             )
-            on_threads(threads, functools.partial(_with_last, train_thread, arguments))
+            on_meeting_threads(threads, train_thread, arguments, memory.arrivals)
             steps += int(done[0])
             if done[0] < count:
                 break
@@ -422,10 +421,6 @@ def _call_without_rows(session: NumbaSession) -> Callable[[], object]:
 
 def _trusted() -> bool:
     return all(_proven.values())
-
-
-def _with_last(function: Callable[..., object], arguments: tuple[Any, ...], t: int) -> None:
-    function(t, *arguments)
 
 
 def _go_on() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmlp.backends.cpu.said import said_if_it_takes_long
 from fastmlp.backends.cpu.scratch import level2_bytes, scratch_size
 from fastmlp.backends.cpu.session import bytes_allocated
-from fastmlp.backends.cpu.threads import on_threads
+from fastmlp.backends.cpu.threads import on_meeting_threads
 from fastmlp.backends.data import DeviceData
 from fastmlp.backends.session import CHUNK
 from fastmlp.parallel.tree import cut
@@ -173,10 +173,9 @@ class NumbaShards:
         from fastmlp.kernels.cpu.shards import shard_gradients_thread
 
         assert self._tree is not None, "what is only counted adds up nothing"
-        self._memory.arrivals[:] = 0
         rows, bounds, *rest, sums = asked
         arguments = (
             *(self._network, data, params, self._memory, rows, bounds, self._batch, *rest),
             *(tree, self._tree.sums.reshape(-1), self._spare, sums),
         )
-        on_threads(threads, lambda t: shard_gradients_thread(t, threads, *arguments))
+        on_meeting_threads(threads, shard_gradients_thread, arguments, self._memory.arrivals)

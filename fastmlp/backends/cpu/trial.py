@@ -51,7 +51,7 @@ def decide(
     """
     plan = session.plan
     step = session.seconds_per_step or _expected_step(plan, session.chosen.most)
-    if not is_worth_it(ahead.steps * step, step):  # said in no time: most runs are short
+    if not is_worth_it(ahead.expected(step), step):  # said in no time: most runs are short
         return False
     copied = functools.cache(lambda: state.copied(backend.copy))
 

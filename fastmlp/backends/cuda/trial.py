@@ -69,7 +69,7 @@ def decide(
         return found
     # where nothing is known of a step, it lasts as long as a sample: of longer ones a trial takes as many
     step = session.seconds_per_step or SAMPLE_SECONDS
-    if not is_worth_it(ahead.steps * step, step):
+    if not is_worth_it(ahead.expected(step), step):
         return None
     copied = functools.cache(lambda: state.copied(backend.copy))
 
