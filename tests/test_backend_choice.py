@@ -1,6 +1,7 @@
 """What "auto" stands for: the environment's word, the first choice, or what a long run was measured to be faster on."""
 
 import logging
+import math
 import pickle
 import time
 from typing import ClassVar
@@ -233,11 +234,11 @@ def test_what_trials_of_a_run_take_is_bounded_together(rivals, monkeypatch):
     monkeypatch.setattr(runs, "settle", lambda *_: 0.25)
     monkeypatch.setattr(Slow, "train_steps", train_steps)
     trained()
-    assert ahead[0] == (8, 0.25)
+    assert ahead[0] == (8, 0.25, math.inf)
     ahead.clear()
     monkeypatch.setattr(runs, "settle", lambda *_: 0.0)
     trained()
-    assert ahead[0] == (8, 0.0)
+    assert ahead[0] == (8, 0.0, math.inf)
 
 
 def test_what_steps_took_elsewhere_says_nothing_of_a_run_here(rivals, monkeypatch):

@@ -112,9 +112,9 @@ class Inference:
         backend, rows = self._pool.backend, x[part]
         with backend.placed():
             out = backend.empty((len(rows), plan.spec.units[-1]), self._dtype)
-        there = backend.asarray(rows)
-        self._refuse_what_was_not_looked_at(x, there, part)
         with self._pool.use(plan) as session:
+            there = backend.asarray(rows)
+            self._refuse_what_was_not_looked_at(x, there, part)
             backend.predict(session, params, there, out)
         return out
 
