@@ -41,10 +41,10 @@ from fastmlp.bench.workloads import FIRST, WORKLOADS
 
 SHAPES = [
     *((1, 784, 64), (16, 784, 64), (16, 64, 32), (16, 32, 10), (300, 784, 32), (300, 32, 128), (300, 128, 10)),
-    *((100, 784, 100), (100, 100, 10), (64, 784, 512), (64, 512, 256), (64, 256, 10), (128, 784, 512)),
-    *((128, 512, 512), (256, 768, 768), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
+    *((300, 128, 16), (100, 784, 100), (100, 100, 10), (100, 100, 4), (64, 784, 512), (64, 512, 256), (64, 256, 10)),
+    *((128, 784, 512), (128, 512, 512), (256, 768, 768), (512, 784, 1024), (512, 1024, 1024), (64, 2048, 2048)),
 ]
-"""Rows, inputs, outputs: what one of two threads has to do with the layers of the race."""
+"""Rows, inputs, outputs: what one of two threads has to do with the layers of the race; and other classes than ten."""
 SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 24)
 OPTIMIZERS = [("SGD with momentum", fastmlp.SGD(momentum=0.9), 1), ("Adam", fastmlp.Adam(), 2)]
 
