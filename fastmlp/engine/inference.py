@@ -149,6 +149,7 @@ class Inference:
                 there = data.window(part).on(backend.asarray)
                 self._refuse_what_was_not_looked_at(data.x, there.x, part)
                 totals += backend.evaluate(session, params, there)
+                del there  # before the next part is made dense
         return totals
 
     @staticmethod
