@@ -2,7 +2,6 @@
 
 import _thread
 import signal
-import threading
 import time
 
 import numpy as np
@@ -129,9 +128,6 @@ def test_no_step_is_taken_where_this_thread_was_kept_from_it(monkeypatch, all_of
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TooLateError, SystemExit])
 def test_whatever_a_handler_raises_others_have_ended_before(default_signals, error):
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals come to the main thread")
-
     def raises(*_):
         raise error
 

@@ -49,8 +49,8 @@ class Backend(Operations):
     def predict(self, session: Session, params: Array, x: Array, out: Array) -> None:
         """Write the outputs of the network (logits where the loss takes logits).
 
-        Where inputs of a row are NaN or infinite, all its outputs are NaN, unless x is the backend's alone: of
-        infinity, some activations make a number like any other.
+        Where inputs of a row in host memory are NaN or infinite, all its outputs are NaN: of infinity, some activations
+        make a number like any other.  What lies on a device is not looked at, since that would be to wait for it.
 
         Parameters
         ----------
@@ -356,7 +356,7 @@ class Backend(Operations):
 
     @quiet
     def _answer(self, session: Session, views: BatchViews, layers: list[tuple[Array, Array]]) -> None:
-        """Run rows forward; their outputs are NaN where inputs are not finite, if that is seen without waiting."""
+        """Run rows forward; the outputs of those whose inputs are not finite are NaN, see `predict`."""
         self._forward(session, views, layers)
         x = views.x
         if isinstance(x, np.ndarray) and not math.isfinite(np.add.reduce(x, axis=None)):

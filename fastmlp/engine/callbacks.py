@@ -252,7 +252,7 @@ class TimeLimit(Callback):
     sees_model = False
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = check_number("seconds", seconds, 0.0, above=True)
+        self.seconds = self.most_seconds = check_number("seconds", seconds, 0.0, above=True)
         self._before, self._began = 0.0, math.nan
 
     def on_train_begin(self, run: Training) -> None:

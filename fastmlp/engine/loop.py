@@ -61,7 +61,7 @@ class Callback:
         True for those that write files or to a terminal: of several ranks that train together, rank 0 alone has them.
     same_on_resume : tuple of str
         Names of attributes, numbers or text, that what it keeps goes by: a run is not gone on with by others.
-    seconds : float
+    most_seconds : float
         How long a run lasts with it at most, as far as it knows.
     """
 
@@ -69,7 +69,7 @@ class Callback:
     sees_model = True
     writes = False
     same_on_resume: tuple[str, ...] = ()
-    seconds = math.inf
+    most_seconds = math.inf
 
     def on_train_begin(self, run: Training) -> None:
         """Before the first step, also of a resumed run; an error here leaves the model as it was."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def time_limit(callbacks: Iterable[Any]) -> float:
     """Return how many seconds a run with these callbacks lasts at most."""
-    return min((callback.seconds for callback in callbacks), default=math.inf)
+    return min((callback.most_seconds for callback in callbacks), default=math.inf)
 
 
 class RunView:

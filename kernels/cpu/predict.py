@@ -82,7 +82,7 @@ def _predict_rows(start, rows, net, data, params, memory, batch, out, totals):
         x_at = 0
         load_rows(net, data, order, memory.x, 0, 0, u8(0), u8(0), lanes)
     now = Batch(x, memory.counting, 0, rows if in_place else -1, rows, batch, 0, 0)
-    first_sums = run(memory.row_losses, 0, rows)
+    first_sums = run(memory.row_losses, 0, rows)  # there are no losses yet
     forward_rows(net, params, now, x_at, memory, rows, 0, False, u8(0), u8(0), lanes, memory.panels[0], first_sums)
     for i in range(rows):
         if not math.isfinite(first_sums[i]) and not _all_finite(run(x, x_at + i * inputs, inputs)):

@@ -23,13 +23,11 @@ and what one has written the other has to fetch, line by line, at what a meeting
 EARNED = 4
 """How many times as long as a thread takes to begin and to end its part of a prediction has to be: it begins with
 nothing in its caches."""
-
-
 FEW_PANELS = 4
 """Panels of outputs at most for which a copy of the inputs' rows costs a gradient more than it gains."""
 SETS_BYTES, SPREAD_BYTES = 4096, 256
 """After how many bytes the sets of a first-level cache begin again, and those that rows may have as a common divisor
-with it: with a 256 they are spread over a quarter of the sets."""
+with it: with 256 they are spread over a quarter of the sets."""
 
 
 class Forms:
