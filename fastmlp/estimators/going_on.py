@@ -108,26 +108,31 @@ class GoesOn(Parameters):
         self._rates = rates
 
     def _undoing(self, incremental: bool) -> Callable[[], None]:
-        """Return a function that makes of the estimator what it is now, but for the backend where its network is."""
+        """Return a function that makes of the estimator what it is now, but for the backend where its network is.
+
+        And but for the steps of `partial_fit`: to copy weights and moments takes longer than a step.
+        """
         before, learner = dict(self.__dict__), getattr(self, "_learner", None)
         if not (incremental or self.warm_start):
             learner = None  # it is left alone: training begins with another
         curves: Any = vars(self._curves) if learner is not None else {}
         figures = {name: list(had) if isinstance(had, list) else had for name, had in curves.items()}
-        settled = None
-        if learner is not None:
+        settled = None if learner is None else (learner.spec, learner.rules, learner.state.key, learner.backend)
+        kept = None
+        if learner is not None and not incremental:
             with learner.backend.working():
-                settled = learner.spec, learner.rules, learner.backend, learner.state.copied(learner.backend.copy)
+                kept = learner.state.copied(learner.backend.copy)
 
         def undo() -> None:
             if learner is not None and settled is not None:
-                learner.spec, learner.rules, backend, state = settled
-                if learner.backend is not backend:
+                learner.spec, learner.rules, learner.state.key, backend = settled
+                if kept is not None and learner.backend is backend:
+                    learner.state = kept
+                elif kept is not None:
                     with backend.working():
-                        state = state.copied(backend.to_numpy)
+                        there = kept.copied(backend.to_numpy)
                     with learner.backend.working():
-                        state = state.copied(learner.backend.copy)
-                learner.state = state
+                        learner.state = there.copied(learner.backend.copy)
                 if self._learner is learner:
                     before["_asked"] = self._asked._replace(random_state=before["_asked"].random_state)
             self.__dict__ = before
