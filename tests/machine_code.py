@@ -160,9 +160,11 @@ def whole_runs(dtype: str) -> list[functools.partial[Any]]:
 
 def kept() -> list[tuple[Any, Any]]:
     """Return each entry in Numba's cache with the types it was compiled for, whatever the processor."""
-    from fastmlp.kernels.cpu import operations, predict, train
+    from fastmlp.kernels.cpu import forward, layers, operations, predict, products, random, train
 
-    entries = [f for module in (operations, predict, train) for f in vars(module).values() if hasattr(f, "inspect_asm")]
+    modules = operations, predict, train, products, forward, layers, random  # the last four have shared functions
+    entries = [f for module in modules for f in vars(module).values() if hasattr(f, "inspect_asm")]
+    entries = list(dict.fromkeys(entries))  # one module has those of another, too
     entries = [f for f in entries if f.py_func.__module__.startswith("fastmlp.") and hasattr(f._cache, "_cache_file")]
     signatures = [(f, sorted(_types_kept(f._cache._cache_file), key=str)) for f in entries]
     return [(entry, signature) for entry, found in signatures for signature in found]
@@ -176,10 +178,16 @@ def _types_kept(files: Any) -> set[Any]:
 
 
 def assembly_of(entry: Any, signature: Any) -> str:
-    """Return the machine code of an entry, compiled for these types, and not run."""
+    """Return the machine code of an entry, compiled for these types, and not run, and that of what it calls."""
     entry.compile(signature)
-    found: str = entry.inspect_asm(entry.signatures[-1])
-    return found
+    found, waiting = {}, [(entry, entry.signatures[-1])]
+    while waiting:
+        function, types = waiting.pop()
+        found[function] = function.inspect_asm(types)
+        needs = function.overloads[types].library.needs
+        called = [(getattr(sys.modules[needed.module], needed.name), needed.arguments) for needed in needs]
+        waiting += [(other, types) for other, types in called if other not in found]
+    return "\n".join(found.values())
 
 
 def main() -> None:

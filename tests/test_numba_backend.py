@@ -367,7 +367,8 @@ def test_an_edit_of_a_callee_in_another_kernel_file_is_noticed(tmp_path):
     package = tmp_path / "kernelcopy"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "compiling.py").write_text(Path(compiling.__file__).read_text())
+    for name in ("compiling.py", "kept.py"):
+        (package / name).write_text(Path(compiling.__file__).with_name(name).read_text())
     (package / "caller.py").write_text(
         "from .compiling import entry\nfrom .callee import f\n\n@entry\ndef call(x):\n    return f(x)\n"
     )

@@ -179,7 +179,7 @@ def _caches() -> Findings:
 
 def where_kernels_are() -> str:
     """Tell where compiled kernels are kept, and why not where they were to be; Numba has to be installed."""
-    from fastmlp.kernels.cpu.compiling import cache_folder
+    from fastmlp.kernels.cpu.kept import cache_folder
 
     folder = cache_folder()
     if folder is None:
@@ -198,9 +198,9 @@ def _refused(folder: Path) -> str:
 def _look_at_kernels(found: Findings, other: Path) -> None:
     """Look at what is kept of compiled kernels, and of what was measured of them."""
     from fastmlp.backends.cpu import calibration
-    from fastmlp.kernels.cpu import compiling
+    from fastmlp.kernels.cpu import kept as files_of_kernels
 
-    kept = compiling.cache_folder()
+    kept = files_of_kernels.cache_folder()
     cure = f"export NUMBA_CACHE_DIR={other} && fastmlp warmup"
     if kept is None:
         cause = "compiled kernels are kept nowhere, since no folder can be written: every process compiles anew"
@@ -221,7 +221,7 @@ def _look_at_kernels(found: Findings, other: Path) -> None:
     tables = [t for what in whats for t in sorted(folder.glob(f"{what}-*.json"))] if folder.is_dir() else []
     found.add("caches", ("compiled kernels", f"{folder}, {_size(files)}"))
     current = {calibration.kept_path(what, _dtype(name)) for what in whats for name in ("float32", "float64")}
-    stale = [f for f in files if not compiling.is_current(f)] + [t for t in tables if t not in current]
+    stale = [f for f in files if not files_of_kernels.is_current(f)] + [t for t in tables if t not in current]
     if stale:
         cause = (
             f"{_size(stale)} in {folder} are of other versions of fastmlp or Numba, or damaged, and of no use any more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -218,8 +219,11 @@ class CSVLog(Callback):
     def on_train_begin(self, run: Training) -> None:
         # that it can be written has to be known before the first step, but what it holds may be all there is: others
         # may still refuse the run, so that it is given up, or cut, with the first epoch and not before
+        new, self._kept = not os.path.lexists(self.path), []
         with self.path.open("a"):
-            self._kept = []
+            pass
+        if new:
+            self.path.unlink()
         if run.epoch and self.path.is_file():  # of a resumed run, keep what was written up to the checkpoint
             with self.path.open(newline="", encoding="utf-8") as file:
                 self._kept = list(csv.reader(file))[: run.epoch + 1]

@@ -1,32 +1,32 @@
-"""How kernels are compiled, and kept on disk until one of them is edited; every file with a compiled function uses it.
+"""How kernels are compiled, and found again in the files of `kept`; every file with a compiled function uses it.
 
 Numba makes a library of each function: optimised, and written as machine code, before it is copied into its callers and
 optimised there again.  A kernel here is a hundred small parts that are only ever called by each other, so `part` leaves
-them as LLVM wrote them down, and only what Python calls (`entry`) is optimised: the first fit waits half as long.
+them as LLVM wrote them down, and only what Python calls (`entry`) is optimised: the first fit waits half as long.  What
+takes the compiler long and several entries call (`shared`) is code of its own, which they call where it lies.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
-import os
-import pickle
+import importlib
 import threading
-import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-import numba
 from llvmlite.binding import Linkage
 from numba import _dynfunc, njit, types
-from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.core.compiler_machinery import register_pass
+from numba.core.targetconfig import ConfigStack
 from numba.core.typed_passes import NativeLowering
 from numba.core.untyped_passes import InlineClosureLikes
+
+from .kept import STAMP, KernelFiles, tell_damaged, tell_once
 
 # Products may become fused multiply-adds and zeros may lose their sign; nothing else is loosened: infinities and NaN
 # keep their meaning, and compensated arithmetic is not reassociated away.
@@ -113,23 +113,40 @@ class _PartLibrary(JITCodeLibrary):
         self._finalized = True
 
 
-class _EntryLibrary(JITCodeLibrary):
-    """The code of an entry, with that of all parts it calls, and of those that they call."""
+class _Shared(NamedTuple):
+    """By what a shared function is found again."""
+
+    module: str
+    name: str
+    arguments: tuple[types.Type, ...]
+    symbol: str
+    """What LLVM knows its code by."""
+
+
+class _SharedLibrary(JITCodeLibrary):
+    """The code of a shared function, with that of all parts it calls, and of those that they call.
+
+    Attributes
+    ----------
+    needs : list of _Shared
+        The shared functions that it calls.
+    """
 
     def finalize(self) -> None:
-        waiting, found = list(self._linking_libraries), []
+        waiting, found, needs = list(self._linking_libraries), [], []
         while waiting:
             library = waiting.pop()
-            if library not in found:
+            if library in _shared:
+                needs.append(_shared[library])
+            elif library not in found:
                 found.append(library)
                 waiting += library._linking_libraries if isinstance(library, _PartLibrary) else []
         self._linking_libraries = found
+        self.needs = list(dict.fromkeys(needs))
         super().finalize()
 
     def _optimize_final_module(self) -> None:
         _go_on_unless_given_up()
-        if hasattr(_here, "wait"):
-            _here.wait.in_llvm.set()
         super()._optimize_final_module()
         _go_on_unless_given_up()
         self._keep_parts_to_itself()
@@ -145,25 +162,75 @@ class _EntryLibrary(JITCodeLibrary):
                 function.linkage = Linkage.internal
 
 
+class _EntryLibrary(_SharedLibrary):
+    """The code of an entry; that of shared functions is called where it lies."""
+
+    def _optimize_final_module(self) -> None:
+        _go_on_unless_given_up()
+        if hasattr(_here, "wait"):
+            _here.wait.in_llvm.set()
+        super()._optimize_final_module()
+
+
+_shared: WeakKeyDictionary[JITCodeLibrary, _Shared] = WeakKeyDictionary()
+"""The libraries of shared functions."""
+
+
+def _no_function(described: Any, environment: Any, library: Any) -> Any:
+    """Return what Python gets for a function that only kernels call."""
+    name = described.qualname.split(".")[-1]
+    module = described.lookup_module()
+    return _dynfunc.make_function(module, name, "a part of a kernel", _NOT_FOR_PYTHON, environment, (library,))
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _PartLowering(NativeLowering):
     """Numba's lowering, without the executable at its end."""
 
     _name = "fastmlp_part_lowering"
 
+    def _library(self, state: Any) -> Any:
+        return _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+
     def run_pass(self, state: Any) -> bool:
         _go_on_unless_given_up()
-        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = self._library(state)
         state.flags.no_compile = state.flags.no_cpython_wrapper = state.flags.no_cfunc_wrapper = True
         super().run_pass(state)
-        lowered, described = state["cr"], state["cr"].fndesc
+        lowered = state["cr"]
         state.library._ensure_finalized()
-        function = _dynfunc.make_function(
-            *(described.lookup_module(), described.qualname.split(".")[-1], "a part of a kernel"),
-            *(_NOT_FOR_PYTHON, lowered.env, (state.library,)),
-        )
-        state.targetctx.insert_user_function(function, described, [state.library])
+        function = _no_function(lowered.fndesc, lowered.env, state.library)
+        state.targetctx.insert_user_function(function, lowered.fndesc, [state.library])
         state["cr"] = lowered._replace(cfunc=function)
+        return True
+
+
+class _FlagsOfOneName(Flags):
+    """Flags that make no difference to a symbol: sets of them are written down in any order."""
+
+    def get_mangle_string(self) -> str:
+        return "shared"
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _SharedLowering(_PartLowering):
+    """The same, of a shared function, with machine code of its own."""
+
+    _name = "fastmlp_shared_lowering"
+
+    def _library(self, state: Any) -> Any:
+        who, state.flags = state.func_id, _FlagsOfOneName(state.flags)
+        # what entries call it by, once they are kept on disk; Numba's number is another one in each process
+        who.unique_id = int(STAMP[:15], 16)
+        who.unique_name = f"{who.func_qualname}${who.unique_id}"
+        library = _SharedLibrary(state.targetctx.codegen(), who.func_qualname)
+        library.enable_object_caching()
+        return library
+
+    def run_pass(self, state: Any) -> bool:
+        super().run_pass(state)
+        who, symbol = state.func_id, state["cr"].fndesc.mangled_name
+        _shared[state.library] = _Shared(who.modname, who.func_qualname, tuple(state.args), symbol)
         return True
 
 
@@ -190,6 +257,10 @@ class _PartCompiler(CompilerBase):
             if step is not InlineClosureLikes  # there are none, and looking for them takes time
         ]
         return [passes]
+
+
+class _SharedCompiler(_PartCompiler):
+    lowering = _SharedLowering
 
 
 class _EntryCompiler(_PartCompiler):
@@ -240,116 +311,75 @@ def part(function: Callable[..., Any], options: Mapping[str, Any] = OPTIONS) -> 
     return compiled
 
 
+def shared(function: Callable[..., Any]) -> Any:
+    """Compile a function of a module, which several entries call, once for all of them, and keep it as they are.
+
+    It is neither inlined nor made to fit a call: that is for what works on whole rows and matrices.
+    """
+    compiled = part(function, {**OPTIONS, "pipeline_class": _SharedCompiler})
+    if compiled is function:
+        return function
+    compile_within = compiled.compile
+
+    def compile_alone(signature: Any) -> Any:
+        # Numba hands a caller's options on, but whoever comes first compiles for all
+        with ConfigStack().enter(Flags()):
+            return compile_within(signature)
+
+    compiled.compile = compile_alone
+    return _kept_on_disk(compiled, function)
+
+
 def inline_part(function: Callable[..., Any]) -> Any:
     """Compile a function that other kernels call in their inner loops."""
     return part(function, INLINE)
 
 
-def folder_stamp() -> str:
-    """Return a hash of every kernel source and of the compiler's version.
+class _KernelCode(CompileResultCacheImpl):
+    """What is kept of a function: its code, by what entries find it, and the shared functions that it calls itself."""
 
-    Numba stamps a cached function with the file it is in, and would go on using it after an edit in another file.
-    """
-    digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    def reduce(self, cres: Any) -> Any:
+        return _shared.get(cres.library), cres.library.needs, super().reduce(cres)
 
-
-STAMP = folder_stamp()
-"""Of this process."""
-_VERSION = f"{numba.__version__} {STAMP}\n".encode()
-"""How every file in the cache begins; of other kernels nothing is unpickled, which may name modules that are gone."""
-
-_told: set[str] = set()
-
-
-def _tell_once(trouble: str, message: str) -> None:
-    """Warn, if a trouble of that kind was not told yet: every function has files of its own."""
-    if trouble not in _told:
-        _told.add(trouble)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def _tell_damaged(path: str, why: str) -> None:
-    _tell_once("damaged", f"{path}: what is kept of compiled kernels is damaged ({why}), so they are compiled anew")
-
-
-class _KernelFiles(IndexDataCacheFile):
-    """The files that keep the code of a function, one for each type, each with a hash of what is in it.
-
-    Numba's own have none: a damaged one ends every run in an error of pickle's, or is run.  They are numbered by an
-    index, which of several processes that compile at once the last one writes: what the others kept is compiled again
-    and again.  So there is no index here; a file's name tells its types, processor and version of Numba.
-    """
-
-    def save(self, key: Any, data: Any) -> None:
-        self._write(self._path_of(key), (key, data))
-
-    def load(self, key: Any) -> Any:
-        kept = self._read(self._path_of(key))
-        return kept[1] if kept is not None and kept[0] == key else None
-
-    def _path_of(self, key: Any) -> str:
-        digest = hashlib.sha256(f"{numba.__version__} {key}".encode()).hexdigest()[:16]
-        return f"{self._index_path.removesuffix('.nbi')}.{digest}.nbc"
-
-    def _read(self, path: str) -> Any:
-        """Return what is in a file; None where there is none, it is of other kernels, or damaged, which is said."""
-        try:
-            with open(path, "rb") as file:
-                whole = file.read()
-        except FileNotFoundError:
-            return None
-        except OSError as e:
-            _tell_damaged(path, e.strerror or str(e))
-            return None
-        digest, contents = whole[:_DIGEST], whole[_DIGEST:]
-        if hashlib.sha256(contents).digest() != digest:
-            _tell_damaged(path, "it was altered or cut short")
-            return None
-        return pickle.loads(contents[len(_VERSION) :]) if contents.startswith(_VERSION) else None
-
-    def _write(self, path: str, kept: Any) -> None:
-        contents = _VERSION + self._dump(kept)
-        with self._open_for_write(path) as file:
-            file.write(hashlib.sha256(contents).digest() + contents)
-
-
-_DIGEST = hashlib.sha256().digest_size
-
-
-def is_current(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a file of the cache is whole, and of these kernels and this version of Numba."""
-    try:
-        whole = Path(path).read_bytes()
-    except OSError:
-        return False
-    contents = whole[_DIGEST:]
-    return contents.startswith(_VERSION) and hashlib.sha256(contents).digest() == whole[:_DIGEST]
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        own, needs, code = payload
+        for needed in needs:  # a symbol that is not there when LLVM looks for it ends the process
+            function = getattr(importlib.import_module(needed.module), needed.name)
+            function.compile(needed.arguments)
+            symbol = function.overloads[needed.arguments].fndesc.mangled_name
+            if symbol != needed.symbol:
+                raise LookupError(f"it calls {needed.symbol}, where there is {symbol}")
+        found = super().rebuild(target_context, code)
+        found.library.needs = needs
+        if own is None:
+            return found
+        _shared[found.library] = own
+        return found._replace(entry_point=_no_function(found.fndesc, found.environment, found.library))
 
 
 class _KernelCache(FunctionCache):
     """Numba's cache on disk, stamped with all kernel files; what is wrong with it is said and ends no run."""
 
+    _impl_class = _KernelCode
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         # under names of their own: files that Numba wrote itself would pass for damaged ones
         name = f"{self._impl.filename_base}-hashed"
-        self._cache_file = _KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=STAMP)
+        self._cache_file = KernelFiles(cache_path=self._cache_path, filename_base=name, source_stamp=STAMP)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
         except Exception as e:  # whole, and yet no code for this process
-            _tell_damaged(self._cache_path, f"{type(e).__name__}: {e}")
+            tell_damaged(self._cache_path, f"{type(e).__name__}: {e}")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except OSError as e:
-            _tell_once(
+            tell_once(
                 "full",
                 f"{self._cache_path}: the folder for compiled kernels takes no more ({e.strerror or e}), so what was "
                 "compiled now is compiled again the next time; make room, or set NUMBA_CACHE_DIR to another folder",
@@ -359,8 +389,10 @@ class _KernelCache(FunctionCache):
 def entry(function: Callable[..., Any], *, allocates: bool = False) -> Any:
     """Compile a function that Python calls, when it is first called, and keep the code on disk where that can be."""
     compiled = njit(**{**WHOLE, "_nrt": allocates})(function)
-    if compiled is function:  # the JIT is off
-        return function
+    return compiled if compiled is function else _kept_on_disk(compiled, function)  # the JIT is off
+
+
+def _kept_on_disk(compiled: Any, function: Callable[..., Any]) -> Any:
     try:
         compiled._cache = _KernelCache(function)
     except (RuntimeError, OSError):  # no folder that can be written: compile in each process
@@ -371,12 +403,3 @@ def entry(function: Callable[..., Any], *, allocates: bool = False) -> Any:
 def allocating_entry(function: Callable[..., Any]) -> Any:
     """Compile, as `entry`, a function that makes arrays of its own."""
     return entry(function, allocates=True)
-
-
-def cache_folder() -> str | None:
-    """Return where compiled code is kept, or None where no folder can be written."""
-    try:
-        path = FunctionCache(folder_stamp).cache_path
-    except (RuntimeError, OSError):
-        return None
-    return os.fspath(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .codes import BLAS, FORWARD, GRADIENT, SOFTMAX_CROSS_ENTROPY
-from .compiling import part
+from .compiling import part, shared
 from .layers import activate_rows, load_row, own_kind
 from .losses import LANES, row_hit, row_loss, softmax_cross_entropy
 from .products import multiply
@@ -143,7 +143,7 @@ def forward_rows(net, params, batch, x_at, memory, rows, first_row, multiplied, 
         below, at, index, first, after = z, start, memory.counting, 0, -1
 
 
-@part
+@shared
 def output_losses(loss, parameters, k, data, order, z, at, d, d_at, scale, row_losses, row_hits, work):
     """Write the loss of each row, its gradient by the outputs times weight and scale, and whether it was a hit.
 

@@ -30,7 +30,7 @@ from .codes import (
     UINT8,
     code_of,
 )
-from .compiling import INLINE, part
+from .compiling import INLINE, part, shared
 from .vectors import first_element, run, seen_as
 
 LEAK = 0.01
@@ -78,7 +78,7 @@ def _compiled_converted(source, kind, position, dtype):
     return lambda source, kind, position, dtype: _converted(source, kind, position, dtype)
 
 
-@part
+@shared
 def load_row(source, kind, row, out, at, n):
     """Write a row of a matrix of any real type, given as bytes, in the type of `out`; uint8 is divided by 255.
 
@@ -271,7 +271,7 @@ def _sin_cos(z, b, slope, wanted, sine):
             z[q] = el.cos(z[q])
 
 
-@part
+@shared
 def activate_rows(activation, z, at, rows, columns, b, slopes, wanted):
     """Rows of pre-activations without bias become activations, in place.
 

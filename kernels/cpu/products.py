@@ -22,7 +22,7 @@ from . import tiles, vectors
 from .blas import gemm
 from .blocks import DEPTH, rows_at_once
 from .codes import BLAS, DIRECT, PACKED
-from .compiling import OPTIONS
+from .compiling import OPTIONS, shared
 from .few import are_few, few_outputs, few_scratch, most_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
 from .single import add_outer_product, multiply_sparse_row, notes_size
@@ -109,6 +109,7 @@ def _packed_size(width: int, rows: int, k: int, columns: int) -> int:
     return min(KEPT, layers * panels * room * width) + room * many + vectors.VECTOR_BYTES
 
 
+@shared
 def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
     """``out[i] = a[index[i], :k] @ b``, for i below `rows`.
 
@@ -129,17 +130,27 @@ def multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns
     scratch : (`scratch_size`,) float
         Overwritten.
     """
+    _multiply_here(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch)
+
+
+def _multiply_here(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
     gemm(False, False, rows, columns, k, 1, a, at, lda, b, b_at, columns, 0, out, out_at, columns)
 
 
+@shared
 def multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
     """``out = a @ w.T``, for a (rows, k) from `at` on and w (columns, k) from `w_at` on; out (rows, columns).
 
     index (rows,) int64 counts from 0; the rest is as for `multiply`.
     """
+    _multiply_by_transposed_here(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch)
+
+
+def _multiply_by_transposed_here(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
     gemm(False, True, rows, columns, k, 1, a, at, k, w, w_at, k, 0, out, out_at, columns)
 
 
+@shared
 def multiply_transposed(
     form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
 ):
@@ -162,10 +173,19 @@ def multiply_transposed(
     scratch : (`scratch_size`,) float
         Overwritten.
     """
+    _multiply_transposed_here(
+        form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+    )
+
+
+def _multiply_transposed_here(
+    form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+):
     gemm(True, False, rows, columns, k, alpha, a, at, lda, b, b_at, columns, beta, out, out_at, columns)
 
 
-def _packed(
+@shared
+def packed(
     by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
 ):
     """Compute `multiply`, or with `by_columns` `multiply_transposed`, from copies of blocks of both operands.
@@ -175,9 +195,18 @@ def _packed(
     second-level cache, a panel of B in the first-level one while A passes by; the panel that comes next is fetched
     meanwhile, where it was copied for a block of A before this one.
     """
+    _packed_here(
+        by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+    )
 
 
-@overload(_packed, jit_options=OPTIONS)
+def _packed_here(
+    by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
+):
+    """Do nothing: with the JIT off there are no tiles."""
+
+
+@overload(_packed_here, jit_options=OPTIONS)
 def _compiled_packed(
     by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
 ):
@@ -228,7 +257,7 @@ def _compiled_packed(
     return packed
 
 
-@overload(multiply, jit_options=OPTIONS)
+@overload(_multiply_here, jit_options=OPTIONS)
 def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
     real = getattr(np, str(out.dtype))
     lanes = vectors.lanes(out.dtype)
@@ -241,7 +270,7 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
             gemm(False, False, rows, columns, k, one, a, at, lda, b, b_at, columns, zero, out, out_at, columns)
             return
         if form == PACKED:
-            _packed(
+            packed(
                 *(False, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, one, zero),
                 *(out, out_at, scratch),
             )
@@ -272,7 +301,7 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
     return multiply
 
 
-@overload(multiply_by_transposed, jit_options=OPTIONS)
+@overload(_multiply_by_transposed_here, jit_options=OPTIONS)
 def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, columns, out, out_at, scratch):
     real = getattr(np, str(out.dtype))
     lanes = vectors.lanes(out.dtype)
@@ -296,7 +325,7 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
     return multiply_by_transposed
 
 
-@overload(multiply_transposed, jit_options=OPTIONS)
+@overload(_multiply_transposed_here, jit_options=OPTIONS)
 def _compiled_multiply_transposed(
     form, a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
 ):
@@ -317,7 +346,7 @@ def _compiled_multiply_transposed(
             add_outer_product(row, run(b, b_at, columns), alpha, beta, out, out_at, scratch)
             return
         if form == PACKED:
-            _packed(
+            packed(
                 *(True, a, at, index, index_at, -1, lda, rows, k, b, b_at, columns, alpha, beta),
                 *(out, out_at, scratch),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiling import inline_part, part
+from .compiling import inline_part, shared
 
 u4, u8 = np.uint32, np.uint64
 DROPOUT = 3
@@ -27,7 +27,7 @@ def _philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@part
+@shared
 def dropout_row(a, slope, has_slope, threshold, scale, key, row, step, layer, lanes):
     """Multiply a row, and its slopes, by ``mask * scale``.
 

@@ -178,9 +178,9 @@ def test_a_gpu_without_cupy(tmp_path, monkeypatch):
 
 
 def test_no_folder_for_compiled_kernels(monkeypatch):
-    from fastmlp.kernels.cpu import compiling
+    from fastmlp.kernels.cpu import kept
 
-    monkeypatch.setattr(compiling, "cache_folder", lambda: None)
+    monkeypatch.setattr(kept, "cache_folder", lambda: None)
     cause = "^compiled kernels are kept nowhere, .*: every process compiles anew$"
     the_one(looks.LOOKS["caches"](), cause, "^export NUMBA_CACHE_DIR=.* && fastmlp warmup$")
 
@@ -203,11 +203,11 @@ def test_info_and_warmup_tell_of_such_a_folder_too(tmp_path, monkeypatch):
         assert line.endswith(f": NUMBA_CACHE_DIR={given} cannot be written") == told
         assert line.split(maxsplit=2)[2].startswith(f"in {given}") != told
 
-    from fastmlp.kernels.cpu import compiling
+    from fastmlp.kernels.cpu import kept
 
-    monkeypatch.setattr(compiling, "cache_folder", lambda: "/elsewhere/kernels")
+    monkeypatch.setattr(kept, "cache_folder", lambda: "/elsewhere/kernels")
     assert looks.where_kernels_are() == f"in /elsewhere/kernels: NUMBA_CACHE_DIR={given} cannot be written"
-    monkeypatch.setattr(compiling, "cache_folder", lambda: None)
+    monkeypatch.setattr(kept, "cache_folder", lambda: None)
     assert looks.where_kernels_are() == "nowhere: no cache folder can be written; set NUMBA_CACHE_DIR"
 
 

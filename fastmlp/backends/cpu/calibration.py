@@ -125,7 +125,7 @@ def machine() -> dict[str, Any]:
     import llvmlite.binding
     import numba
 
-    from fastmlp.kernels.cpu import compiling, vectors
+    from fastmlp.kernels.cpu import kept, vectors
 
     features = hashlib.sha256(",".join(sorted(vectors.FEATURES)).encode()).hexdigest()[:16]
     return {
@@ -134,7 +134,7 @@ def machine() -> dict[str, Any]:
         "vector_bytes": vectors.VECTOR_BYTES,
         "numba": numba.__version__,
         "blas": blas.version(),
-        "kernels": compiling.STAMP[:16],
+        "kernels": kept.STAMP[:16],
     }
 
 
@@ -154,7 +154,7 @@ def kept_path(what: str, dtype: np.dtype[Any]) -> Path | None:
 @functools.lru_cache(maxsize=2)
 def _folder(asked: str) -> Path | None:
     """Return the folder of compiled kernels, where so much was asked for; whether it can be written is tried once."""
-    from fastmlp.kernels.cpu.compiling import cache_folder
+    from fastmlp.kernels.cpu.kept import cache_folder
 
     folder = cache_folder()
     return None if folder is None else Path(folder)

@@ -119,7 +119,7 @@ class Choices:
             return None
         found = decisions(STEPS, plan.precision.products).all().get(self.key, {})
         forms, parts = _of_names(found.get("products")), found.get("parts")
-        return (forms, int(str(parts))) if forms is not None and self._fit(forms, parts) else None
+        return (forms, parts) if forms is not None and self._fit(forms, parts) else None
 
     @property
     def key(self) -> str:
@@ -182,7 +182,8 @@ class Choices:
     def _fit(self, forms: NDArray[np.int64], parts: object) -> bool:
         from fastmlp.kernels.cpu.codes import PRODUCTS
 
-        return forms.shape == (self._plan.spec.layers, len(PRODUCTS)) and parts in range(1, MOST_SHARES * self.most + 1)
+        a_count = type(parts) is int and parts in range(1, MOST_SHARES * self.most + 1)
+        return a_count and forms.shape == (self._plan.spec.layers, len(PRODUCTS))
 
     def _note_what_is_known(self) -> None:
         self._blind |= self._deciding.lacks(self._plan.precision.products)

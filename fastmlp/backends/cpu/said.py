@@ -16,7 +16,7 @@ LONG_SECONDS = 1.5
 @contextmanager
 def said_if_it_takes_long(what: str) -> Iterator[None]:
     """Say that kernels are compiled, once it is clear that they are not just read from the cache."""
-    from fastmlp.kernels.cpu.compiling import cache_folder
+    from fastmlp.kernels.cpu.kept import cache_folder
 
     how_often = "once on this machine (`fastmlp warmup` does it ahead)"
     if cache_folder() is None:
