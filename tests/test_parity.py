@@ -193,7 +193,7 @@ def test_a_constant_of_a_compiled_kernel(rows, monkeypatch):
 
     def wrong(optimizer, dtype):
         rule = right(optimizer, dtype)
-        return rule._replace(square_decay=dtype.type(rule.square_decay * (1 - 1e-3)))
+        return rule._replace(square_share=dtype.type(rule.square_share * 2))
 
     monkeypatch.setattr(cpu_session, "network_rule", wrong)
     hold("numba", rows, "weights and moments", 3, 1)

@@ -44,7 +44,7 @@ BUGS = {
     "backward: slopes of the layer above": ("kernels/cpu/train.py", "has = net.needs_slope[layer]", "has = False"),
     "bias gradient: last row left out": ("kernels/cpu/layers.py", "    for i in range(rows):\n        start = at + i * columns\n        row = run(d, start", "    for i in range(rows - 1):\n        start = at + i * columns\n        row = run(d, start"),
     "fused descent: L2 lost": ("kernels/cpu/train.py", "kept - rate * l2, params", "kept, params"),
-    "Adam: mean of squares": ("kernels/cpu/optimizers.py", "v = square_decay * square[i] + (one - square_decay) * (d * d)", "v = square_decay * square[i] + (one - square_decay) * d"),
+    "Adam: mean of squares": ("kernels/cpu/optimizers.py", "v = square_decay * square[i] + square_share * (d * d)", "v = square_decay * square[i] + square_share * d"),
     "momentum: Nesterov": ("kernels/cpu/optimizers.py", "rate * (d + mean_decay * m)", "rate * m"),
     "decay after the update": ("kernels/cpu/train.py", "kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))", "kept = dtype(1.0)"),
     "clipping: norm of one layer": ("kernels/cpu/train.py", "        total += add_l2_squared_norm", "        total = add_l2_squared_norm"),

@@ -28,7 +28,7 @@ def steps_key(plan: Plan) -> str:
     """Return the name of the steps of a plan: all on which it depends what they take."""
     optimizer = plan.optimizer
     assert optimizer is not None
-    kind = "in the product" if optimizer.plain else f"by {optimizer.name}"
+    kind = "in the product" if optimizer.plain and not plan.spec.l2 else f"by {optimizer.name}"
     clips = "" if optimizer.clip_norm is None else ", clipped"
     units = "-".join(map(str, plan.spec.units))
     lowest = plan.spec.lowest_trainable

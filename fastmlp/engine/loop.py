@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.backends.session import Ahead, Session, StepReport
-from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine.batches import DrawOrder, Order, Orders, inverse_totals, inverse_totals_of_epochs
 from fastmlp.engine.checkpoints import RunContents, save_run
 from fastmlp.engine.feed import Fed, Feed, feed_of
@@ -127,8 +126,7 @@ class Training(RunView):
         order = learner.state.key, progress.rows, progress.shuffle, learner.backend.asarray, data.training
         self._orders, self._draws = Orders(*order, draw), draw is not None
         self._order: Order | None = None
-        self._interrupted = False
-        self._validation_there: HostData | None = None
+        self._interrupted, self._epoch_told = False, -1
         self._session: Session | None = None
         self._used: Session | None = None
         """The session of the steps, also after them: what is saved then has to go on in the same way."""
@@ -146,21 +144,9 @@ class Training(RunView):
                 callback.on_train_begin(self)
                 begun += 1
             feed = self._feed()
-            with CtrlC() as ctrl_c, learner.sessions.use(self._plan()) as session:
-                self._session = self._used = session
-                session.meanwhile = self._order_ahead
-                session.ahead = Ahead(self.total_steps - self.steps_done, self.tried, time_limit(self.callbacks))
-                try:
-                    self._prepare(session, ctrl_c)
-                    several = feed.whole if self._may_take_several(session) else None
-                    while self.epoch < self.epochs and not self.history.stop_reason:
-                        if several is not None and self._progress.position == 0:
-                            self._short_epochs(session, several, ctrl_c)
-                        else:
-                            self._epoch(session, feed, ctrl_c)
-                finally:
-                    self._session = session.meanwhile = self._validation_there = None
-                    session.release()
+            with CtrlC() as ctrl_c:
+                while not self._ends_in_a_session(feed, ctrl_c):
+                    pass
             if self._interrupted:
                 for callback in self._told:
                     callback.on_interrupt(self)
@@ -182,6 +168,28 @@ class Training(RunView):
             )
         return self.history
 
+    def _ends_in_a_session(self, feed: Feed, ctrl_c: CtrlC) -> bool:
+        """Train until the run ends, or a callback freezes layers or lets them train; tell which."""
+        with self.learner.sessions.use(self._plan()) as session:
+            self._session = self._used = session
+            session.meanwhile = self._order_ahead
+            session.ahead = Ahead(self.total_steps - self.steps_done, self.tried, time_limit(self.callbacks))
+            try:
+                self._prepare(session, ctrl_c)
+                several = feed.whole if self._may_take_several(session) else None
+                while self.epoch < self.epochs and not self.history.stop_reason:
+                    if session.plan.spec != self.learner.spec:
+                        return False
+                    asked = several is None or any(c.next_step(self) is not None for c in self.callbacks)
+                    if several is not None and self._progress.position == 0 and not asked:
+                        self._short_epochs(session, several, ctrl_c)
+                    else:
+                        self._epoch(session, feed, ctrl_c)
+            finally:
+                self._session = session.meanwhile = self._validation_there = None
+                session.release()
+        return True
+
     def _feed(self) -> Feed:
         return feed_of(self._data, self.learner.backend, self._progress.batch_size)
 
@@ -197,7 +205,7 @@ class Training(RunView):
             self.stop("interrupted")
 
     def _plan(self) -> Plan:
-        """Return the plan of a step as the network is now: a callback may freeze layers before the first one."""
+        """Return the plan of a step as the network is now: callbacks may freeze layers, and let them train."""
         return self.learner.plan(self._progress.batch_size, self.optimizer)
 
     def check_memory(self) -> None:
@@ -220,8 +228,10 @@ class Training(RunView):
         progress, state = self._progress, self.learner.state
         began = time.perf_counter() - progress.seconds
         self._order = self._orders.of_epoch(state.step - progress.position)
-        for callback in self._told:
-            callback.on_epoch_begin(self)
+        if self._epoch_told != self.epoch:
+            self._epoch_told = self.epoch
+            for callback in self._told:
+                callback.on_epoch_begin(self)
         rate = math.nan
         while progress.position < self._steps_per_epoch:
             rate = self._steps(session, feed, self._order)
@@ -232,7 +242,8 @@ class Training(RunView):
                 self._interrupted = True
                 self.stop("interrupted")
             self._settle_stop()
-            if self.history.stop_reason and progress.position < self._steps_per_epoch:
+            ends = self.history.stop_reason or session.plan.spec != self.learner.spec
+            if ends and progress.position < self._steps_per_epoch:
                 return
         if math.isnan(rate):  # resumed just before the end of the epoch
             rate = float(self._rates(state.optimizer_step - 1, 1)[0])
@@ -401,9 +412,6 @@ class Training(RunView):
         figures["learning_rate"] = rate
         return figures
 
-    def _validate(self, data: HostData) -> dict[str, float]:
-        return self.learner.figures(data, self._metrics)
-
     @cached_property
     def _trained(self) -> HostData:
         """The rows that train, for metrics; a copy where others of the data are held out."""
@@ -412,14 +420,6 @@ class Training(RunView):
             return data
         with backend.working():
             return data.taken(data.training, backend.picked)
-
-    def _validation_data(self) -> HostData | None:
-        """Return the validation data; brought to the backend once a run, where there is room beside the training."""
-        given, backend = self._validation, self.learner.backend
-        if given is not None and self._validation_there is None:
-            fits = not isinstance(given.x, SparseRows) and backend.rows_at_once(given.row_bytes) >= len(given)
-            self._validation_there = given.moved(backend.asarray) if fits else given
-        return self._validation_there
 
     # --- checkpoints ---
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmlp.backends.sparse import SparseRows
 from fastmlp.engine.batches import steps_per_epoch
 from fastmlp.engine.history import History
 
@@ -52,6 +53,7 @@ class RunView:
         self.learner, self.model, self.optimizer = learner, model, optimizer
         self.history, self.failed = history or History(), False
         self._validation, self._progress, self._metrics = validation, progress, dict(metrics)
+        self._validation_there: HostData | None = None
         self._steps_per_epoch = steps_per_epoch(progress.rows, progress.batch_size)
         self._totals = np.array(progress.totals)
         self._squared_norm: float | None = None
@@ -115,3 +117,14 @@ class RunView:
         values = self.learner.to_numpy(state.params)[: state.layout.weights_size].astype(np.float64, copy=False)
         a, b, c, d = np.add.reduce((values * values).reshape(-1, 4), axis=0).tolist()  # row by row, as kernels do
         return float((a + b) + (c + d))
+
+    def _validate(self, data: HostData) -> dict[str, float]:
+        return self.learner.figures(data, self._metrics)
+
+    def _validation_data(self) -> HostData | None:
+        """Return the validation data; brought to the backend once a run, where there is room beside the training."""
+        given, backend = self._validation, self.learner.backend
+        if given is not None and self._validation_there is None:
+            fits = not isinstance(given.x, SparseRows) and backend.rows_at_once(given.row_bytes) >= len(given)
+            self._validation_there = given.moved(backend.asarray) if fits else given
+        return self._validation_there

@@ -143,6 +143,6 @@ def max_norm(w, limit, norms):
 
 
 @entry
-def moving_average(mean, p, decay):
-    """``mean = decay mean + (1 - decay) p``, flat."""
-    average(mean, p, decay)
+def moving_average(mean, p, share):
+    """``mean = (1 - share) mean + share p``, flat."""
+    average(mean, p, share)

@@ -34,8 +34,9 @@ def update(rule, p, g, mean, square, rate, correction1, correction2, kept, l2, c
         The gradient is multiplied by it.
     """
     dtype = p.dtype.type
-    one, zero = dtype(1), dtype(0)
+    zero = dtype(0)
     mean_decay, square_decay, epsilon = rule.mean_decay, rule.square_decay, rule.epsilon
+    mean_share, square_share = rule.mean_share, rule.square_share
     # where a gradient stays 0 (the border of an image), means of it shrink until they are subnormal numbers, with which
     # processors are slow; long before that they move no parameter
     smallest = rule.smallest
@@ -63,16 +64,16 @@ def update(rule, p, g, mean, square, rate, correction1, correction2, kept, l2, c
         for i in range(p.size):
             old = p[i]
             d = (g[i] + l2 * old) * clip
-            m = mean_decay * mean[i] + (one - mean_decay) * d
+            m = mean_decay * mean[i] + mean_share * d
             m = zero if abs(m) < smallest else m
-            v = square_decay * square[i] + (one - square_decay) * (d * d)
+            v = square_decay * square[i] + square_share * (d * d)
             mean[i] = m
             square[i] = v
             p[i] = old * kept - step * (m / (math.sqrt(v) * correction2 + epsilon))
     else:
         for i in range(p.size):
             d = (g[i] + l2 * p[i]) * clip
-            square[i] = square_decay * square[i] + (one - square_decay) * (d * d)
+            square[i] = square_decay * square[i] + square_share * (d * d)
             d = d / (math.sqrt(square[i]) + epsilon)
             if mean_decay > zero:
                 mean[i] = mean_decay * mean[i] + d
@@ -81,11 +82,10 @@ def update(rule, p, g, mean, square, rate, correction1, correction2, kept, l2, c
 
 
 @part
-def average(mean, p, decay):
-    """``mean = decay mean + (1 - decay) p``; flat arrays."""
-    weight = mean.dtype.type(1) - decay
+def average(mean, p, share):
+    """``mean = (1 - share) mean + share p``; flat arrays."""
     for i in range(mean.size):
-        mean[i] += weight * (p[i] - mean[i])
+        mean[i] += share * (p[i] - mean[i])
 
 
 @part

@@ -66,6 +66,8 @@ class Rule(NamedTuple):
         What the mean of gradients is multiplied by: Adam's beta1, the momentum of SGD and RMSprop; 0 for none.
     square_decay : float
         What the mean of their squares is multiplied by: Adam's beta2, RMSprop's rho; 0 for none.
+    mean_share, square_share : float
+        1 less each of these, as float64 has it: of a decay near 1 the type of the weights leaves few digits.
     epsilon : float
     nesterov : bool
     weight_decay, clip_norm : float
@@ -78,6 +80,8 @@ class Rule(NamedTuple):
     optimizer: int
     mean_decay: Any
     square_decay: Any
+    mean_share: Any
+    square_share: Any
     epsilon: Any
     nesterov: bool
     weight_decay: Any

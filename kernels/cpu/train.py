@@ -106,14 +106,14 @@ def _gradients_of_slice(net, buffers, batch, memory, t, p, parts, l2):
 
 
 @part
-def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, kept, l2, clip, averages, average_decay):
+def _update_run(rule, buffers, start, end, g, rate, correction1, correction2, kept, l2, clip, averages, average_share):
     """Update the parameters from `start` to `end`, and their average."""
     p = run(buffers.params, start, end - start)
     # of buffers that are empty too, which nothing reads
     mean, square = run(buffers.mean, start, end - start), run(buffers.square, start, end - start)
     update(rule, p, g, mean, square, rate, correction1, correction2, kept, l2, clip)
     if averages:
-        average(run(buffers.average, start, end - start), p, average_decay)
+        average(run(buffers.average, start, end - start), p, average_share)
 
 
 @part
@@ -123,12 +123,13 @@ def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip)
     dtype = params.dtype.type
     one, zero = dtype(1), dtype(0)
     rate, correction1, correction2 = dtype(scalars[RATE]), dtype(scalars[CORRECTION1]), dtype(scalars[CORRECTION2])
-    average_decay = dtype(scalars[AVERAGE_DECAY])
+    average_share = dtype(1 - scalars[AVERAGE_DECAY])
     there = rule.clip_norm > zero
     l2 = zero if there else net.l2 * dtype(scalars[L2_SHARE])
     kept = dtype(1.0 - scalars[RATE] * float(rule.weight_decay))
     averages = rule.has_average and net.max_norm == zero
-    fused = rule.optimizer == SGD and rule.mean_decay == zero and not there
+    # with a penalty, 1 - rate l2 would be rounded alike in every step, and of a small one nothing left
+    fused = rule.optimizer == SGD and rule.mean_decay == zero and l2 == zero and not there
     # from the top: the next step begins with what was written last, and may still be in the cache
     for layer in range(net.units.size - 2, net.lowest - 1, -1):
         if net.frozen[layer]:
@@ -145,11 +146,11 @@ def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip)
             start, end = w + first * o, w + stop * o
             if fused:
                 layer_gradient(
-                    *(net, batch, memory, layer, first, stop, -rate, kept - rate * l2, params, start),
+                    *(net, batch, memory, layer, first, stop, -rate, kept, params, start),
                     memory.panels[t],
                 )
                 if averages:
-                    average(run(buffers.average, start, end - start), run(params, start, end - start), average_decay)
+                    average(run(buffers.average, start, end - start), run(params, start, end - start), average_share)
             else:
                 if there:
                     gradient = run(buffers.grads, start, end - start)
@@ -158,7 +159,7 @@ def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip)
                     gradient = run(gradients, 0, end - start)
                 _update_run(
                     *(rule, buffers, start, end, gradient),
-                    *(rate, correction1, correction2, kept, l2, clip, averages, average_decay),
+                    *(rate, correction1, correction2, kept, l2, clip, averages, average_share),
                 )
         first, stop = o * p // parts, o * (p + 1) // parts
         start, end = b + first, b + stop
@@ -167,12 +168,12 @@ def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip)
         gradient = run(buffers.grads, start, end - start) if there else run(scratch, first, stop - first)
         _update_run(
             *(rule, buffers, start, end, gradient),
-            *(rate, correction1, correction2, one, zero, clip, averages, average_decay),
+            *(rate, correction1, correction2, one, zero, clip, averages, average_share),
         )
 
 
 @part
-def _limit_slice(net, rule, buffers, p, parts, decay, norms):
+def _limit_slice(net, rule, buffers, p, parts, share, norms):
     """Limit the norms of this part's columns of every W, then average this part."""
     for layer in range(net.lowest, net.units.size - 1):
         if net.frozen[layer]:
@@ -185,8 +186,8 @@ def _limit_slice(net, rule, buffers, p, parts, decay, norms):
             n = stop - first
             for i in range(i_):
                 at = w + i * o + first
-                average(run(buffers.average, at, n), run(buffers.params, at, n), decay)
-            average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), decay)
+                average(run(buffers.average, at, n), run(buffers.params, at, n), share)
+            average(run(buffers.average, b + first, n), run(buffers.params, b + first, n), share)
 
 
 @part
@@ -221,7 +222,7 @@ def _apply_gradients(net, rule, buffers, batch, memory, t, threads, parts, scala
         barrier(memory.arrivals, threads, passed)
         p, whose = next_part(memory.arrivals, t, threads, parts, passed, t, -1)
         while p >= 0:
-            _limit_slice(net, rule, buffers, p, parts, dtype(scalars[AVERAGE_DECAY]), memory.scratch[t, 0])
+            _limit_slice(net, rule, buffers, p, parts, dtype(1 - scalars[AVERAGE_DECAY]), memory.scratch[t, 0])
             p, whose = next_part(memory.arrivals, t, threads, parts, passed, whose, p)
     return passed
 

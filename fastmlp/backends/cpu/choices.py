@@ -119,7 +119,9 @@ class Choices:
             return None
         found = decisions(STEPS, plan.precision.products).all().get(self.key, {})
         forms, parts = _of_names(found.get("products")), found.get("parts")
-        return (forms, parts) if forms is not None and self._fit(forms, parts) else None
+        if forms is None or not isinstance(parts, int) or not self._fit(forms, parts):
+            return None
+        return forms, parts
 
     @property
     def key(self) -> str:

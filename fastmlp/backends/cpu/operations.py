@@ -188,7 +188,7 @@ class NumbaOperations(NumpyBackend):
     def average(self, mean: Floats, p: Floats, decay: float, scratch: Floats) -> None:
         from fastmlp.kernels.cpu import operations
 
-        operations.moving_average(mean, p, mean.dtype.type(decay))
+        operations.moving_average(mean, p, mean.dtype.type(1 - decay))
 
 
 def _ordered(array: NDArray[Any]) -> NDArray[Any]:

@@ -109,7 +109,7 @@ class NumbaSession(Session):
         from fastmlp.kernels.cpu.codes import DIRECT, GRADIENT
 
         optimizer, spec = self.plan.optimizer, self.plan.spec
-        if optimizer is None or optimizer.plain:
+        if optimizer is None or (optimizer.plain and not spec.l2):
             return 0
         pairs = list(zip(spec.units, spec.units[1:], strict=False))
         most = [int(train.IN_CACHE if f == DIRECT else train.IN_BLOCKS) for f in self.chosen.forms[:, GRADIENT]]
@@ -266,6 +266,8 @@ def network_rule(optimizer: Optimizer, dtype: np.dtype[Any]) -> Any:
         optimizer=codes.code_of(optimizer.name, codes.OPTIMIZERS),
         mean_decay=real(constants.mean_decay),
         square_decay=real(constants.square_decay),
+        mean_share=real(1 - constants.mean_decay),
+        square_share=real(1 - constants.square_decay),
         epsilon=real(constants.epsilon),
         nesterov=constants.nesterov,
         weight_decay=real(optimizer.weight_decay),
