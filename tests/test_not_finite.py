@@ -130,3 +130,17 @@ def test_many_rows_held_out_are_looked_at_before_the_first_step(backend):
     with pytest.raises(DataError, match=f"x must be finite, got inf in row {row}, column 3"):
         model.fit(x, y, epochs=1, validation_split=0.1, verbose=0)
     assert model.steps == 0
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_many_inputs_of_layers_that_rest_are_looked_at_first(backend, value, monkeypatch):
+    """Nothing that a step computes tells of an infinity that a tangent bounds, where its layer does not train."""
+    monkeypatch.setattr(checks, "SOON", 1 << 10)
+    x, y = np.ones((64, 60), np.float32), np.zeros(64, int)
+    x[53, 3] = value
+    model = fastmlp.MLP((60, 4, 2), activation="tanh", backend=backend, seed=0)
+    model.freeze(0)
+    for call in (lambda: model.fit(x, y, epochs=1, verbose=0), lambda: model.loss_and_gradients(x, y)):
+        with pytest.raises(DataError, match=f"x must be finite, got {value} in row 53, column 3"):
+            call()
+    assert model.steps == 0

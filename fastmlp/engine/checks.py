@@ -254,6 +254,12 @@ def check_data(
         values, there = _on_host(sample_weight, backend, argument)
         given_weights = check_sample_weight(values, len(inputs), argument)
         weights = in_range(given_weights, dtype, argument, "row")
+        if training and spec.l2_over_rows and spec.l2 and weights is not given_weights:  # more than their ratios counts
+            raise DataError(
+                f"{argument}: the largest weight is {given_weights.max():.6g}, beside which alpha, that is divided by "
+                "the sum of the weights, would not count as it should; multiply weights and alpha by one factor that "
+                "brings them nearer to 1, or set alpha=0"
+            )
         if weights is given_weights and there is not None and there.dtype == dtype:
             weights_there = there
     if targets.ndim == 2 and targets.dtype.kind != "f":

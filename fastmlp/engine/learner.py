@@ -137,6 +137,8 @@ class Learner:
         rules: InputRules | None = None,
     ) -> HostData:
         """Return checked data for this network, see `check_data`; `rules` where those of its inputs are others."""
+        # where the lowest layer rests no gradient is multiplied by the inputs, and an activation may bound its outputs
+        later = later and self.spec.lowest_trainable == 0
         options: dict[str, Any] = {"backend": self.backend, "suffix": suffix, "training": training, "later": later}
         return check_data(self.spec, rules or self.rules, x, y, sample_weight, **options)
 

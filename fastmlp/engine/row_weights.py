@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 ClassWeight = Mapping[Any, float] | Sequence[float] | NDArray[Any] | str
 """Factors by class, one for each class in order, or "balanced"."""
-_ORDINARY = 32
-"""Exponents of 2 up to which the largest weight is left as it is."""
+_ORDINARY = 64
+"""Exponents of 2 up to which the largest weight is left as it is: float32 holds sums of such, and 1 over them."""
 _MARGIN = 2.0**20
 """Times the smallest normal number: the least weight, so that 1 over it can be held and multiplied by a rate."""
 

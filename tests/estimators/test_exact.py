@@ -1,6 +1,7 @@
 """Exact mode: scikit-learn's own weights, losses and scores, step by step."""
 
 import inspect
+import warnings
 
 import numpy as np
 import pytest
@@ -144,3 +145,28 @@ def test_a_random_state_is_drawn_from_as_there():
         estimator.set_params(random_state=np.random.RandomState(5)).fit(x, y)
     check_same(theirs, ours)
     assert theirs.random_state.randint(1 << 30) == ours.random_state.randint(1 << 30)
+
+
+@pytest.mark.skipif(not HAS_WEIGHTS, reason="this scikit-learn takes no sample weights here")
+@pytest.mark.parametrize("largest", [1.0, 2.0**33, 2.0**60, 2.0**-60])
+@pytest.mark.parametrize("exact", [False, True])
+def test_alpha_counts_beside_weights_of_any_size_as_with_scikit_learn(largest, exact):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 3))
+    options = {"hidden_layer_sizes": (), "alpha": 50.0 * largest / 50, "solver": "sgd", "momentum": 0.0, "tol": 0}
+    options |= {"learning_rate_init": 0.05, "max_iter": 50, "shuffle": False, "batch_size": 50, "random_state": 0}
+    weights = np.full(50, largest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # neither has converged
+        theirs = reference.MLPRegressor(**options).fit(x, x.sum(axis=1), sample_weight=weights)
+        ours = fastmlp.MLPRegressor(**options, exact=exact, backend="numpy").fit(
+            x, x.sum(axis=1), sample_weight=weights
+        )
+    np.testing.assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-10 if exact else 1e-4)
+
+
+def test_alpha_that_could_not_count_beside_the_weights_is_refused():
+    model, x = fastmlp.MLPRegressor(backend="numpy"), np.ones((4, 2))
+    with pytest.raises(fastmlp.DataError, match=r"sample_weight: the largest weight is 1e\+30, beside which alpha"):
+        model.fit(x, x[:, 0], sample_weight=np.full(4, 1e30))
+    fastmlp.MLPRegressor(backend="numpy", alpha=0, max_iter=1, tol=-1).fit(x, x[:, 0], sample_weight=np.full(4, 1e30))
