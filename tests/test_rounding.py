@@ -47,3 +47,37 @@ def test_a_small_penalty_shrinks_weights_by_what_it_is(backend, momentum, share)
         found[dtype, l2 > 0] = float(model.get_weights()[0][0, 0])
     wanted, got = (found[dtype, True] - found[dtype, False] for dtype in ("float64", "float32"))
     assert wanted < 0 and got == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_gradients_of_biases_are_right_for_very_many_rows(backend, outputs):
+    """One sum of so many terms of one size, as an absolute error has, is half a percent too small in float32."""
+    rows = 600_000
+    x = np.zeros((rows, 1), np.float32)
+    model = fastmlp.MLP((1, outputs), loss="mae", backend=backend, dtype="float32", seed=0)
+    _, (_, bias) = model.loss_and_gradients(x, np.full((rows, outputs), 5, np.float32))
+    np.testing.assert_allclose(bias, -1 / outputs, rtol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 2048, 2500])
+def test_biases_are_summed_over_every_row_of_every_block(backend, rows):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(rows, 3)), rng.normal(size=(rows, 2))
+    given, wanted = (
+        fastmlp.MLP((3, 2), loss="mse", backend=on, dtype="float64", seed=0).loss_and_gradients(x, y)[1][1]
+        for on in (backend, "numpy")
+    )
+    model = fastmlp.MLP((3, 2), loss="mse", backend="numpy", dtype="float64", seed=0)
+    by_hand = (model.predict(x) - y).sum(axis=0) * (2 / y.size)
+    options = {"activation": "tanh", "loss": "mse", "dtype": "float64", "seed": 0}
+    deep = [fastmlp.MLP((3, 4, 2), backend=on, **options) for on in (backend, "numpy")]
+    w1, b1, w2, b2 = deep[1].get_weights()
+    hidden = np.tanh(x @ w1 + b1)
+    below = (2 / y.size * (hidden @ w2 + b2 - y)) @ w2.T * (1 - hidden**2)
+    for network in deep:
+        np.testing.assert_allclose(network.loss_and_gradients(x, y)[1][1], below.sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(given, by_hand, rtol=1e-10)
+    np.testing.assert_allclose(wanted, by_hand, rtol=1e-10)
+    took = fastmlp.MLP((3, 2), loss="mse", backend=backend, dtype="float64", seed=0)
+    took.fit(x, y, epochs=1, batch_size=rows, optimizer=fastmlp.SGD(0.1), verbose=0)
+    np.testing.assert_allclose(took.get_weights()[1], -0.1 * by_hand, rtol=1e-8)

@@ -87,10 +87,10 @@ def weight_gradient(form, size, x, dz, dw):
     )
 
 
-@entry
+@allocating_entry
 def bias_gradient(dz, db):
     """``db = sum of dz over rows``."""
-    sum_columns(dz.reshape(-1), 0, dz.shape[0], dz.shape[1], 0, dz.shape[1], db)
+    sum_columns(dz.reshape(-1), 0, dz.shape[0], dz.shape[1], 0, dz.shape[1], db, np.empty_like(db))
 
 
 @allocating_entry

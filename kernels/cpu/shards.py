@@ -179,5 +179,5 @@ def shard_gradients_thread(
                     _weights_of_shard(net, shard, memory, layer, first, stop, what == SHARD_ONTO, target, at, t)
                 else:
                     d = net.z_at[layer] * batch + r0 * o
-                    sum_columns(memory.dz, d, r1 - r0, o, 0, o, memory.scratch[t, 0])
+                    sum_columns(memory.dz, d, r1 - r0, o, 0, o, memory.scratch[t, 0], memory.scratch[t, 1])
                     _copy_or_add(memory.scratch[t, 0], 0, target, at, o, what == SHARD_ONTO)

@@ -98,7 +98,7 @@ def _gradients_of_slice(net, buffers, batch, memory, t, p, parts, l2):
         layer_gradient(net, batch, memory, layer, first, stop, dtype(1), dtype(0), grads, start, memory.panels[t])
         total += add_l2_squared_norm(run(grads, start, end - start), run(buffers.params, start, end - start), l2)
         first, stop = o * p // parts, o * (p + 1) // parts
-        sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
+        sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch, memory.scratch[t, 1])
         for q in range(first, stop):
             grads[b + q] = scratch[q]
             total += float(scratch[q]) * float(scratch[q])
@@ -164,7 +164,8 @@ def _update_slice(net, rule, buffers, batch, memory, t, p, parts, scalars, clip)
         first, stop = o * p // parts, o * (p + 1) // parts
         start, end = b + first, b + stop
         if not there:
-            sum_columns(memory.dz, net.z_at[layer] * batch.size, batch.rows, o, first, stop, scratch)
+            z = net.z_at[layer] * batch.size
+            sum_columns(memory.dz, z, batch.rows, o, first, stop, scratch, memory.scratch[t, 1])
         gradient = run(buffers.grads, start, end - start) if there else run(scratch, first, stop - first)
         _update_run(
             *(rule, buffers, start, end, gradient),
