@@ -20,15 +20,20 @@ from fastmlp.model import MLP
 from fastmlp.network.layout import layout_of
 from fastmlp.network.spec import NetworkSpec, make_spec
 from fastmlp.network.state import TrainState
+from fastmlp.warned import warn_caller
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
     from fastmlp.estimators.classifier import MLPClassifier
     from fastmlp.estimators.regressor import MLPRegressor
     from fastmlp.formulas.losses import Loss
+    from fastmlp.preprocessing.scales import Affine
 
 LINKS = {"softmax_cross_entropy": "softmax", "sigmoid_cross_entropy": "sigmoid", "poisson": "exponential"}
 """For each loss that has one the activation of the outputs that is part of it."""
+FEW_DIGITS, NO_DIGITS = (ratio * float(np.finfo(np.float32).eps) for ratio in (1e4, 1e6))
+"""Of what a column varies by, the part lost to rounding from which on weights that hold its scaling are told of, and
+from which on they are refused; in float32 those of a column that varies by a 10,000th, or a millionth, of its size."""
 
 
 def library(name: str, cure: str) -> Any:
@@ -108,7 +113,13 @@ def layers_of(who: str, model: MLP, known: Mapping[str, Any], library: str) -> l
     Raises
     ------
     ValueError
-        An activation has no counterpart, or the loss is a user's own, whose link nobody knows.
+        An activation has no counterpart, the loss is a user's own, whose link nobody knows, or a column that is scaled
+        varies by so little of its size that weights for it as it is have no digit left.
+
+    Warns
+    -----
+    UserWarning
+        A column varies by so little of its size that they have few left.
     """
     spec, weights = model.spec, model.get_weights()
     if (made := model.preprocessing) is not None:
@@ -121,6 +132,7 @@ def layers_of(who: str, model: MLP, known: Mapping[str, Any], library: str) -> l
             weights[:2] = [array.astype(model.dtype) for array in made.affine.folded(*weights[:2])]
         if not all(np.isfinite(array).all() for array in weights[:2]):
             raise ValueError(f"{who}: {model.dtype} does not hold the weights for columns as they are; scale them")
+        _check_digits(who, model, made.affine)
     for name in spec.activations:
         if name not in known:
             raise ValueError(f"{who}: {library} has no counterpart of the activation {name!r}; only of {_list(known)}")
@@ -128,6 +140,25 @@ def layers_of(who: str, model: MLP, known: Mapping[str, Any], library: str) -> l
         raise ValueError(f"{who}: {library} has no counterpart of the loss {spec.loss.name!r}, which is your own")
     parts = zip(weights[::2], weights[1::2], spec.activations, spec.dropout, spec.frozen, strict=True)
     return [Dense(*part) for part in parts]
+
+
+def _check_digits(who: str, model: MLP, affine: Affine) -> None:
+    """Warn, or raise ValueError, where a column lies so far from 0 that folded weights lose what it varies by."""
+    with np.errstate(over="ignore"):
+        ratios = np.abs(affine.center) / affine.scale  # 0 where it was constant
+    at, eps = int(ratios.argmax()), float(np.finfo(model.dtype).eps)
+    if (ratio := float(ratios[at])) * eps <= FEW_DIGITS:
+        return
+    column = at if model.feature_names is None else repr(model.feature_names[at])
+    left = "none" if ratio * eps > NO_DIGITS else "few"
+    wider = "" if model.dtype == np.float64 else ", or fit with dtype='float64'"
+    found = (
+        f"{who}: column {column} varies by a {ratio:,.0f}th of its size, and scaling that is part of the first weights "
+        f"leaves {left} of the digits of {model.dtype}: fit again after subtracting a constant from the column{wider}"
+    )
+    if left == "none":
+        raise ValueError(found)
+    warn_caller(found)
 
 
 def undivided(layers: list[Dense], divisor: int) -> list[Dense]:

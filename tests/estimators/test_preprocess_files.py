@@ -1,12 +1,13 @@
 """Models that take raw rows: one file answers them, damaged ones are refused, other libraries get what they can do."""
 
+import contextlib
 import copy
 import pickle
 
 import numpy as np
 import pytest
 from compare import assert_same_bits
-from raw_rows import KINDS, MIXED, NUMBERS, QUICK, Y
+from raw_rows import KINDS, MIXED, NUMBERS, QUICK, ROWS, Y
 
 import fastmlp
 from fastmlp import MLPClassifier
@@ -155,6 +156,35 @@ def test_what_only_scales_goes_into_the_weights_of_other_libraries(kind):
     estimator = MLPClassifier(preprocess=kind, dtype="float64", **QUICK).fit(NUMBERS, Y)
     theirs = to_sklearn(estimator.model_)
     np.testing.assert_allclose(theirs.predict_proba(NUMBERS), estimator.predict_proba(NUMBERS), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("start", "span", "dtype", "digits"),
+    [
+        (1.7e9, 100, "float32", "none"),
+        (1e12, 10, "float32", "none"),
+        (1e7, 100, "float32", "few"),
+        (1e6, 1000, "float32", None),
+        (1.7e9, 100, "float64", None),
+        (1e16, 1000, "float64", "few"),
+    ],
+)
+def test_other_libraries_get_no_weights_in_which_what_a_column_varies_by_is_lost(start, span, dtype, digits):
+    x = np.column_stack([NUMBERS[:, 0], start + span * np.linspace(0, 1, ROWS)])
+    estimator = MLPClassifier(preprocess="standard", dtype=dtype, **QUICK).fit(x, Y)
+    told = rf"to_sklearn: column 1 varies by a [\d,]+th of its size, .* {digits} of the digits of {dtype}: .*constant"
+    told += ".*or fit with dtype='float64'$" if dtype == "float32" else " from the column$"
+    if digits == "none":
+        with pytest.raises(ValueError, match=told):
+            to_sklearn(estimator)
+        return
+    with pytest.warns(UserWarning, match=told) if digits else contextlib.nullcontext():
+        theirs = to_sklearn(estimator)
+    np.testing.assert_allclose(theirs.predict_proba(x), estimator.predict_proba(x), atol=1e-2 if digits else 1e-4)
+    named = estimator.model_
+    named.feature_names = ("weight", "time {s}")
+    with pytest.warns(UserWarning, match="column 'time {s}' varies") if digits else contextlib.nullcontext():
+        to_sklearn(named)
 
 
 def test_what_does_more_is_refused_there():
