@@ -30,7 +30,7 @@ from fastmlp.estimators.exact import Drawn, Rows, StepLosses
 from fastmlp.estimators.going_on import GoesOn
 from fastmlp.estimators.lbfgs import minimize
 from fastmlp.estimators.objective import Objective, fastmlp_activation
-from fastmlp.estimators.preprocessed import Preprocessed
+from fastmlp.estimators.preprocessed import Preprocessed, named
 from fastmlp.estimators.training import Curves, ScikitLearnRun
 from fastmlp.model import MLP
 from fastmlp.network.layout import layout_of
@@ -111,6 +111,8 @@ class BaseMLP(GoesOn, Preprocessed):
         self._checked()
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together: give both, or neither")
+        if X_val is None and sample_weight_val is not None:
+            raise ValueError("sample_weight_val is of rows to validate with: give X_val and y_val too, or leave it out")
         validation = None if X_val is None else (X_val, y_val, sample_weight_val)
         if validation is not None and self.solver == "lbfgs" and not self.calibrate:
             raise ValueError("X_val: solver='lbfgs' has no epochs after which to validate; use 'adam' or 'sgd'")
@@ -143,7 +145,7 @@ class BaseMLP(GoesOn, Preprocessed):
         if incremental and (self.early_stopping or self.calibrate):
             asked = "early_stopping" if self.early_stopping else "calibrate"
             raise ValueError(f"partial_fit does not support {asked}=True, for which rows are held out; use fit")
-        X, y = self._take(X, y, incremental, begins)
+        given, (X, y) = X, self._take(X, y, incremental, begins)
         sample_weight = self._on_host(sample_weight, "sample_weight", begins)
         targets = self._targets(y)
         own = None if sample_weight is None else _check_sample_weight(sample_weight, X)
@@ -168,7 +170,7 @@ class BaseMLP(GoesOn, Preprocessed):
         else:
             self._go_on(self._spec(units))
         data = self._data(X, targets, weights)
-        train, held_out, judged = self._held_out((X, y, own), data, parts, validation)
+        train, held_out, judged = self._held_out((given, X, y, own), data, parts, validation)
         self.temperature_ = 1.0  # scores of epochs are of the network that trains
         if self.solver == "lbfgs":
             self._fit_lbfgs(train)
@@ -289,20 +291,25 @@ class BaseMLP(GoesOn, Preprocessed):
         return self.calibrate or (self.early_stopping and self.solver != "lbfgs")
 
     def _held_out(
-        self, given: tuple[Any, Any, Any], data: HostData, parts: Any, validation: Any
+        self, rows: tuple[Any, Any, Any, Any], data: HostData, parts: Any, validation: Any
     ) -> tuple[HostData, Any, Any]:
         """Return the data to train on, those to validate with, and (X, y, weights) to be scored; None where not.
+
+        `rows` are X as it was given and as it was checked, y and weights.
 
         Class weights are for training alone, whichever way rows are held out.
         """
         if validation is not None:
-            X, y = self._take(validation[0], validation[1], True, False)
+            with named("X_val and y_val, which are X and y here"):
+                X, y = self._take(validation[0], validation[1], True, False)
             weights = self._on_host(validation[2], "sample_weight_val")
-            weights = None if weights is None else _check_sample_weight(weights, X)
-            return data, self._data(X, self._targets(y), weights, " of X_val", False), (X, y, weights)
+            with named("sample_weight_val, which is sample_weight here"):
+                weights = None if weights is None else _check_sample_weight(weights, X)
+            judged = self._to_score(validation[0], X)
+            return data, self._data(X, self._targets(y), weights, " of X_val", False), (judged, y, weights)
         if not self._holds_out:
             return data, None, None
-        X, y, own = given
+        given, X, y, own = rows
         train, held_out = self._parts(y) if parts is None else parts
         weights = None
         if own is not None:
@@ -311,8 +318,14 @@ class BaseMLP(GoesOn, Preprocessed):
             check_parts(own, train, held_out, split, "hold out another part of the rows, or give X_val and y_val")
             weights = own[held_out]
         there = replace(self._picked(data, held_out), weights=weights, weights_there=None)
-        judged = there.x if lies_on_gpu(X) else _safe_indexing(X, held_out)
+        judged = there.x
+        if self.scoring is not None and not lies_on_gpu(X):
+            judged = _safe_indexing(self._to_score(given, X), held_out)
         return replace(data, training=train), there, (judged, y[held_out], weights)
+
+    def _to_score(self, given: Any, X: Any) -> Any:
+        """Return rows for a scorer: those that were given where their columns have names, else as they were checked."""
+        return given if hasattr(self, "feature_names_in_") else X
 
     def _picked(self, data: HostData, rows: NDArray[np.intp]) -> HostData:
         backend = self._learner.backend
@@ -327,7 +340,7 @@ class BaseMLP(GoesOn, Preprocessed):
             return None
         X, y, weights = judged
         if self.scoring is None:
-            rows = X if self.preprocess is None else there  # made ready once, not after each epoch
+            rows = X if lies_on_gpu(X) else there  # made ready once, not after each epoch
             return lambda: self._score(rows, y, weights)
         scorer = get_scorer(self.scoring)
         more = {} if weights is None else {"sample_weight": weights}

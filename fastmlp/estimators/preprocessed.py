@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,16 @@ from fastmlp.preprocessing.columns import is_frame
 if TYPE_CHECKING:
     from fastmlp.engine.learner import Learner
     from fastmlp.preprocessing.record import Preprocessing
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Let errors of scikit-learn's checks begin with what is checked, which they call X, y or sample_weight."""
+    try:
+        yield
+    except (ValueError, TypeError) as e:
+        e.args = (f"{what}: {e}", *e.args[1:])
+        raise
 
 
 class Preprocessed(Parameters, OnDevices):

@@ -307,10 +307,29 @@ def test_what_makes_no_sense_is_refused(options, words):
 def test_half_of_the_rows_to_validate_with():
     with pytest.raises(ValueError, match="X_val and y_val go together"):
         classifier().fit(X, NAMES, X_val=X)
+    with pytest.raises(ValueError, match="sample_weight_val is of rows to validate with: give X_val and y_val too"):
+        classifier().fit(X, NAMES, sample_weight_val=np.ones(len(X)))
     with pytest.raises(ValueError, match="has no epochs after which to validate"):
         MLPClassifier(solver="lbfgs").fit(X, NAMES, X_val=X, y_val=NAMES)
     with pytest.raises(ValueError, match="`y` has classes not in"):
         classifier().fit(X, NAMES, X_val=X, y_val=IRIS[1].astype(str))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"X_val": np.full(X.shape, np.nan)}, "X_val and y_val, which are X and y here: Input X contains NaN"),
+        (
+            {"X_val": X[:, :2]},
+            "X_val and y_val, which are X and y here: X has 2 features, but MLPClassifier is",
+        ),
+        ({"y_val": NAMES[1:]}, "X_val and y_val, which are X and y here: Found input variables with inconsistent"),
+        ({"sample_weight_val": np.ones(3)}, "sample_weight_val, which is sample_weight here: .*(3,), expected (150,)"),
+    ],
+)
+def test_wrong_rows_to_validate_with_are_refused_by_their_own_name(wrong, words):
+    with pytest.raises(ValueError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        classifier().fit(X, NAMES, **{"X_val": X, "y_val": NAMES, **wrong})
 
 
 def test_another_network_is_not_gone_on_with():
