@@ -73,7 +73,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     loss : str or Loss, default='log_loss'
         Or a loss of fastmlp's over classes, such as ``"categorical_hinge"``.
     class_weight : dict or 'balanced', optional
-        Factors of the weights of the rows trained on, by class.
+        Factors of the weights of the rows trained on, by class; of 'balanced', which `partial_fit` refuses, by how
+        frequent the classes are among the rows of `fit`.
     label_smoothing : float, default=0.0
         In [0, 1), for three classes or more.
     calibrate : bool, default=False
@@ -324,7 +325,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
 
     @available_if(lambda self: self._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
-        """Go through the data once, on from where the estimator stands.
+        """Go through the data once, on from where the estimator stands; ValueError with class_weight='balanced'.
 
         Parameters
         ----------
@@ -339,6 +340,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         self
         """
         self._checked()
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                "class_weight='balanced' is not supported by partial_fit: the rows of one call do not tell how many "
+                "there are of each class in all; give a dict of factors by class, which "
+                "sklearn.utils.class_weight.compute_class_weight('balanced', classes=classes, y=y) tells of many rows"
+            )
         if not hasattr(self, "classes_"):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit.")

@@ -315,6 +315,16 @@ def test_half_of_the_rows_to_validate_with():
         classifier().fit(X, NAMES, X_val=X, y_val=IRIS[1].astype(str))
 
 
+def test_classes_are_not_balanced_by_the_rows_of_one_call():
+    estimator = classifier(class_weight="balanced")
+    with pytest.raises(ValueError, match=r"class_weight='balanced' is not supported by partial_fit: .*give a dict"):
+        estimator.partial_fit(X, NAMES, classes=np.unique(NAMES))
+    assert not hasattr(estimator, "classes_")
+    with pytest.raises(ValueError, match="class_weight='balanced' is not supported by partial_fit"):
+        estimator.fit(X, NAMES).partial_fit(X, NAMES)
+    estimator.set_params(class_weight={NAMES[0]: 2.0}).partial_fit(X, NAMES)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
