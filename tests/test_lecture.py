@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from compare import assert_close
 
-from fastmlp import MLP, DataError, register_activation, register_loss
+from fastmlp import MLP, DataError, MLPClassifier, register_activation, register_loss
 from fastmlp.approximation import relu_interpolant
 from fastmlp.doctor.gradients import TOLERANCE, gradcheck
 from fastmlp.features import RandomFourierFeatures
@@ -249,6 +249,32 @@ def test_gradcheck_takes_losses_and_activations_of_ones_own():
     rng = np.random.default_rng(4)
     model = MLP((3, 4, 2), activation="cube", loss="fourth", seed=0)
     assert max(gradcheck(model, rng.normal(size=(6, 3)), rng.normal(size=(6, 2))).values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["raw rows", "bytes", "columns"])
+def test_gradcheck_takes_rows_as_the_network_does(kind, monkeypatch):
+    right, losses = MLP.loss_and_gradients, []
+
+    def seen(self, *data):
+        losses.append(right(self, *data)[0])
+        return losses[-1], right(self, *data)[1]
+
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(1e4, 1e3, (20, 3)), rng.integers(0, 3, 20)
+    if kind == "raw rows":
+        x = np.array([*x.T, np.array(["red", "green"], object)[y % 2]], object).T
+        model = MLPClassifier(4, activation="tanh", preprocess="standard", epochs=1, backend="numpy").fit(x, y).model_
+    else:
+        x = rng.integers(0, 256, (20, 3)).astype(np.uint8)
+        model = MLP((3, 4, 3), activation="tanh", backend="numpy", seed=0)
+        model.fit(x, y, epochs=1, verbose=0)
+    if kind == "columns":
+        pd = pytest.importorskip("pandas", reason="pandas is not installed; it is no dependency of fastmlp")
+        model.feature_names = ("a", "b", "c")
+        x = pd.DataFrame(x, columns=["a", "b", "c"])[["c", "a", "b"]]
+    monkeypatch.setattr(MLP, "loss_and_gradients", seen)
+    assert max(gradcheck(model, x, y).values()) < TOLERANCE
+    assert losses[0] == pytest.approx(right(model, x, y)[0], rel=1e-5)
 
 
 def test_gradcheck_wants_a_network():

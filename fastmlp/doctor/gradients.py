@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,6 +79,10 @@ def gradcheck(
         seed=0,
     )
     weights = [np.asarray(w, np.float64) for w in model.get_weights()]
+
+    learner = double._learner
+    learner.spec = replace(learner.spec, l2_over_rows=spec.l2_over_rows)
+    learner.rules = model._learner.rules._replace(dtype=double.dtype)  # columns, their scale, what is made of them
 
     def loss_of(array: int, moved: NDArray[np.float64]) -> float:
         double.set_weights([*weights[:array], moved, *weights[array + 1 :]])
