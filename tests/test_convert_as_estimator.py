@@ -37,6 +37,9 @@ def through_keras(request, model, **options):
     return from_keras(to_keras(model), model.spec.loss, as_estimator=True, backend="numpy", **options)
 
 
+OF_TRAINING = ("validation_scores_", "best_validation_score_", "validation_loss_curve_", "history_")
+
+
 WAYS = pytest.mark.parametrize("way", [through_torch, through_keras])
 LABELS = {1: ["yes", "no"], 2: ["yes", "no"], 4: ["c", "a", "d", "b"]}
 
@@ -57,6 +60,7 @@ def test_a_classifier_predicts_what_the_network_does(request, way, loss, outputs
     plain, named = way(request, model), way(request, model, classes=LABELS[outputs])
     assert isinstance(plain, MLPClassifier)
     assert plain.model_.spec.loss == model.spec.loss
+    assert [getattr(plain, name) for name in OF_TRAINING] == [None] * 4
     assert plain.model_.spec.dropout == model.spec.dropout
     np.testing.assert_array_equal(plain.predict(X), model.predict(X))
     np.testing.assert_array_equal(named.predict(X), np.array(LABELS[outputs])[model.predict(X)])

@@ -304,6 +304,8 @@ def test_an_estimator_of_theirs_becomes_one_of_ours(kind, options):
     told = ("n_iter_", "t_", "loss_", "loss_curve_", "n_features_in_", "n_outputs_", "n_layers_", "out_activation_")
     for name in told:
         assert getattr(found, name, None) == getattr(theirs, name, None), name
+    for name in () if "solver" in options else ("validation_loss_curve_", "history_"):
+        assert getattr(found, name) is None
     if not options:
         before = found.loss_curve_[-1]
         found.partial_fit(X, targets(kind))

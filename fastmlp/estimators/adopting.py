@@ -61,6 +61,8 @@ def adopted(theirs: Any, backend: str | Backend) -> MLPClassifier | MLPRegressor
     curves.best_loss = min(curves.losses, default=curves.best_loss)
     curves.best_score = max(curves.scores or [], default=curves.best_score)
     made.n_iter_, made.t_ = theirs.n_iter_, curves.samples
+    if hasattr(theirs, "loss_curve_"):  # as it is after a fit of ours, by steps
+        made.validation_loss_curve_ = made.history_ = None
     adopted: MLPClassifier | MLPRegressor = made
     return adopted
 
@@ -121,7 +123,8 @@ def around(who: str, model: MLP, classes: ArrayLike | None, backend: str | Backe
     learner.spec = replace(learner.spec, frozen=spec.frozen)
     learner.rules = learner.rules._replace(scale=InputScale(model.input_divisor, False))
     MLP.from_learner(learner).set_weights(weights)
-    made.loss_curve_, made.validation_scores_, made.loss_, made.best_loss_ = [], None, math.inf, math.inf
+    made.loss_curve_, made.loss_, made.best_loss_ = [], math.inf, math.inf
+    made.validation_scores_ = made.best_validation_score_ = made.validation_loss_curve_ = made.history_ = None
     estimator: MLPClassifier | MLPRegressor = made
     return estimator
 

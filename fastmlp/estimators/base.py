@@ -282,7 +282,7 @@ class BaseMLP(GoesOn, Preprocessed):
                 ConvergenceWarning,
                 stacklevel=5,
             )
-        self.history_: History = run.history
+        self.history_: History | None = run.history
         self._tell(incremental, epochs)
 
     @property

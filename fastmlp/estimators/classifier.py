@@ -125,8 +125,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         As scikit-learn's; 'lbfgs' has loss_ alone.
     validation_loss_curve_ : list of float or None
         fastmlp's loss of the rows held out, or of X_val, after each epoch.
-    history_ : History
-        fastmlp's figures of each epoch.
+    history_ : History or None
+        fastmlp's figures of each epoch; None where another library has trained it.
     temperature_ : float
         What the network's outputs are divided by before they become probabilities; 1 without `calibrate`.
     model_ : MLP
