@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def load(path: str | PathLike[str], backend: str | Backend = "auto") -> MLP:
     """Return the model of a file that `MLP.save` or a `Checkpoint` wrote.
 
-    A model from a checkpoint can go on with its run, see `MLP.resume`.
+    A model from a checkpoint can go on with its run, see `MLP.resume`.  An activation or a loss of your own has to be
+    registered before, as it was where the file was written, see `register_activation` and `register_loss`.
 
     Parameters
     ----------

@@ -356,7 +356,9 @@ class MLP(Described):
         Raises
         ------
         ValueError
-            A loss or an activation is your own: a file cannot hold code.  Or a weight is not finite.
+            The loss or an initializer is of a class of your own: a file cannot hold code.  Of an activation or a loss
+            that was registered it holds the name, and `fastmlp.load` needs it registered again in another process.  Or
+            a weight is not finite.
         OSError
             The file cannot be written; one that was there is as it was.
         """

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import fastmlp
 from fastmlp.files import safetensors as files
+from fastmlp.formulas.activations import ACTIVATIONS
 from fastmlp.formulas.losses import LOSSES
 from fastmlp.formulas.optimizers import optimizer_from_json
 from fastmlp.network.spec import NetworkSpec, make_spec
@@ -130,8 +131,15 @@ def test_nothing_is_executed_and_functions_of_ones_own_are_refused(tmp_path):
     model = fastmlp.MLP((6, 3), loss="fourth", backend="numpy", seed=0)
     model.save(tmp_path / "m")
     del LOSSES.types["fourth"]
-    with pytest.raises(fastmlp.FileFormatError, match="'fourth' is not known"):
+    with pytest.raises(fastmlp.FileFormatError, match=r"loss 'fourth' is .*fastmlp\.register_loss\('fourth'"):
         fastmlp.load(tmp_path / "m")
+    model = fastmlp.MLP((6, 4, 3), activation="cube", backend="numpy", seed=0)
+    model.save(tmp_path / "m")
+    del ACTIVATIONS["cube"]
+    with pytest.raises(fastmlp.FileFormatError, match=r"activation 'cube' is .*fastmlp\.register_activation\('cube'"):
+        fastmlp.load(tmp_path / "m")
+    fastmlp.register_activation("cube", lambda z: (z**3, 3 * z**2))
+    assert_same_bits(fastmlp.load(tmp_path / "m").get_weights()[0], model.get_weights()[0])
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

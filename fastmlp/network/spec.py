@@ -10,7 +10,7 @@ from fastmlp.arguments import check_count, check_flag, check_number, check_seque
 from fastmlp.formulas.activations import ACTIVATIONS, IDENTITY, get_activation
 from fastmlp.formulas.initializers import INITIALIZERS, Initializer
 from fastmlp.formulas.losses import LOSSES, Loss
-from fastmlp.formulas.names import of_outputs
+from fastmlp.formulas.names import hint, of_outputs
 from fastmlp.formulas.records import as_named_here, settle
 
 T = TypeVar("T")
@@ -148,6 +148,9 @@ class NetworkSpec:
     def from_json(cls, values: Mapping[str, Any]) -> NetworkSpec:
         """Return the record that `to_json` described, checked like any other."""
         initializer = values["initializer"]
+        of_loss = values["loss"].get("name") if isinstance(values["loss"], Mapping) else None
+        _check_registered("loss", [of_loss], LOSSES.types)
+        _check_registered("activation", values["activations"], ACTIVATIONS)
         spec = make_spec(
             values["units"],
             activation=values["activations"],
@@ -158,6 +161,16 @@ class NetworkSpec:
             initializer=None if initializer is None else INITIALIZERS.from_json(initializer),
         )
         return replace(spec, frozen=values["frozen"], l2_over_rows=values.get("l2_over_rows", False))
+
+
+def _check_registered(kind: str, names: Any, known: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the cure, for names in a file that are nobody's here; those that are no names are left."""
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name.isidentifier() and name not in known:
+            raise ValueError(
+                f"{kind} {name!r} is not known; {hint(kind, name, known)}where it is your own, call "
+                f"fastmlp.register_{kind}({name!r}, ...) before load. There are: {', '.join(known)}"
+            )
 
 
 def make_spec(
