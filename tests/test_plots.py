@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from fastmlp import MLP, plots
+from fastmlp import MLP, MLPClassifier, MLPRegressor, plots
 from fastmlp.engine.history import History
 
 pytest.importorskip("matplotlib")
@@ -225,6 +225,38 @@ def test_first_layer_shows_the_weights_into_units_around_grey():
     assert len(plots.first_layer(MLP((6, 4, 2), seed=0), (2, 3))) == 4
     with pytest.raises(ValueError, match=r"28x28 expected weights \(784, units\), got \(6, 3\)"):
         plots.first_layer(w)
+
+
+def test_first_layer_takes_estimators():
+    x, y = np.eye(4), [0, 1, 0, 1]
+    estimator = MLPClassifier(3, epochs=1, backend="numpy")
+    with pytest.raises(AttributeError, match="MLPClassifier has no weights before fit"):
+        plots.first_layer(estimator, (2, 2))
+    drawn = plots.first_layer(estimator.fit(x, y), (2, 2))
+    for ax, same in zip(drawn, plots.first_layer(estimator.coefs_[0], (2, 2)), strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array(), same.images[0].get_array())
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+@pytest.mark.parametrize("kind", ["estimator", "network"])
+def test_pictures_of_what_was_fitted_on_a_frame(kind, library):
+    made = pytest.importorskip(library, reason=f"{library} is not installed; it is no dependency of fastmlp")
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    y, frame = (x[:, 0] > 0).astype(int), made.DataFrame({"a": x[:, 0], "b": x[:, 1]})
+    if kind == "network":
+        model = MLP((2, 4, 2), backend="numpy", seed=0)
+        model.fit(frame, y, epochs=2, verbose=0)
+        turned = plots.regions(model, frame[["b", "a"]], y, resolution=20).images[0].get_array()
+        straight = plots.regions(model, frame, y, resolution=20).images[0].get_array()
+        np.testing.assert_allclose(turned, straight.T, atol=1e-6)
+        return
+    quick = {"epochs": 2, "random_state": 0, "backend": "numpy", "hidden_layer_sizes": 3}
+    estimator, same = MLPClassifier(**quick).fit(frame, y), MLPClassifier(**quick).fit(x, y)
+    expected = plots.regions(same, x, y, resolution=20).images[0].get_array()
+    for points in (frame, x):
+        found = plots.regions(estimator, points, y, resolution=20).images[0].get_array()
+        np.testing.assert_array_equal(found, expected)
+    plots.approximation(np.sin, MLPRegressor(**quick).fit(frame[["a"]], x[:, 0]), (0, 1))
 
 
 def test_images_are_drawn_where_asked():

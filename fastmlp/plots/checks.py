@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +54,14 @@ def finite(who: str, argument: str, values: ArrayLike) -> NDArray[np.float64]:
     if (wrong := ~np.isfinite(array)).any():
         raise ValueError(f"{who}: {argument} must be finite, got {array[wrong].flat[0]!s}")
     return array.astype(np.float64)
+
+
+@contextmanager
+def without_names() -> Iterator[None]:
+    """Ask an estimator that was fitted on a data frame for places of a picture, and hear nothing of missing names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X does not have valid feature names")
+        yield
 
 
 def shape_of_images(who: str, image_shape: Sequence[int]) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from fastmlp.arguments import check_count, check_flag, check_sequence
 from fastmlp.backends.foreign import host_array
 from fastmlp.floating import quiet
-from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short, words
+from fastmlp.plots.checks import class_numbers, finite, names_of_classes, one_axes, short, without_names, words
 from fastmlp.plots.pictures import legend_of_lines, new_figure, plain_legend
+from fastmlp.preprocessing.columns import is_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +49,8 @@ def regions(
     ----------
     model : MLP, classifier with ``predict_proba``, or callable
         A callable takes (n, 2) and returns the probability of class 1 (n,) or (n, 1), or of each class (n, K).
-    x : (n, 2) real
-        Points.
+    x : (n, 2) real, or data frame
+        Points; their columns are taken by their names where the model knows them so.
     y : (n,) int
         Their classes, from 0.
     class_names : sequence of str, optional
@@ -84,7 +85,7 @@ def regions(
     margin = MARGIN * np.maximum(high - low, 1e-12)
     sides = [np.linspace(a, b, resolution) for a, b in zip(low - margin, high + margin, strict=True)]
     grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
-    chances = _chances(model, grid)
+    chances = _chances(model, _with_names(model, x, grid))
     count = max(chances.shape[1], int(classes.max()) + 1)
     names = names_of_classes("regions", class_names, count - 1)
     ax = new_figure(3.6, 3.6).subplots() if ax is None else one_axes("regions", ax)
@@ -101,12 +102,21 @@ def regions(
     return ax
 
 
-def _chances(model: Any, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+def _with_names(model: Any, x: Any, grid: NDArray[np.float64]) -> Any:
+    """Return places as a frame of the points' kind, where those are one and the model knows its columns by name."""
+    named = any(getattr(model, name, None) is not None for name in ("feature_names_in_", "feature_names"))
+    if not (named and is_frame(x) and len(set(x.columns)) == grid.shape[1]):
+        return grid
+    return type(x)(dict(zip(x.columns, grid.T, strict=True)))
+
+
+def _chances(model: Any, grid: Any) -> NDArray[np.float64]:
     """Return the probability of each class (n, K)."""
     ask = getattr(model, "predict_proba", model)
     if not callable(ask):
         raise TypeError(f"regions: model must have predict_proba or be callable, got {model!r}")
-    chances = np.asarray(ask(grid), np.float64)
+    with without_names():
+        chances = np.asarray(ask(grid), np.float64)
     if chances.ndim == 1 or (chances.ndim == 2 and chances.shape[1] == 1):
         one = chances.reshape(-1)
         chances = np.stack([1 - one, one], axis=1)
@@ -195,7 +205,8 @@ def approximation(
     if not callable(function):
         raise TypeError(f"approximation: function must be callable, got {function!r}")
     true = finite("approximation", "values of the function", function(t))
-    found = finite("approximation", "values of the model", ask(t[:, None]))
+    with without_names():
+        found = finite("approximation", "values of the model", ask(t[:, None]))
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if not true.shape == found.shape == t.shape:
         raise ValueError(

@@ -147,7 +147,7 @@ def first_layer(
 
     Parameters
     ----------
-    weights : MLP, or (I, O) float
+    weights : MLP, fitted estimator with ``coefs_``, or (I, O) float
         A network, or the weights of its first layer.
     image_shape : (height, width)
         Of the inputs.
@@ -171,7 +171,12 @@ def first_layer(
     count, columns = check_count("count", count), check_count("columns", columns)
     if isinstance(weights, list | tuple) and weights and np.ndim(weights[0]) == 2:
         weights = weights[0]  # all that `MLP.get_weights` returned
-    w = finite("first_layer", "weights", weights.get_weights()[0] if isinstance(weights, MLP) else weights)
+    given: Any = weights
+    if isinstance(given, MLP):
+        given = given.get_weights()[0]
+    elif hasattr(type(given), "coefs_") or hasattr(given, "coefs_"):
+        given = given.coefs_[0]
+    w = finite("first_layer", "weights", given)
     height, width = shape_of_images("first_layer", image_shape)
     if w.ndim != 2 or len(w) != height * width:
         raise ValueError(
