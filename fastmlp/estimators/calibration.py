@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _BOUNDS = (-10.0, 10.0)
 """Of the logarithm of 1 over the temperature; scikit-learn's."""
+_NEAR = 1e-3
+"""How near to a bound what is found there lies."""
 
 
 def folded(model: MLP, temperature: float) -> MLP:
@@ -43,6 +45,7 @@ def temperature_of(logits: NDArray[Any], y: NDArray[Any], weights: NDArray[Any] 
     -----
     ConvergenceWarning
         Every row is predicted rightly: the lower the temperature the better, so none is the best, and 1 is returned.
+        Or rows are predicted no better than by chance: the higher the better, and the highest there is is returned.
     """
     from scipy.optimize import minimize_scalar
 
@@ -70,4 +73,12 @@ def temperature_of(logits: NDArray[Any], y: NDArray[Any], weights: NDArray[Any] 
         return float(np.average(highest + np.log(sums), weights=w))
 
     found = minimize_scalar(loss, bounds=_BOUNDS, options={"xatol": 64 * np.finfo(np.float64).eps})
+    if found.x < _BOUNDS[0] + _NEAR:
+        warn_caller(
+            f"calibrate=True: the {len(z)} rows held out are predicted no better than by chance, so the higher the "
+            f"temperature the better, and temperature_ is {math.exp(-found.x):,.0f}, at which all classes are about "
+            "equally likely; train longer, or with another learning rate, and hold out more rows (validation_fraction, "
+            "or X_val and y_val)",
+            ConvergenceWarning,
+        )
     return math.exp(-found.x)

@@ -167,3 +167,14 @@ def test_rows_held_out_without_weight_are_refused(option):
     weights[:2] = 1
     with pytest.raises(ValueError, match=r"sample_weight: the weights of all 50 rows to validate with are 0 \(valid"):
         MLPClassifier(**OVERFITTED, **option).fit(x, y, sample_weight=weights)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_rows_held_out_that_are_predicted_worse_than_by_chance_are_told_of(classes):
+    x, held, y, _ = rows(classes)
+    told = "held out are predicted no better than by chance, .* temperature_ is 22,026, .*; train longer"
+    with pytest.warns(ConvergenceWarning, match=told):
+        wrong = MLPClassifier(**{**OVERFITTED, "epochs": 30}).fit(x, y).predict(held)
+        turned = np.roll(np.unique(y), 1)[np.searchsorted(np.unique(y), wrong)]
+        estimator = MLPClassifier(calibrate=True, **{**OVERFITTED, "epochs": 30}).fit(x, y, X_val=held, y_val=turned)
+    np.testing.assert_allclose(estimator.predict_proba(held), 1 / classes, atol=1e-2)
