@@ -20,7 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from fastmlp.backends.data import HostData
 from fastmlp.backends.foreign import lies_on_gpu
 from fastmlp.engine import runs
-from fastmlp.engine.callbacks import TimeLimit, check_callbacks
+from fastmlp.engine.callbacks import Checkpoint, TimeLimit, check_callbacks
 from fastmlp.engine.checks import check_outputs
 from fastmlp.engine.learner import Learner
 from fastmlp.engine.row_weights import check_parts, in_range
@@ -267,6 +267,11 @@ class BaseMLP(GoesOn, Preprocessed):
         losses = self._losses(train, size, draw, objective)
         run = ScikitLearnRun(curves, self._rules(incremental), rows, losses, self._scorer(judged, held_out))
         callbacks = [*check_callbacks(self.callbacks, 0), run]
+        if self.exact and any(isinstance(callback, Checkpoint) for callback in callbacks):
+            raise ValueError(
+                "callbacks: a checkpoint cannot hold a run with exact=True, which draws the orders of the rows from "
+                "random_state, got a Checkpoint; leave exact out, or take model_.save(path) after fit instead"
+            )
         callbacks += [losses] if isinstance(losses, StepLosses) else []
         callbacks += [] if self.time_limit is None else [TimeLimit(self.time_limit)]
         epochs = 1 if incremental else self.epochs or self.max_iter

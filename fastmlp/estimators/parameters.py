@@ -211,8 +211,9 @@ class Parameters(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
     def _rules(self, incremental: bool) -> Rules:
         endless = self.epochs is not None and not self.early_stopping
+        ruled = self.solver == "sgd" and self.schedule is None
         return Rules(
-            learning_rate=self.learning_rate if self.solver == "sgd" else "constant",
+            learning_rate=self.learning_rate if ruled else "constant",
             initial_rate=float(self.learning_rate_init),
             power=self.power_t,
             tolerance=self.tol,

@@ -380,8 +380,17 @@ def test_a_checkpoint_of_rates_that_follow_an_estimators_curves_is_refused_with_
 
 def test_checkpoints_of_exact_runs_are_refused(tmp_path):
     estimator = MLPClassifier(exact=True, max_iter=2, callbacks=[fastmlp.Checkpoint(tmp_path / "c.safetensors")])
-    with pytest.raises(ValueError, match="checkpoint"):
+    with pytest.raises(ValueError, match=r"callbacks: a checkpoint cannot hold a run with exact=True, .*; leave exact"):
         estimator.fit(X, NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rule", ["constant", "adaptive", "invscaling"])
+def test_a_schedule_stands_for_the_rule_of_the_rates(rule):
+    options = {"solver": "sgd", "schedule": fastmlp.Constant(1e-4), "tol": 0.5, "n_iter_no_change": 3, "max_iter": 90}
+    plain, ruled = (classifier(**{**options, "epochs": None, "learning_rate": name}) for name in ("constant", rule))
+    assert ruled.fit(X, NAMES).n_iter_ == plain.fit(X, NAMES).n_iter_ < 90
+    np.testing.assert_array_equal(ruled.coefs_[0], plain.coefs_[0])
 
 
 @pytest.mark.parametrize("call", ["fit", "partial_fit"])
