@@ -46,6 +46,7 @@ def downloads(monkeypatch):
     ],
     ids=["classes", "other numbers", "two classes", "several labels", "values", "several values"],
 )
+@pytest.mark.filterwarnings("ignore:calibrate=True:sklearn.exceptions.ConvergenceWarning")
 def test_what_lies_on_the_gpu_gives_the_bits_of_the_same_in_host_memory(kind, y, options, downloads):
     backend = make("eager")
     options = {**OPTIONS, "backend": backend, **options}
