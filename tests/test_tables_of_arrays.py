@@ -46,8 +46,10 @@ def test_npz_without_y_has_no_targets(tmp_path):
         (np.array([True, False]), np.array([1, 0]), None),
         (np.array(["rose", "lily"]), np.array([1, 0]), ("lily", "rose")),
         (np.eye(2, dtype=np.uint8), np.eye(2), None),
+        (np.array([[7], [3]], np.int16), np.array([7, 3]), None),
+        (np.array([[7.0], [3.0]]), np.array([[7.0], [3.0]]), None),
     ],
-    ids=["values", "booleans", "text", "one-hot"],
+    ids=["values", "booleans", "text", "one-hot", "a column of integers", "a column of values"],
 )
 def test_npz_targets_by_type(tmp_path, y, expected, names):
     np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=y)

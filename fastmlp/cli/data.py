@@ -25,6 +25,7 @@ from fastmlp.errors import DataError, NonFiniteLossError
 from fastmlp.formulas.losses import LOSSES, MeanSquaredError, SigmoidCrossEntropy
 
 if TYPE_CHECKING:
+    from fastmlp.formulas.losses import Loss
     from fastmlp.model import MLP
 
 Examples = tuple[NDArray[Any], NDArray[Any]]
@@ -235,7 +236,24 @@ def _table(settings: Settings) -> tuple[Table, str, str]:
         if len(names) < 2:
             raise DataError(f"{settings.data}: expected two classes or more in the target, got {names[0]!r} only")
         return table, loss.name if loss else "softmax_cross_entropy", f"{len(names)} classes{cure}"
-    return table, loss.name if loss else "mean_squared_error", f"target in values{cure}"
+    assert table.y is not None
+    said = f"target in values{cure}" if table.y.ndim == 1 else _columns_said(table.y, loss)
+    return table, loss.name if loss else "mean_squared_error", said
+
+
+def _columns_said(y: NDArray[Any], loss: Loss | None) -> str:
+    """Return what a target of several columns was taken for, and how to have rows of 0 and 1 taken otherwise."""
+    count = y.shape[1]
+    if loss is not None and loss.takes_labels:
+        return f"probabilities of {count} classes"
+    if loss is not None and _is_sigmoid(loss):
+        return f"{count} label{'s'[: count != 1]} a row"
+    cure = ""
+    if loss is None and ((y == 0) | (y == 1)).all():
+        one_each = (y.sum(axis=1) == 1).all()
+        cure = " (for classes, --loss softmax_cross_entropy)" if one_each else ""
+        cure = cure or " (for several labels a row, --loss sigmoid_cross_entropy)"
+    return f"target in values{cure}"
 
 
 def _is_sigmoid(loss: object) -> bool:

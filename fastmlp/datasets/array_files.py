@@ -136,6 +136,8 @@ def _from_arrays(source: Source, x: npt.NDArray[Any], y: npt.NDArray[Any] | None
 
 
 def _array_target(source: Source, y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], tuple[str, ...] | None]:
+    if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind in "biu":
+        y = y.reshape(-1)  # labels in a column, as `MLP.fit` takes them
     text = y.dtype.kind == "U"
     if y.dtype.kind not in ("biufU" if y.ndim == 1 and source.task != "regression" else "biuf"):
         kinds = "numbers" if source.task == "regression" else "numbers or, in one dimension, text"

@@ -44,7 +44,8 @@ class Table:
         and other higher ranks are flattened. From a ``.npy`` file it is memory-mapped and read-only. Where raw rows
         were asked for, NaN where a number is missing, and objects where a column holds words.
     y : (n,) or (n, k) ndarray, or None
-        int64 labels, whole numbers or class indices; or float64 values. With two dimensions always float64.
+        int64 labels, whole numbers or class indices; or float64 values. With two dimensions always float64; a column
+        (n, 1) of integers in a file of arrays comes as (n,).
     feature_names : tuple of str
         One for each column of `x`; ``x0, x1, ...`` where the file has no names.
     class_names : tuple of str, or None

@@ -18,10 +18,16 @@ from fastmlp.formulas.schedules import SCHEDULES
         (np.arange(200) % 3, ("--loss", "poisson"), "target in values", 1),
         (np.arange(200) % 2, ("--loss", "sigmoid_cross_entropy"), "2 classes", 1),
         (np.arange(200) % 3, ("--loss", "categorical_hinge"), "3 classes", 3),
-        (np.eye(2)[np.arange(200) % 2], ("--loss", "sigmoid_cross_entropy"), "target in values", 2),
-        (np.eye(2)[np.arange(200) % 2], ("--loss", "softmax_cross_entropy"), "target in values", 2),
-        (np.eye(2)[np.arange(200) % 2], (), "target in values", 2),
+        (np.arange(200)[:, None] % 3, (), "3 classes", 3),
+        (np.arange(200)[:, None] % 3, ("--loss", "mean_squared_error"), "target in values", 1),
+        (np.arange(200)[:, None] % 2 == 0, ("--loss", "sigmoid_cross_entropy"), "2 classes", 1),
+        (np.eye(2)[np.arange(200) % 2], ("--loss", "sigmoid_cross_entropy"), "2 labels a row", 2),
+        (np.eye(2)[np.arange(200) % 2], ("--loss", "softmax_cross_entropy"), "probabilities of 2 classes", 2),
+        (np.eye(2, dtype=int)[np.arange(200) % 2], (), "values (for classes, --loss softmax_cross_entropy)", 2),
+        (np.tri(3)[np.arange(200) % 3], (), "values (for several labels a row, --loss sigmoid_cross_entropy)", 3),
+        (np.ones((200, 2)) / 7, (), "target in values\n", 2),
         (np.arange(200) / 7, (), "target in values", 1),
+        (np.arange(200)[:, None] / 7, (), "target in values", 1),
     ],
 )
 def test_the_loss_suits_the_target(cli, tmp_path, target, options, said, outputs):
@@ -32,7 +38,7 @@ def test_the_loss_suits_the_target(cli, tmp_path, target, options, said, outputs
     model = fastmlp.load(tmp_path / "run" / "model.safetensors")
     assert model.spec.units[-1] == outputs
     assert model.spec.loss.name == (
-        options[1] if options else ("mean_squared_error", "softmax_cross_entropy")[outputs == 3]
+        options[1] if options else ("mean_squared_error", "softmax_cross_entropy")[said == "3 classes"]
     )
     code, _, err = cli("evaluate", "run", "a.npz")
     assert (code, err) == (0, "")
