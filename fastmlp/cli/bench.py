@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,12 +116,12 @@ def add_to(app: typer.Typer, options: Options) -> None:
                 refuse_other_files(Path(history))
             chosen = _workloads(workload, units, model, batch, optimizer, dtype, quick)
             chosen = chosen if over is None else _swept(chosen, over, batch)
-        _refuse_old_results(out)
         effort = QUICK if quick else FULL
         effort = effort if rounds is None else effort._replace(rounds=rounds)
         names = None if backends is None else [name.strip() for name in backends.split(",")]
         unnamed = quick and not (workload or units or model)
-        results = _run(chosen, names, peers, effort, seed, over, options, unnamed)
+        with _folder_for_results(out):
+            results = _run(chosen, names, peers, effort, seed, over, options, unnamed)
         _show(results, markdown)
         if out is not None:
             from fastmlp.bench.report import write
@@ -197,11 +198,36 @@ def _swept(workloads: Sequence[Workload], over: str, batch: int | None) -> list[
     return sweep(workloads[0], over, physical_cores())
 
 
-def _refuse_old_results(out: str | None) -> None:
+@contextmanager
+def _folder_for_results(out: str | None) -> Iterator[None]:
+    """Make the folder before anything is measured for it; where that ends in an error, what was made goes again.
+
+    Raises
+    ------
+    OSError
+        It holds results, is a file, or cannot be made or written into.
+    """
     from fastmlp.bench.results import NAME
 
-    if out is not None and (Path(out) / NAME).exists():
+    if out is None:
+        yield
+        return
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{out} is a file; --out names a folder")
+    if (folder / NAME).exists():
         raise FileExistsError(f"{out} holds results already; choose another folder, or remove it first")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{out}: expected a folder to write into, got one that lets nothing be written")
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _run(

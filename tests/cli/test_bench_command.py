@@ -284,6 +284,29 @@ def test_an_option_that_makes_no_sense_is_refused(cli, runs, options, said):
     assert not runs
 
 
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("a.txt", "error: a.txt is a file; --out names a folder\n"),
+        ("a.txt/o", "error: a.txt/o: not a directory\n"),
+        ("old", "error: old holds results already; choose another folder, or remove it first\n"),
+    ],
+)
+def test_a_folder_that_cannot_take_the_results_is_refused_before_they_are_measured(cli, runs, tmp_path, out, said):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").touch()
+    assert cli("bench", "--quick", "--out", out) == (1, "", said)
+    assert not runs
+
+
+def test_a_run_that_measures_nothing_leaves_no_folder(cli, tmp_path):
+    (tmp_path / "there").mkdir()
+    for out in ("new/o", "there"):
+        assert cli("bench", "--units", "3,2", "--backends", "torch", "--out", out)[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_a_run_that_measures_nothing_ends_with_1(cli):
     code, out, err = cli("bench", "--units", "3,2", "--backends", "cupy", "--quick")
     assert (code, out) == (1, "")
