@@ -396,7 +396,7 @@ def export(
 
 
 doctor.add_to(app)
-machine.add_to(app)
+machine.add_to(app, _options)
 parity.add_to(app, _load, _options)
 profile.add_to(app, _load, _options)
 bench.add_to(app, _options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 import typer
@@ -9,18 +11,21 @@ import typer
 from fastmlp.cli.doctor import print_info
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the commands known."""
+def add_to(app: typer.Typer, options: Callable[[], AbstractContextManager[None]]) -> None:
+    """Make the commands known; within `options` a ValueError is a mistake in the options."""
 
     @app.command()
     def selftest(
         backend: Annotated[str, typer.Option(help="auto, numpy, numba or cupy.")] = "auto",
     ) -> None:
         """Look whether a backend computes rightly here; each stage in a process of its own, half a minute."""
+        from fastmlp.backends.choosing import get_backend
         from fastmlp.backends.registry import choose_backend
         from fastmlp.doctor.selftest import run_all
 
         name = choose_backend()[0] if backend == "auto" else backend
+        with options():
+            get_backend(name)
         failed = []
         for outcome in run_all(name):
             last = outcome.text.splitlines()[-1] if outcome.text else ""

@@ -75,6 +75,7 @@ MISTAKES = [
     ("train bytes.npz --standardize", 2, "--standardize: features of type uint8 are divided by 255 already"),
     ("evaluate model.safetensors mnist --target y", 2, "--target has no meaning for mnist"),
     ("evaluate model.safetensors a.csv --backend torch", 2, "backend 'torch' is not known"),
+    ("selftest --backend torch", 2, "backend 'torch' is not known"),
     ("predict model.safetensors a.csv --out p.txt", 2, "--out: the name of the file ends in .csv, .npy or .npz"),
     ("predict model.safetensors a.csv --out ./a.csv", 2, "--out: ./a.csv is the file of the data, which would be lost"),
     ("predict model.safetensors bytes.npz --target y --out p.csv", 2, "--target has no meaning for bytes.npz"),
