@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fastmlp._version import __version__
 from fastmlp.cli import bench, doctor, machine, parity, profile, ranks
@@ -53,6 +53,22 @@ class _Group(TyperGroup):
                 raise typer.Exit(INTERRUPTED) from None
 
 
+class _Command(TyperCommand):
+    """Refuses empty text, which is what a variable of the shell leaves that is not set."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name)
+            if "" in (given if isinstance(given, tuple) else (given,)) and parameter.name != "hidden":
+                raise typer.BadParameter("expected a text, got an empty one; is a variable not set?", ctx, parameter)
+        return super().invoke(ctx)
+
+
+class _Typer(typer.Typer):
+    def command(self, *names: Any, **options: Any) -> Any:
+        return super().command(*names, **{"cls": _Command, **options})
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -83,7 +99,7 @@ def _options() -> Iterator[None]:
 
 
 # without rich's boxes messages stay whole lines, whatever they are piped into
-app = typer.Typer(
+app = _Typer(
     cls=_Group,
     add_completion=False,
     no_args_is_help=True,
@@ -318,7 +334,8 @@ def evaluate(
 
     _refuse_target(data, target)
     network = _load(model, backend)
-    x, y = load_rows(network, data, target, with_target=True, header=header)
+    with _options():
+        x, y = load_rows(network, data, target, with_target=True, header=header)
     with naming_lines(data, len(x)):
         figures = network.evaluate(x, y, metrics=extra_figures(network))
     print_table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures.items()])
@@ -348,7 +365,8 @@ def predict(
         raise typer.BadParameter(f"--out: {out} is the file of the data, which would be lost; choose another name")
     _refuse_target(data, target, csv_only=True)
     network = _load(model, backend)
-    x, _ = load_rows(network, data, target, with_target=False, header=header)
+    with _options():
+        x, _ = load_rows(network, data, target, with_target=False, header=header)
     with _options(), naming_lines(data, len(x)):
         chances = network.predict_proba(x) if proba else None
         predicted = network.predict(x)

@@ -120,6 +120,33 @@ def test_an_error_before_the_first_checkpoint_leaves_the_folder_to_another_try(c
     assert cli(*TRAIN, "--out", "there")[::2] == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("train", ""), "'DATA'"),
+        (("train", "mnist", "--target", ""), "'--target'"),
+        (("train", "mnist", "--out", ""), "'--out'"),
+        (("evaluate", "model.safetensors", ""), "'DATA'"),
+        (("predict", "model.safetensors", "", "--out", "p.csv"), "'DATA'"),
+        (("predict", "", "a.csv", "--out", "p.csv"), "'MODEL'"),
+        (("predict", "model.safetensors", "a.csv", "--out", ""), "'--out'"),
+        (("summary", ""), "'MODEL'"),
+        (("export", "model.safetensors", ""), "'OUT'"),
+        (("profile", "--model", ""), "'--model'"),
+        (("parity", "model.safetensors", ""), "'DATA'"),
+        (("bench", "--out", ""), "'--out'"),
+        (("bench", "--compare", "old", ""), "'--compare'"),
+    ],
+)
+def test_empty_text_where_a_variable_is_not_set_is_refused_by_the_name_of_the_argument(cli, tmp_path, arguments, named):
+    fastmlp.MLP((2, 2)).save(tmp_path / "model.safetensors")
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    said = f"Invalid value for {named}: expected a text, got an empty one; is a variable not set?"
+    assert err.splitlines()[-1].endswith(said)
+    assert files_of(tmp_path) == {"model.safetensors"}
+
+
 def test_a_run_that_begins_again_only_to_diverge_leaves_the_folder_too(cli, monkeypatch, tmp_path):
     def ends(error):
         def fit(*_, **__):
