@@ -370,6 +370,7 @@ def test_a_config_of_another_kind_is_refused(here, table, monkeypatch, tmp_path,
     ("name", "value", "said"),
     [
         ("epochs", "1", "epochs"),  # or the run would pass for finished
+        ("batch_size", "31", "batch_size"),
         ("hidden", "[7]", "network"),
         ("seed", "6", "seed"),
         ("lr", "0.5", "optimizer"),

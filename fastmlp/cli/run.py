@@ -116,8 +116,11 @@ def _gone_on_with(
         ("dtype", begun.dtype, model.dtype),
         ("seed", begun.seed, model.seed),
     )
-    trained = {"epochs": settings.epochs, "optimizer": optimizer_to_json(optimizer)}
-    kept = {"epochs": header["progress"]["epochs"], "optimizer": header["optimizer"]} if "progress" in header else {}
+    trained: dict[str, Any] = {"epochs": settings.epochs, "optimizer": optimizer_to_json(optimizer)}
+    kept: dict[str, Any] = {}
+    if progress := header.get("progress"):
+        kept = {name: progress[name] for name in ("epochs", "batch_size")} | {"optimizer": header["optimizer"]}
+        trained["batch_size"] = min(settings.batch_size, progress["rows"])  # no batch has more rows than there are
     differ = [name for name, here, there in described if here != there]
     if differ := differ + [name for name, value in trained.items() if kept.get(name) != value]:
         raise FileFormatError(
