@@ -285,10 +285,9 @@ def _begun(given: dict[str, Any], out: str | None, resume: bool, group: Group | 
 def _new_settings(given: Mapping[str, Any]) -> Settings:
     import secrets
 
-    defaults = run_settings.MNIST if given["data"] == "mnist" else run_settings.TABLE
     with _options():
         # 32 bits are few enough to be typed
-        settings = Settings(**{"seed": secrets.randbits(32), **defaults, **given})
+        settings = Settings(**{"seed": secrets.randbits(32), **run_settings.defaults(given), **given})
         settings.optimizer_record(1)
     return settings
 

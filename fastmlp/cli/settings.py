@@ -239,6 +239,7 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(name) == () and name != "hidden":
             raise ValueError(f"--{name}: expected such as {example}, got nothing")
     values |= _names_here(values)
+    _refuse_without_hidden_layers(values)
     if values["data"] == "mnist":
         known = ("target", "its labels are known"), ("header", "it is no CSV file")
         divided = "pixels are divided by 255"
@@ -250,6 +251,22 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
         if "target" in values and not values["data"].lower().endswith((".csv", ".npz")):
             values["target"] = fspath(Path(values["target"]).resolve())
     return values
+
+
+def _refuse_without_hidden_layers(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of hidden layers where there are none."""
+    if values.get("hidden") != ():
+        return
+    for name, nothing in (("activation", "relu"), ("dropout", (0.0,))):  # these are in the command of such a run
+        given = values.get(name, nothing)
+        if given != nothing:
+            raise ValueError(f"--{name} {_text(given)}: it is of hidden layers, and --hidden '' has none; leave it out")
+
+
+def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what holds for a new run where options were not given."""
+    found = MNIST if given["data"] == "mnist" else TABLE
+    return {**found, "dropout": (0.0,)} if given.get("hidden") == () else found
 
 
 def _names_here(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """What the options of `fastmlp train` do, and what they are where none is given."""
 
+import shlex
+import tomllib
+
 import numpy as np
 import pytest
 from run_files import weights
@@ -56,6 +59,21 @@ def test_names_of_other_libraries_are_kept_by_our_own(cli, tmp_path):
     config = (tmp_path / "run" / "config.toml").read_text("utf-8")
     for name in ('loss = "softmax_cross_entropy"', 'activation = "sigmoid"', 'optimizer = "rmsprop"'):
         assert name in config
+
+
+@pytest.mark.parametrize("option", ["--activation tanh", "--dropout 0.5", "--dropout 0.1,0.2"])
+def test_an_option_of_hidden_layers_is_refused_where_there_are_none(cli, digits, tmp_path, option):
+    code, out, err = cli("train", "mnist", "--hidden", "", *option.split())
+    assert (code, out) == (2, "")
+    assert f"{option}: it is of hidden layers, and --hidden '' has none; leave it out" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_a_run_without_hidden_layers_repeats_it(cli, digits, tmp_path):
+    assert cli("train", "mnist", "--hidden", "", "--epochs", 1, "--out", "run")[0] == 0
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text("utf-8"))
+    assert cli(*shlex.split(config["command"])[1:], "--out", "again")[0] == 0
+    assert np.array_equal(weights(tmp_path / "run"), weights(tmp_path / "again"))
 
 
 OPTIONS = {
