@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_dtype
 from fastmlp.cli.scaling import Scaling, kinds_of
 from fastmlp.cli.settings import Settings
+from fastmlp.datasets.cells import listed
 from fastmlp.datasets.csv_files import line_of
 from fastmlp.datasets.mnist import load_mnist
 from fastmlp.datasets.table import Table, Task
@@ -321,6 +322,8 @@ def load_rows(
     ------
     DataError, FileFormatError, OSError
         The data cannot be used with this model.
+    ValueError
+        The target to leave out is a feature of the model.
     """
     loss, raw = model.spec.loss, kinds_of(model.preprocessing)
     if data == "mnist":
@@ -352,10 +355,16 @@ def _without_target(model: MLP, data: str, target: str | None, header: bool | No
         return load_table(data, feature_names=names, **asked)
     with open_text(data) as file:
         _, first = next(records(data, file), (0, []))
+    if names and target in names:
+        raise ValueError(f"--target {target} is a feature of the model, which cannot be left out; its are {listed(names)}")
     if target in first and header is not False:
         names = names or tuple(name for name in first if name not in (target, ""))
         return load_table(data, feature_names=names, **{**asked, "header": True})
     if len(first) > _columns(model) and target.lstrip("-").isdecimal():
+        if names and header is not False and -len(first) <= int(target) < len(first) and first[int(target)] in names:
+            raise ValueError(
+                f"--target {target} is {first[int(target)]!r}, a feature of the model, which cannot be left out"
+            )
         return load_table(data, target=target, feature_names=names, **asked)
     return load_table(data, feature_names=names, **asked)
 

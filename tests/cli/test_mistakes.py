@@ -78,6 +78,9 @@ MISTAKES = [
     ("selftest --backend torch", 2, "backend 'torch' is not known"),
     ("predict model.safetensors a.csv --out p.txt", 2, "--out: the name of the file ends in .csv, .npy or .npz"),
     ("predict model.safetensors a.csv --out ./a.csv", 2, "--out: ./a.csv is the file of the data, which would be lost"),
+    ("predict named.safetensors three.csv --out p.csv --target a", 2,
+     "--target a is a feature of the model, which cannot be left out; its are 'a', 'c'"),
+    ("predict named.safetensors three.csv --out p.csv --target -1", 2, "--target -1 is 'c', a feature of the model"),
     ("predict model.safetensors bytes.npz --target y --out p.csv", 2, "--target has no meaning for bytes.npz"),
 ]  # fmt: skip
 
@@ -94,6 +97,8 @@ def test_a_mistake_is_a_line_and_an_exit_code(cli, digits, tmp_path, arguments, 
     model = fastmlp.MLP((2, 2))
     model.class_names = ("p", "q")
     model.save(tmp_path / "model.safetensors")
+    model.feature_names = ("a", "c")
+    model.save(tmp_path / "named.safetensors")
     before = files_of(tmp_path)
     got, _, err = cli(*arguments.split())
     assert said in err
