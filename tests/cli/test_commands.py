@@ -352,3 +352,11 @@ def test_short_epochs_are_not_followed_by_a_checkpoint_each(cli, flowers, monkey
         asked = ("--epochs", "60", "--hidden", "4", "--backend", "numpy", "--out", f"run{seconds}")
         assert cli("train", flowers, "--target", "kind", *asked)[0] == 0
         assert written == few
+
+
+def test_python_runs_the_package_as_the_command_line():
+    command = [sys.executable, "-P", "-m", "fastmlp"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fastmlp {fastmlp.__version__}\n", "")
+    done = subprocess.run([*command, "trane"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Usage: fastmlp " in done.stderr
