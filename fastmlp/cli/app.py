@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -21,7 +21,7 @@ from fastmlp._version import __version__
 from fastmlp.cli import bench, doctor, machine, parity, profile, ranks
 from fastmlp.cli import settings as run_settings
 from fastmlp.cli.ctrl_c import INTERRUPTED, leaving_at_ctrl_c
-from fastmlp.cli.folder import RunFolder
+from fastmlp.cli.folder import RunFolder, model_file
 from fastmlp.cli.settings import Settings
 from fastmlp.cli.tables import print_table
 from fastmlp.errors import BackendUnavailable, DataError, FileFormatError, NonFiniteLossError, ParallelError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastmlp.model import MLP
     from fastmlp.parallel.group import Group
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _USERS = (DataError, FileFormatError, BackendUnavailable, NonFiniteLossError, ParallelError, OSError)
 
 
@@ -57,7 +58,8 @@ class _Command(TyperCommand):
     """Refuses empty text, which is what a variable of the shell leaves that is not set."""
 
     def invoke(self, ctx: Any) -> Any:
-        for parameter in self.params:
+        parameters: list[Any] = self.params
+        for parameter in parameters:
             given = ctx.params.get(parameter.name)
             if "" in (given if isinstance(given, tuple) else (given,)) and parameter.name != "hidden":
                 raise typer.BadParameter("expected a text, got an empty one; is a variable not set?", ctx, parameter)
@@ -65,7 +67,7 @@ class _Command(TyperCommand):
 
 
 class _Typer(typer.Typer):
-    def command(self, *names: Any, **options: Any) -> Any:
+    def command(self, *names: Any, **options: Any) -> Callable[[_Function], _Function]:
         return super().command(*names, **{"cls": _Command, **options})
 
 
@@ -304,9 +306,7 @@ def _load(model: str, backend: str = "auto") -> MLP:
         from fastmlp.files import safetensors
         from fastmlp.loading import load
 
-    path = Path(model)
-    if path.is_dir():
-        path /= "model.safetensors"
+    path = model_file(model)
     if safetensors.read(path)[0].get("kind") == "checkpoint":
         # its weights may be those for scaled columns, which nothing here would scale
         raise FileFormatError(

@@ -160,10 +160,10 @@ def _workloads(
     if units is not None:
         return [Workload("own", _own_units(units), batch or OWN_BATCH, **common)]
     if model is not None:
-        path = Path(model)
-        path = path / "model.safetensors" if path.is_dir() else path
+        from fastmlp.cli.folder import model_file
         from fastmlp.loading import load
 
+        path = model_file(model)
         spec = load(path, "numpy").spec
         hidden = spec.activations[0] if len(spec.activations) > 1 else "identity"
         return [Workload(path.stem, spec.units, batch or OWN_BATCH, hidden, model=str(path), **common)]

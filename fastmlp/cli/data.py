@@ -15,6 +15,7 @@ from fastmlp.cli.scaling import Scaling, kinds_of
 from fastmlp.cli.settings import Settings
 from fastmlp.datasets.cells import listed
 from fastmlp.datasets.csv_files import line_of
+from fastmlp.datasets.headers import is_index
 from fastmlp.datasets.mnist import load_mnist
 from fastmlp.datasets.table import Table, Task
 from fastmlp.datasets.tables import load_table
@@ -340,23 +341,33 @@ def load_rows(
         table = load_table(data, target=target, task=task, class_names=classes, **asked)
         if table.y is None:
             raise DataError(f"{data}: {wanted}")
-    columns = _columns(model)
-    if table.x.shape[1] != columns:
-        cure = "" if target is not None or data == "mnist" else "; if one of them is the target, name it with --target"
-        raise DataError(f"{data}: expected {columns} features, as the model has inputs; got {table.x.shape[1]}{cure}")
+    if table.x.shape[1] != _columns(model):
+        raise _other_columns(model, data, table.x.shape[1], target)
     return table.x, table.y
+
+
+def _other_columns(model: MLP, data: str, got: int, target: str | None) -> DataError:
+    cure = "" if target is not None or data == "mnist" else "; if one of them is the target, name it with --target"
+    return DataError(f"{data}: expected {_columns(model)} features, as the model has inputs; got {got}{cure}")
 
 
 def _without_target(model: MLP, data: str, target: str | None, header: bool | None) -> Table:
     """Read features, leaving out the target column of a CSV file, whatever it holds, where the file has it."""
     names = model.feature_names
     asked: dict[str, Any] = {"header": header, "raw": kinds_of(model.preprocessing)}
-    if target is None or not data.lower().endswith(".csv"):
+    if not data.lower().endswith(".csv"):
         return load_table(data, feature_names=names, **asked)
     with open_text(data) as file:
         _, first = next(records(data, file), (0, []))
+    if target is None:
+        columns = len(first) - is_index(next(iter(first), ""))
+        if names is None and columns > _columns(model):  # one of them may be words, which no number is
+            raise _other_columns(model, data, columns, target)
+        return load_table(data, feature_names=names, **asked)
     if names and target in names:
-        raise ValueError(f"--target {target} is a feature of the model, which cannot be left out; its are {listed(names)}")
+        raise ValueError(
+            f"--target {target} is a feature of the model, which cannot be left out; its are {listed(names)}"
+        )
     if target in first and header is not False:
         names = names or tuple(name for name in first if name not in (target, ""))
         return load_table(data, feature_names=names, **{**asked, "header": True})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -165,6 +166,25 @@ class RunFolder:
         text = json.dumps(_finite({**history, "result": result}), indent=1, allow_nan=False)
         with atomic_writer(self.history) as file:
             file.write(text.encode() + b"\n")
+
+
+def model_file(path: str | PathLike[str]) -> Path:
+    """Return the file of a model, given by itself or by the folder of its run.
+
+    Raises
+    ------
+    FileNotFoundError
+        The run was killed before it left one.
+    """
+    folder = RunFolder(path)
+    if not folder.path.is_dir():
+        return folder.path
+    if folder.config.is_file() and not folder.model.exists():
+        raise FileNotFoundError(
+            f"{path} holds a run that was not finished, and no {folder.model.name}; go on with it, by fastmlp train "
+            f"DATA --resume {shlex.join(['--out', str(path)])}"
+        )
+    return folder.model
 
 
 def _checksums(settings: Settings) -> dict[str, str]:

@@ -85,14 +85,15 @@ class Settings:
     def __post_init__(self) -> None:
         # options come in their types; what a config.toml says that was edited by hand does not
         checked: dict[str, Any] = {
-            "hidden": tuple(check_integer("--hidden", size) for size in _numbers("hidden", self.hidden)),
+            "hidden": tuple(check_count("--hidden", size) for size in _numbers("hidden", self.hidden)),
             "dropout": tuple(check_number("--dropout", rate) for rate in _numbers("dropout", self.dropout)),
             "epochs": check_count("--epochs", self.epochs),
             "batch_size": check_count("--batch-size", self.batch_size),
             "seed": check_seed(check_integer("--seed", self.seed)),
-            "l2": check_number("--l2", self.l2),
+            "l2": check_number("--l2", self.l2, 0.0),
+            "lr": None if self.lr is None else check_number("--lr", self.lr, 0.0),
         }
-        for name in ("lr", "weight_decay", "momentum", "label_smoothing", "clip_norm", "ema"):
+        for name in ("weight_decay", "momentum", "label_smoothing", "clip_norm", "ema"):
             given = getattr(self, name)
             checked[name] = None if given is None else check_number(option_of(name), given)
         if self.quantiles is not None:

@@ -69,6 +69,11 @@ def records(path: FilePath, file: TextIO) -> Iterator[tuple[int, list[str]]]:
 def _unpacked(path: FilePath) -> Iterator[tuple[BinaryIO, str]]:
     """Open the bytes after any byte order marks, and tell their encoding."""
     with open(path, "rb") as plain:
+        if not plain.seekable():
+            raise FileFormatError(
+                f"{path}: expected a file, which can be read more than once, got a pipe; write what comes out of it "
+                "to a file first"
+            )
         head = plain.peek(4)[:4]
         if head == b"PK\x03\x04":
             raise FileFormatError(

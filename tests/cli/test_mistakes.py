@@ -35,6 +35,9 @@ MISTAKES = [
     ("evaluate model.safetensors three.csv --target a", 1, "expected one of the classes 'p', 'q', got '1'"),
     ("evaluate model.safetensors mnist", 1, "mnist: expected 2 features, as the model has inputs; got 784"),
     ("predict model.safetensors three.csv --out p.csv", 1, "got 3; if one of them is the target, name it with"),
+    ("predict model.safetensors words.csv --out p.csv", 1, "got 3; if one of them is the target, name it with"),
+    ("predict killed a.csv --out p.csv", 1, "go on with it, by fastmlp train DATA --resume --out killed"),
+    ("bench --model killed", 1, "killed holds a run that was not finished, and no model.safetensors; go on with it"),
     ("predict model.safetensors a.csv --out nowhere/p.csv", 1, "nowhere/"),
     ("summary nowhere", 1, "nowhere: no such file or directory"),
     # usage: exit code 2
@@ -43,7 +46,7 @@ MISTAKES = [
     ("train mnist --epochs 0", 2, "'--epochs'"),
     ("train mnist --epochs ten", 2, "'--epochs'"),
     ("train mnist --hidden 12x", 2, "--hidden: expected such as 256,128, got '12x'"),
-    ("train mnist --hidden 0", 2, "units[1] must be at least 1, got 0"),
+    ("train mnist --hidden 0", 2, "--hidden must be at least 1, got 0"),
     ("train mnist --dropout 1.5", 2, "dropout must be at least 0 and below 1"),
     ("train mnist --dropout x", 2, "--dropout: expected such as 0.2"),
     ("train mnist --dropout ,", 2, "--dropout: expected such as 0.2"),
@@ -57,8 +60,8 @@ MISTAKES = [
     ("train mnist --loss huber", 2, "--loss huber is not for classes"),
     ("train mnist --momentum 0.9", 2, "--momentum: the optimizer 'adam' has none; use --optimizer sgd or rmsprop"),
     ("train mnist --label-smoothing 0.1 --loss categorical_hinge", 2, "--label-smoothing: the loss"),
-    ("train mnist --lr -1", 2, "learning_rate must be at least 0"),
-    ("train mnist --l2 -1", 2, "l2 must be at least 0"),
+    ("train mnist --lr -1", 2, "--lr must be at least 0"),
+    ("train mnist --l2 -1", 2, "--l2 must be at least 0"),
     ("train mnist --ema 2", 2, "ema must be above 0 and below 1"),
     ("train mnist --validation 1", 2, "--validation is a fraction of the rows, in [0, 1); got 1.0"),
     ("train mnist --backend torch", 2, "backend 'torch' is not known"),
@@ -92,6 +95,9 @@ def test_a_mistake_is_a_line_and_an_exit_code(cli, digits, tmp_path, arguments, 
     (tmp_path / "one.csv").write_text("a,kind\n1,x\n2,x\n")
     (tmp_path / "huge.csv").write_text("a,b\n1e30,1.5\n2e30,2.5\n")
     np.savez(tmp_path / "bytes.npz", x=np.zeros((9, 2), np.uint8), y=np.arange(9) % 3)
+    (tmp_path / "words.csv").write_text("a,b,kind\n1,0,p\n2,1,q\n")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config.toml").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     model = fastmlp.MLP((2, 2))
@@ -150,6 +156,17 @@ def test_empty_text_where_a_variable_is_not_set_is_refused_by_the_name_of_the_ar
     said = f"Invalid value for {named}: expected a text, got an empty one; is a variable not set?"
     assert err.splitlines()[-1].endswith(said)
     assert files_of(tmp_path) == {"model.safetensors"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_the_place_of_a_file_is_refused_by_its_name(cli, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    writer = os.open(tmp_path / "pipe.csv", os.O_RDWR)  # or whoever reads would wait for one
+    os.write(writer, b"a,b\n1,0\n2,1\n")
+    code, out, err = cli("train", "pipe.csv", "--target", "b")
+    os.close(writer)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert "pipe.csv: expected a file, which can be read more than once, got a pipe" in err
 
 
 def test_a_run_that_begins_again_only_to_diverge_leaves_the_folder_too(cli, monkeypatch, tmp_path):
