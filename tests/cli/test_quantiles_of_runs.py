@@ -88,7 +88,7 @@ def test_several_targets_have_each_their_own_unit_and_quantiles(cli, tmp_path):
         (("--quantiles", "0.9,0.1", "--loss", "pinball"), "several that rise strictly; got (0.9, 0.1)"),
         (("--quantiles", "0.1,1", "--loss", "quantile"), "quantiles[1] must be above 0 and below 1, got 1.0"),
         (("--quantiles", "a", "--loss", "quantile"), "--quantiles: expected such as 0.1,0.5,0.9, got 'a'"),
-        (("--quantiles", "", "--loss", "quantile"), "--quantiles: expected such as 0.1,0.5,0.9, got nothing"),
+        (("--quantiles", "", "--loss", "quantile"), "--quantiles': expected a text, got an empty one"),
     ],
 )
 def test_quantiles_that_make_no_sense_are_refused(cli, table, tmp_path, options, words):
