@@ -169,4 +169,4 @@ def test_alpha_that_could_not_count_beside_the_weights_is_refused():
     model, x = fastmlp.MLPRegressor(backend="numpy"), np.ones((4, 2))
     with pytest.raises(fastmlp.DataError, match=r"sample_weight: the largest weight is 1e\+30, beside which alpha"):
         model.fit(x, x[:, 0], sample_weight=np.full(4, 1e30))
-    fastmlp.MLPRegressor(backend="numpy", alpha=0, max_iter=1, tol=0).fit(x, x[:, 0], sample_weight=np.full(4, 1e30))
+    fastmlp.MLPRegressor(backend="numpy", alpha=0, epochs=1).fit(x, x[:, 0], sample_weight=np.full(4, 1e30))
