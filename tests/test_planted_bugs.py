@@ -29,6 +29,7 @@ FEW = ("tests/test_products.py", "-k", "few_outputs")
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
 TAKEN = ("tests/test_shared_steps.py", "-k", "each_part_is_one_threads")
 SHARES = ("tests/test_shared_predictions.py",)
+ROUNDING = ("tests/test_rounding.py", "-k", "numba and not cupy")
 GATHER = ("tests/test_operations.py", "-k", "gather and numba")
 
 # file, what stands there, what is planted
@@ -88,6 +89,8 @@ BUGS = {
     "predictions: what others leave": ("kernels/cpu/predict.py", "share = (t + ahead) % threads * LINE", "share = t * LINE"),
     "predictions: the last rows": ("kernels/cpu/predict.py", "(stop - first + piece - 1) // piece", "(stop - first) // piece"),
     "predictions: infinite inputs": ("kernels/cpu/predict.py", "not math.isfinite(first_sums[i]) and", "False and"),
+    "biases: one sum of many rows": ("kernels/cpu/layers.py", "SUMMED_ROWS = 1024", "SUMMED_ROWS = 1 << 40"),
+    "biases: blocks of rows after the first": ("kernels/cpu/layers.py", "        if begin > 0:\n            for q", "        if begin < 0:\n            for q"),
     "tiles: tall ones": ("kernels/cpu/tiles.py", "at += VECTORS * step", "at += step"),
     "tiles: what is written as it is": ("kernels/cpu/tiles.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
 }  # fmt: skip
@@ -123,6 +126,9 @@ COMPILED = {
     "products: few outputs, more than four": FEW,
     "products: few outputs, more inputs than a block": FEW,
     "products: few outputs, what was there": FEW,
+    "decays near 1": ROUNDING,
+    "biases: one sum of many rows": ROUNDING,
+    "biases: blocks of rows after the first": ROUNDING,
     "gather: whole numbers": GATHER,
     "predictions: what others leave": SHARES,
     "predictions: the last rows": SHARES,
