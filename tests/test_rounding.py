@@ -29,9 +29,10 @@ def test_a_decay_near_1_leaves_the_share_that_it_has(backend, name):
     np.testing.assert_allclose(weights_after(backend, "float32", optimizer=NEAR_ONE[name]), wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("where", ["numpy", "numba"])  # on the double of CuPy it takes minutes
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("share", [0.25, 2.5])
-def test_a_small_penalty_shrinks_weights_by_what_it_is(backend, momentum, share):
+def test_a_small_penalty_shrinks_weights_by_what_it_is(where, momentum, share):
     """By less than half a rounding of 1 in each step, and by a few; the gradients of the data move both ways."""
     rng = np.random.default_rng(0)
     x, rate = rng.normal(size=(2000, 1)) * 0.003, 1e-3
@@ -39,7 +40,7 @@ def test_a_small_penalty_shrinks_weights_by_what_it_is(backend, momentum, share)
     found = {}
     for on, dtype, l2 in (
         *(("numpy", "float64", l2) for l2 in (0.0, share * 2.0**-24 / rate)),
-        *((backend, "float32", l2) for l2 in (0.0, share * 2.0**-24 / rate)),
+        *((where, "float32", l2) for l2 in (0.0, share * 2.0**-24 / rate)),
     ):
         model = fastmlp.MLP((1, 1), loss="mse", backend=on, dtype=dtype, seed=0, l2=l2)
         model.set_weights([np.ones((1, 1)), np.zeros(1)])
@@ -49,12 +50,13 @@ def test_a_small_penalty_shrinks_weights_by_what_it_is(backend, momentum, share)
     assert wanted < 0 and got == pytest.approx(wanted, rel=0.15)
 
 
+@pytest.mark.parametrize("where", ["numpy", "numba"])  # on the double of CuPy it takes minutes
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_gradients_of_biases_are_right_for_very_many_rows(backend, outputs):
+def test_gradients_of_biases_are_right_for_very_many_rows(where, outputs):
     """One sum of so many terms of one size, as an absolute error has, is half a percent too small in float32."""
     rows = 600_000
     x = np.zeros((rows, 1), np.float32)
-    model = fastmlp.MLP((1, outputs), loss="mae", backend=backend, dtype="float32", seed=0)
+    model = fastmlp.MLP((1, outputs), loss="mae", backend=where, dtype="float32", seed=0)
     _, (_, bias) = model.loss_and_gradients(x, np.full((rows, outputs), 5, np.float32))
     np.testing.assert_allclose(bias, -1 / outputs, rtol=2e-4)
 
