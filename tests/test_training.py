@@ -180,7 +180,7 @@ def test_a_time_limit_does_not_count_what_comes_before_the_first_step(backend, m
     for _ in range(2):  # as often as it is used
         began = time.perf_counter()
         history = model.fit(*blobs(), epochs=10**6, callbacks=[limit], verbose=0)
-        assert time.perf_counter() - began > 0.5 and history.epochs > 0
+        assert time.perf_counter() - began > 0.5 and model.steps > 0  # an epoch takes the double of CuPy as long
         assert history.stop_reason == "the time limit of 0.25 s was reached"
 
 
