@@ -386,8 +386,9 @@ def test_parts_are_chosen_again_once_the_machine_is_known(nothing_known, monkeyp
     assert (fresh.chosen.parts, fresh.chosen.crew.most) == (2, 2)
     assert (goes_on.chosen.parts, goes_on.choices()["products"]) == (2, named)
     assert as_it_was.choices() == before
-    goes_on.adopt({"backend": "numba", "products": named, "parts": 9})  # more than two threads share out here
-    assert goes_on.chosen.parts == 2
+    for parts in (9, 3.0, True, "3"):  # more than two threads share out here; and what is no count
+        goes_on.adopt({"backend": "numba", "products": named, "parts": parts})
+        assert goes_on.chosen.parts == 2
     goes_on.adopt({"backend": "numba", "products": named, "parts": 8})
     assert (goes_on.chosen.parts, goes_on.chosen.crew.most) == (8, 2)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastmlp
+from fastmlp.parallel import in_threads
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 4)), RNG.integers(0, 3, 64)
@@ -61,6 +62,21 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_layers_frozen_that_were(ba
         np.testing.assert_array_equal(one, other)
 
 
+def test_ranks_that_train_together_freeze_together(tmp_path):
+    def train(group):
+        model = fastmlp.MLP((4, 5, 3), backend="numpy", seed=0)
+        rests = Freezes(19, 29)
+        model.fit(X, Y, epochs=5, batch_size=8, callbacks=[rests], verbose=0, parallel=group)
+        return model.get_weights(), rests
+
+    found = in_threads(train, 2)
+    (alone, once) = in_threads(train, 1)[0]
+    for weights, rests in found:
+        assert (rests.weights[19] == rests.weights[29]).all() and rests.begun == once.begun
+        for one, other in zip(weights, alone, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 class Asks(fastmlp.Callback):
     """Ask for every third step, and look at no model."""
 
@@ -80,3 +96,10 @@ def test_a_step_that_a_callback_asks_for_is_told_in_short_epochs_too(backend):
     asks = Asks()
     trained(backend, [asks])
     assert set(range(3, 41, 3)) <= set(asks.told)
+
+
+def test_a_csv_log_of_a_run_that_is_refused_leaves_no_file(backend, tmp_path):
+    log = tmp_path / "log.csv"
+    with pytest.raises(ValueError, match="there is no such figure"):
+        trained(backend, [fastmlp.CSVLog(log), fastmlp.EarlyStopping()])
+    assert not log.exists()

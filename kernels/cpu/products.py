@@ -41,6 +41,10 @@ MANY_ROWS = 144
 """Rows of a packed block of A, a multiple of every tile's: with their sums it fits a second-level cache."""
 
 
+# What is shared between kernels has to be a function of its module, and what is compiled for a type is made within an
+# `overload`: so each of the products is a function that calls one of the same name and `_here`.
+
+
 def available_forms() -> tuple[int, ...]:
     """Return the ways in which products can be computed here."""
     return (BLAS, DIRECT, PACKED) if tiles.AVAILABLE else (BLAS,)
