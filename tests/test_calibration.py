@@ -269,12 +269,18 @@ def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart(monkeypatch,
     from fastmlp.kernels.cpu import packing, tiles, vectors
 
     monkeypatch.setattr(vectors, "REGISTERS", registers)
+    monkeypatch.setattr(forms, "_cache_bytes", lambda: 2**20)
     few, width = 4 * tiles.ROWS, packing.panel_width(SINGLE)
     seldom = DIRECT if registers == 32 else PACKED
     for product, rows, inputs, outputs, form in (
         (FORWARD, few, 784, 256, DIRECT),
         (FORWARD, 1000, 784, 256, DIRECT),
         (FORWARD, few, 784, 257, PACKED),
+        # with 16 registers, where each few rows read all weights again, only what stays in a core's own cache
+        (FORWARD, 1000, 1024, 256, DIRECT),
+        (FORWARD, 1000, 1025, 256, seldom),
+        (FORWARD, tiles.ROWS, 1025, 256, DIRECT),
+        (FORWARD, 1000, 1025 * 256 // width, width, DIRECT),
         (GRADIENT, few, 784, 256, DIRECT),
         (GRADIENT, few, 784, 257, PACKED),
         (GRADIENT, few + 1, 784, 256, PACKED),
@@ -299,6 +305,18 @@ def test_the_rule_copies_what_many_rows_read_or_what_lies_far_apart(monkeypatch,
         assert forms.by_rule(FORWARD, rows, 784, 1024, SINGLE) == form
         assert forms.by_rule(GRADIENT, rows, 784, 1024, SINGLE) == PACKED
     assert [forms.by_rule(BACKWARD, rows, 784, 512, SINGLE) for rows in (1, 2, 8)] == [BLAS, PACKED, PACKED]
+
+
+def test_the_rule_knows_how_large_a_cores_own_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(forms, "CACHE_FILE", said := tmp_path / "size")
+    for text, kib in (("1280K\n", 1280), ("256K", 256), ("1M\n", 512), ("", 512), ("\N{SNOWMAN}K", 512)):
+        said.write_text(text, "utf-8")
+        forms._cache_bytes.cache_clear()
+        assert forms._cache_bytes() == 1024 * kib, text
+    said.unlink()
+    forms._cache_bytes.cache_clear()
+    assert forms._cache_bytes() == forms.CACHE_BYTES == 2**19
+    forms._cache_bytes.cache_clear()
 
 
 @tiled

@@ -150,6 +150,7 @@ def test_a_single_row_of_zeros_leaves_out_the_rows_it_does_not_ask_for(columns, 
         (200, 200, 2400),
         (200, 2000, 2400),
         (200, 190, 21800),
+        (1300, 130, 200),
     ],
 )
 def test_products_of_more_than_one_block(form, shape):
@@ -183,6 +184,38 @@ def test_packed_products_have_the_bits_of_direct_ones(shape, dtype):
         found.append((z, dx))
     for direct, packed in zip(*found, strict=True):
         assert (direct == packed).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [120, 1600])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_that_are_read_in_place_by_blocks_have_the_bits_of_few_rows(transposed, k, dtype):
+    if len(products.available_forms()) == 1:
+        pytest.skip("this processor has no tiles")
+    from fastmlp.kernels.cpu.codes import BACKWARD, DIRECT, FORWARD
+    from fastmlp.kernels.cpu.operations import product
+
+    get_backend("numba")  # binds the BLAS
+    rng, columns, few_rows = np.random.default_rng(0), 53, 20
+    block = products._rows_in_place(10**6, k, products.FEWEST_ROWS_OF_COPY if transposed else products.FEWEST_ROWS)
+    count = 3 * block // few_rows * few_rows
+    a, b = rng.normal(size=(count, k)).astype(dtype), rng.normal(size=(k, columns)).astype(dtype)
+    w = np.ascontiguousarray(b.T if transposed else b).ravel()
+    # where it is the transpose of the weights, rows of A follow each other
+    order = np.arange(count) if transposed else rng.permutation(count)
+    inputs, outputs = (columns, k) if transposed else (k, columns)
+    scratch = np.zeros(products.scratch_size(DIRECT, 3 * 16, count, inputs, outputs), dtype)
+
+    def multiplied(rows, index):
+        which, x, d = (BACKWARD, w, rows.ravel()) if transposed else (FORWARD, rows.ravel(), w)
+        out = np.full((len(index), columns), np.nan, dtype)
+        product(DIRECT, which, 1, x, w, d, len(index), inputs, outputs, index, out.ravel(), scratch)
+        return out
+
+    wanted = np.concatenate([multiplied(a[part], np.arange(few_rows)) for part in order.reshape(-1, few_rows)])
+    np.testing.assert_allclose(wanted, a[order] @ b, atol=2e-3)
+    for rows in (block - 1, block, block + 1, 2 * block + 1, count):
+        assert (multiplied(a, order[:rows]) == wanted[:rows]).all(), rows
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -39,6 +39,9 @@ KEPT = 4 * 1024 * 1024
 that the sums of a block of rows go on in the second-level cache from one block along k to the next."""
 MANY_ROWS = 144
 """Rows of a packed block of A, a multiple of every tile's: with their sums it fits a second-level cache."""
+FEWEST_ROWS, FEWEST_ROWS_OF_COPY = 48, 512
+"""Rows of a block of A that is read in place, at least: all of W passes by it; and of one for which W is copied
+transposed, which takes as long as the products of several rows."""
 
 
 # What is shared between kernels has to be a function of its module, and what is compiled for a type is made within an
@@ -77,6 +80,15 @@ def _equal_parts(count, most, unit):
     """Return the size of equal parts of at most `most`, a multiple of `unit` as that is; of nothing too."""
     parts = max(1, (count + most - 1) // most)
     return max(unit, min(most, ((count + parts - 1) // parts + unit - 1) // unit * unit))
+
+
+@register_jitable(**OPTIONS)
+def _rows_in_place(rows, k, fewest):
+    """Return how many rows of A are multiplied by all panels of B before the next ones are.
+
+    Every panel reads them again: they stay in the second-level cache with as many numbers as a packed block has.
+    """
+    return _equal_parts(rows, max(MANY_ROWS * DEEPEST // k, fewest) // ROWS * ROWS, ROWS)
 
 
 @register_jitable(**OPTIONS)
@@ -289,18 +301,25 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
                     *(one, zero, False, out, out_at + c, columns),
                 )
                 c += long
-        while c < columns:
-            valid = share_of(columns - c, width, lanes)
-            panels, panel_at, step = b, b_at + c, columns
-            if not readable(valid, lanes):
-                pack(b, b_at + c, columns, k, valid, scratch, 0, k)
-                panels, panel_at, step = scratch, 0, width
-            panel(
-                *(a, at, index, index_at, after, lda, rows, k, panels, panel_at, step, valid),
-                *(one, zero, out, out_at + c, columns),
-            )
-            after = -1  # the rows are here now
-            c += valid
+        rest, many = c, _rows_in_place(rows, k, FEWEST_ROWS)
+        for r in range(0, rows, many):
+            n = min(many, rows - r)
+            ahead = after
+            if r + n < rows:
+                ahead = index_at + r + n
+            c = rest
+            while c < columns:
+                valid = share_of(columns - c, width, lanes)
+                panels, panel_at, step = b, b_at + c, columns
+                if not readable(valid, lanes):
+                    pack(b, b_at + c, columns, k, valid, scratch, 0, k)
+                    panels, panel_at, step = scratch, 0, width
+                panel(
+                    *(a, at, index, index_at + r, ahead, lda, n, k, panels, panel_at, step, valid),
+                    *(one, zero, out, out_at + r * columns + c, columns),
+                )
+                ahead = -1  # the rows are here now
+                c += valid
 
     return multiply
 
@@ -316,15 +335,23 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
         if form == BLAS:
             gemm(False, True, rows, columns, k, one, a, at, k, w, w_at, k, zero, out, out_at, columns)
             return
-        c = 0
-        while c < columns:
-            valid = share_of(columns - c, width, lanes)
-            if not readable(valid, lanes):
-                for q in range(k * width):
-                    scratch[q] = 0
-            transpose(w, w_at + c * k, k, valid, k, scratch, 0, width)
-            panel(a, at, index, 0, -1, k, rows, k, scratch, 0, width, valid, one, zero, out, out_at + c, columns)
-            c += valid
+        many = _rows_in_place(rows, k, FEWEST_ROWS_OF_COPY)
+        for r in range(0, rows, many):
+            n = min(many, rows - r)
+            ahead = r + n if r + n < rows else -1
+            c = 0
+            while c < columns:
+                valid = share_of(columns - c, width, lanes)
+                if not readable(valid, lanes):
+                    for q in range(k * width):
+                        scratch[q] = 0
+                transpose(w, w_at + c * k, k, valid, k, scratch, 0, width)
+                panel(
+                    *(a, at, index, r, ahead, k, n, k, scratch, 0, width, valid),
+                    *(one, zero, out, out_at + r * columns + c, columns),
+                )
+                ahead = -1  # the rows are here now
+                c += valid
 
     return multiply_by_transposed
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,10 @@ FEW_PANELS = 4
 SETS_BYTES, SPREAD_BYTES = 4096, 256
 """After how many bytes the sets of a first-level cache begin again, and those that rows may have as a common divisor
 with it: with 256 they are spread over a quarter of the sets."""
+CACHE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+"""Where Linux says how large a core's second-level cache is."""
+CACHE_BYTES = 512 * 1024
+"""What it is taken to be elsewhere: laptops' are from 256 KiB to 2 MiB."""
 
 
 class Forms:
@@ -101,6 +107,16 @@ def _spread(apart: int) -> bool:
     return math.gcd(apart, SETS_BYTES) <= SPREAD_BYTES
 
 
+@functools.cache
+def _cache_bytes() -> int:
+    """Return the size of a core's second-level cache."""
+    try:
+        found = re.fullmatch(r"(\d+)K", CACHE_FILE.read_text("ascii").strip())
+    except (OSError, UnicodeError):
+        found = None
+    return 1024 * int(found[1]) if found else CACHE_BYTES
+
+
 def _measured(way: str, dtype: np.dtype[Any]) -> Measured:
     """Return what is known of the machine, or taken to be so."""
     return (known(dtype) if way == "auto" else None) or Measured(START, MEETING, RATE, NEAR)
@@ -160,8 +176,9 @@ def by_rule(
 ) -> int:
     """Return the form that what the processor is lets expect to be the fastest; see `Forms.of`.
 
-    Up to so many bytes as are `reached` between rows of W, a forward product needs no copy of them; see `near`.  Of a
-    gradient's inputs, a thread works on one of so many `parts`.
+    Up to so many bytes as are `reached` between rows of W, a forward product needs no copy of them; see `near`.  With
+    16 registers a few rows at a time read all of W, which has to be in a core's own cache then, or to lie in order.  Of
+    a gradient's inputs, a thread works on one of so many `parts`.
     """
     from fastmlp.kernels.cpu import codes, packing, tiles, vectors
 
@@ -173,7 +190,8 @@ def by_rule(
     near = outputs * dtype.itemsize <= NEAR
     direct = outputs <= packing.panel_width(dtype)
     if product == codes.FORWARD:
-        direct |= outputs * dtype.itemsize <= reached or rows <= tiles.ROWS
+        stays = vectors.REGISTERS == 32 or inputs * outputs * dtype.itemsize <= _cache_bytes()
+        direct |= (outputs * dtype.itemsize <= reached and stays) or rows <= tiles.ROWS
     elif near:
         # and one of A' too, unless there are too few rows, or few tiles read it, and in order, or few panels of B pass
         # by it, and its rows are not in the same sets of the cache
