@@ -1,5 +1,8 @@
 """Predictions for one example at a time."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from compare import assert_close
@@ -24,6 +27,21 @@ def test_a_predictor_predicts_as_the_model_does(backend, loss, dtype):
     pixels = (rng.random((5, 9)) * 255).astype(np.uint8)
     for row, wanted in zip(pixels, model.predict(pixels), strict=True):
         assert_close(predictor(row), wanted, dtype=dtype, k=9, c=16, scale=np.maximum(np.abs(wanted), 1))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_a_copy_of_a_predictor_has_memory_of_its_own(backend, copied):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 9)).astype("float32")
+    model = fastmlp.MLP((9, 7, 3), backend=backend, seed=1)
+    predictor = model.predictor()
+    first = predictor.outputs(x[0])
+    model.set_weights([np.zeros_like(w) for w in model.get_weights()])  # copies are of the predictor
+    other = copied(predictor)
+    for row in x:
+        np.testing.assert_array_equal(other.outputs(row), predictor.outputs(row))
+    assert np.ptp(first) > 0 and (predictor.outputs(x[0]) == first).all()
+    assert not np.shares_memory(other._out, predictor._out) and not np.shares_memory(other._x, predictor._x)
 
 
 def test_a_predictor_keeps_the_weights_it_was_made_with(backend):

@@ -36,11 +36,16 @@ def refuse_gpu(argument: str, array: Any, what: str) -> None:
         raise DataError(f"{argument} must be in host memory, {what}; pass {argument}.get() or .cpu()")
 
 
+def refuse_sparse(argument: str, array: Any) -> None:
+    """Raise DataError where an array is one of SciPy's sparse ones, of which NumPy makes a single object."""
+    if hasattr(array, "toarray"):
+        raise DataError(f"{argument} must be a dense array, got {type(array).__name__}; pass {argument}.toarray()")
+
+
 def host_array(array: Any, argument: str) -> NDArray[Any]:
     """Return what is in host memory as a NumPy array, without a copy where that can be; masked values are refused."""
     refuse_masked(argument, array)
-    if hasattr(array, "toarray"):  # SciPy's sparse ones, of which NumPy makes a single object
-        raise DataError(f"{argument} must be a dense array, got {type(array).__name__}; pass {argument}.toarray()")
+    refuse_sparse(argument, array)
     if not isinstance(array, np.ndarray) and not hasattr(array, "__array__") and speaks_dlpack(array):
         return np.from_dlpack(array)
     try:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -24,8 +25,28 @@ if TYPE_CHECKING:
     from fastmlp.engine.loop import Training
 
 
+_OWNED: dict[int, Training] = {}
+"""The run that each callback is part of which keeps what is a run's, by its id: copies of it are nobody's."""
+_OWNING = threading.Lock()
+
+
+class _OfOneRun(Callback):
+    """Keeps what belongs to a run, and is part of one at a time; what derives from it begins and ends by it."""
+
+    def on_train_begin(self, run: Training) -> None:
+        with _OWNING:
+            if _OWNED.setdefault(id(self), run) is not run:
+                raise RuntimeError(
+                    f"callbacks: this {type(self).__name__} is part of another fit, which has not ended (in another "
+                    "thread, or the one whose callback asks for this fit); give each fit one of its own"
+                )
+
+    def on_train_end(self, run: Training) -> None:
+        _OWNED.pop(id(self), None)
+
+
 @explains_keywords(__init__="callback")
-class EarlyStopping(Callback):
+class EarlyStopping(_OfOneRun):
     """Stop when a figure has not improved for some epochs, and go back to the weights of its best epoch.
 
     Parameters
@@ -78,6 +99,7 @@ class EarlyStopping(Callback):
 
     def on_train_begin(self, run: Training) -> None:
         run.check_monitor("EarlyStopping", self.monitor)
+        super().on_train_begin(run)
         if run.epoch == 0:
             self._reset()
         self._stop_if_due(run)  # at the checkpoint of the epoch that ended the run it was so already
@@ -99,6 +121,7 @@ class EarlyStopping(Callback):
             run.stop(f"{self.monitor} {since}")
 
     def on_train_end(self, run: Training) -> None:
+        super().on_train_end(run)
         if self._weights and not run.failed:
             run.learner.restore(self._weights)
             self._weights = {}
@@ -116,7 +139,7 @@ class EarlyStopping(Callback):
 
 
 @explains_keywords(__init__="callback")
-class Checkpoint(Callback):
+class Checkpoint(_OfOneRun):
     """Write the whole state of the run to a file, from which `fastmlp.load` and `MLP.resume` go on to the same bits.
 
     A model loaded from it predicts by the weights of the moment of the checkpoint; to those of the best epoch, which
@@ -164,6 +187,7 @@ class Checkpoint(Callback):
     def on_train_begin(self, run: Training) -> None:
         refuse_missing_folder(self.path)
         run.check_checkpoint()
+        super().on_train_begin(run)
         self._before = run.learner.state.step - run.steps_done
         self._written, self._owed = time.perf_counter(), False
 
@@ -195,12 +219,13 @@ class Checkpoint(Callback):
         self._save(run)
 
     def on_train_end(self, run: Training) -> None:
+        super().on_train_end(run)
         if self._owed and not run.failed:
             self._save(run)
 
 
 @explains_keywords(__init__="callback")
-class CSVLog(Callback):
+class CSVLog(_OfOneRun):
     """Write the figures of each epoch to a CSV file as soon as they are there; a resumed run goes on in it.
 
     Parameters
@@ -219,14 +244,16 @@ class CSVLog(Callback):
     def on_train_begin(self, run: Training) -> None:
         # that it can be written has to be known before the first step, but what it holds may be all there is: others
         # may still refuse the run, so that it is given up, or cut, with the first epoch and not before
-        new, self._kept = not os.path.lexists(self.path), []
+        new, kept = not os.path.lexists(self.path), []
         with self.path.open("a"):
             pass
         if new:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)  # another run, that begins now too, may have done so
         if run.epoch and self.path.is_file():  # of a resumed run, keep what was written up to the checkpoint
             with self.path.open(newline="", encoding="utf-8") as file:
-                self._kept = list(csv.reader(file))[: run.epoch + 1]
+                kept = list(csv.reader(file))[: run.epoch + 1]
+        super().on_train_begin(run)
+        self._kept = kept
 
     def on_epoch_end(self, run: Training, figures: Mapping[str, float]) -> None:
         header, row = ["epoch", *figures], [run.epoch, *figures.values()]
@@ -242,7 +269,7 @@ class CSVLog(Callback):
 
 
 @explains_keywords(__init__="callback")
-class TimeLimit(Callback):
+class TimeLimit(_OfOneRun):
     """Stop after the step at hand when the run, counted over all its parts, has taken so long.
 
     What is compiled before the first step, once on a machine, is not counted.
@@ -260,6 +287,7 @@ class TimeLimit(Callback):
         self._before, self._began = 0.0, math.nan
 
     def on_train_begin(self, run: Training) -> None:
+        super().on_train_begin(run)
         if run.steps_done == 0:
             self._before = 0.0
         self._began = math.nan

@@ -11,7 +11,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import column_or_1d
@@ -256,6 +256,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
             self._label_binarizer: Any = LabelBinarizer().fit(y) if y.ndim == 2 else None
             self.classes_ = np.unique(y) if self._label_binarizer is None else self._label_binarizer.classes_
             return X, y
+        if (y.ndim == 2) != self._several:
+            now, before = ("several labels", "a single one") if y.ndim == 2 else ("a single label", "several")
+            raise ValueError(f"y has {now} in a row, and this estimator was fitted to {before}; use another one")
         classes = unique_labels(y)
         if self.warm_start and not incremental and set(classes) != set(self.classes_):
             raise ValueError(
@@ -303,7 +306,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     def _weighted(self, y: Any, sample_weight: NDArray[Any] | None) -> NDArray[Any] | None:
         if self.class_weight is None:
             return sample_weight
-        factors: NDArray[Any] = compute_sample_weight(self.class_weight, y)
+        if self._several or not isinstance(self.class_weight, dict):
+            factors: NDArray[Any] = compute_sample_weight(self.class_weight, y)
+        else:  # these rows need not have all classes, nor the dict
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
+            factors = weights[np.searchsorted(self.classes_, y)]
         return factors if sample_weight is None else factors * sample_weight
 
     def _strata(self, y: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import validate_data
 
-from fastmlp.backends.foreign import lies_on_gpu
+from fastmlp.backends.foreign import lies_on_gpu, refuse_masked
 
 if TYPE_CHECKING:
     from fastmlp.backends.base import Backend
@@ -37,6 +37,7 @@ class OnDevices:
         begins : bool
             Whether the network is still to come.
         """
+        refuse_masked(argument, array)
         if not lies_on_gpu(array):
             return array
         backend = self._backend() if begins else self._learner.backend
@@ -49,6 +50,7 @@ class OnDevices:
         """
         options = {"accept_sparse": ["csr", "csc"], "dtype": (np.float64, np.float32), "reset": reset, **options}
         targets = [self._on_host(array, "y", reset) for array in y]
+        refuse_masked("X", X)
         if not lies_on_gpu(X):
             return validate_data(self, X, *targets, **options)
         backend = self._backend() if reset else self._learner.backend

@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d
 
+from fastmlp.backends.foreign import refuse_sparse
 from fastmlp.estimators.base import BaseMLP
 from fastmlp.estimators.objective import Objective
 from fastmlp.estimators.parameters import CONSTRAINTS
@@ -218,6 +219,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]  # scikit-lea
     # --- fitting ---
 
     def _take(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        refuse_sparse("y", y)
         X, y = self._validated(X, y, reset=reset, y_numeric=True)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)

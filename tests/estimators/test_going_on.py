@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.datasets import load_iris
 
 import fastmlp
@@ -260,3 +261,60 @@ def test_a_fit_that_failed_leaves_nothing():
         assert each.model_.backend.name == "numpy"
     assert found.model_.seed == same.model_.seed
     np.testing.assert_array_equal(found.coefs_[0], same.coefs_[0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_partial_fit_with_weights_of_classes_takes_rows_that_lack_some():
+    some = Y < 2
+    weighted, plain = (MLPClassifier(**START, class_weight=w) for w in ({2: 10.0, 0: 3.0}, None))
+    weighted.partial_fit(X[some], Y[some], classes=[0, 1, 2])
+    plain.partial_fit(X[some], Y[some], sample_weight=np.where(Y[some] == 0, 3.0, 1.0), classes=[0, 1, 2])
+    for found, wanted in zip(weighted.coefs_, plain.coefs_, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match=r"The classes, \[0, 1, 2\], are not in class_weight"):
+        MLPClassifier(**START, class_weight={3: 2.0}).partial_fit(X[some], Y[some], classes=[0, 1, 2])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_another_kind_of_y_than_at_the_first_fit_is_refused():
+    hot = np.eye(3, dtype=int)[Y]
+    one = MLPClassifier(**START).fit(X, Y)
+    weights = [w.copy() for w in one.coefs_]
+    for again in (lambda: one.partial_fit(X, hot), lambda: one.fit(X, hot)):
+        with pytest.raises(
+            ValueError, match=r"^y has several labels in a row, and this estimator was fitted to a single"
+        ):
+            again()
+    with pytest.raises(ValueError, match=r"y_val.*several labels"):
+        MLPClassifier(**START).fit(X, Y, X_val=X, y_val=hot)
+    for found, wanted in zip(one.coefs_, weights, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    several = MLPClassifier(**START).fit(X, hot)
+    for again in (lambda: several.partial_fit(X, Y), lambda: several.fit(X, Y)):
+        with pytest.raises(
+            ValueError, match=r"^y has a single label in a row, and this estimator was fitted to several"
+        ):
+            again()
+    several.partial_fit(X, hot)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("estimator", [MLPClassifier, MLPRegressor])
+def test_masked_values_are_refused_and_sparse_targets_too(estimator):
+    mask = np.zeros(len(Y), bool)
+    y, x = np.ma.array(Y, mask=mask), np.ma.array(X, mask=np.zeros(X.shape, bool))
+    model = estimator(**START).fit(x, y, sample_weight=np.ma.array(np.ones(len(Y)), mask=mask))  # none is masked
+    y[3], x[2, 1] = np.ma.masked, np.ma.masked
+    for name, call in {
+        "X": lambda: estimator(**START).fit(x, Y),
+        "y": lambda: estimator(**START).fit(X, y),
+        "sample_weight": lambda: estimator(**START).fit(X, Y, sample_weight=np.ma.array(np.ones(len(Y)), mask=y.mask)),
+        "X ": lambda: model.predict(x),
+        "y ": lambda: model.score(X, y),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name.strip()} has masked values, 1 of them"):
+            call()
+    if estimator is MLPRegressor:
+        for target in (sparse.csr_array(X), sparse.coo_array(X[:, 0]), sparse.csr_matrix(X[:, :1])):
+            with pytest.raises(ValueError, match=r"^y must be a dense array, got \w+; pass y\.toarray\(\)"):
+                estimator(**START).fit(X, target)
