@@ -162,8 +162,7 @@ class Learner:
     @quiet
     def predictor(self) -> Predictor:
         """Return a function that predicts one example at a time, with a copy of the weights."""
-        with self.backend.working():
-            return Predictor(self.backend, self.spec, self.rules, self.state.evaluated)
+        return Predictor(self.backend, self.spec, self.rules, self.state.evaluated)
 
     @quiet
     def figures(

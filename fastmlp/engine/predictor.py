@@ -38,7 +38,7 @@ class Predictor:
     rules : InputRules
         What the network knows of its inputs.
     params : (size,) array
-        Flat parameters on that backend; copied.
+        Flat parameters, on that backend or the host; copied.
     """
 
     def __init__(self, backend: Backend, spec: NetworkSpec, rules: InputRules, params: Any) -> None:
@@ -46,7 +46,8 @@ class Predictor:
         self._loss, self._inputs, self._dtype, self._rules = spec.loss, spec.units[0], dtype, rules
         self._as_is = rules.preprocessing is None and rules.divisor == 1
         self._backend, self._spec = backend, spec
-        bound = Bound(backend, Plan(spec.deterministic(), 1, Precision.of(dtype)), backend.copy(params), 1)
+        with backend.working():
+            bound = Bound(backend, Plan(spec.deterministic(), 1, Precision.of(dtype)), backend.copy(params), 1)
         self._bound, self._x, self._out, self._run = bound, bound.x, bound.out, bound.run
         self._no_input, self._no_output = np.zeros(self._inputs, dtype), np.zeros(spec.units[-1], dtype)
 
