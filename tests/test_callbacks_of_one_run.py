@@ -1,5 +1,6 @@
 """Callbacks that keep what belongs to a run: part of one fit at a time, free again however it ends."""
 
+import gc
 import threading
 
 import numpy as np
@@ -71,9 +72,14 @@ def test_a_fit_that_failed_sets_its_callbacks_free(kind, tmp_path):
     def fails():
         raise OSError("full")
 
-    for callback in (Fails(), During(fails)):
+    class FailsToEnd(fastmlp.Callback):
+        def on_train_end(self, run):
+            raise OSError("full")
+
+    for callbacks in ((shared, Fails()), (shared, During(fails)), (FailsToEnd(), shared)):
         with pytest.raises(OSError, match="full"):
-            fit(shared, callback)
+            fit(*callbacks)
+    gc.collect()
     fit(shared)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from fastmlp.engine.loop import Training
 
 
-_OWNED: dict[int, Training] = {}
-"""The run that each callback is part of which keeps what is a run's, by its id: copies of it are nobody's."""
+_OWNED: WeakValueDictionary[int, Training] = WeakValueDictionary()
+"""The run that each callback is part of which keeps what is a run's, by its id: copies are nobody's.  A run that is
+gone is none, where another callback's error kept this one from being ended."""
 _OWNING = threading.Lock()
 
 
