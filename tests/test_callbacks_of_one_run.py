@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastmlp
+from fastmlp.engine.learner import Learner
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 4)), RNG.integers(0, 3, 64)
@@ -81,6 +82,20 @@ def test_a_fit_that_failed_sets_its_callbacks_free(kind, tmp_path):
             fit(*callbacks)
     gc.collect()
     fit(shared)
+
+
+def test_a_callback_is_free_when_its_end_is_done_and_not_before(monkeypatch):
+    stopping, restore, asked = fastmlp.EarlyStopping("loss"), Learner.restore, []
+
+    def during(self, weights):
+        asked.append(weights)
+        with pytest.raises(RuntimeError, match="is part of another fit"):
+            fit(stopping, seed=1)
+        restore(self, weights)
+
+    monkeypatch.setattr(Learner, "restore", during)
+    fit(stopping)
+    assert len(asked) == 1
 
 
 def test_what_refuses_a_run_by_itself_is_free_for_the_next(tmp_path):

@@ -123,10 +123,10 @@ class EarlyStopping(_OfOneRun):
             run.stop(f"{self.monitor} {since}")
 
     def on_train_end(self, run: Training) -> None:
-        super().on_train_end(run)
         if self._weights and not run.failed:
             run.learner.restore(self._weights)
             self._weights = {}
+        super().on_train_end(run)  # the last thing: from here on another run may begin with it
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, **self._weights}
@@ -221,9 +221,9 @@ class Checkpoint(_OfOneRun):
         self._save(run)
 
     def on_train_end(self, run: Training) -> None:
-        super().on_train_end(run)
         if self._owed and not run.failed:
             self._save(run)
+        super().on_train_end(run)
 
 
 @explains_keywords(__init__="callback")
