@@ -208,8 +208,8 @@ def packed(
 
     A copy of a block of B is a row of panels, one of A as many panels as there are tiles below each other, and in both
     of them the numbers lie in the order in which tiles read them.  A block of A and the sums of its rows stay in the
-    second-level cache, a panel of B in the first-level one while A passes by; the panel that comes next is fetched
-    meanwhile, where it was copied for a block of A before this one.
+    second-level cache, a panel of B in the first-level one while A passes by; what is read next is fetched meanwhile: a
+    panel that was copied for a block of A before this one, or the numbers of one that is going to be copied.
     """
     _packed_here(
         by_columns, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch
@@ -260,11 +260,17 @@ def _compiled_packed(
                             if r == 0 and p % PANELS == 0:
                                 several = share_of(grouped - c, PANELS * width, lanes)
                                 pack(b, b_at + start * columns + g + c, columns, depth, several, scratch, place, room)
-                            following = place + size if r > 0 else -1
+                            soon = scratch, place + size, width
+                            if r == 0:  # the panels after this one are copied, and those after these are not yet
+                                layer, column = start, c + PANELS * width
+                                if column + width > grouped:
+                                    layer, column = start + deep, p % PANELS * width
+                                there = b_at + layer * columns + g + column
+                                soon = b, there if layer < min(k, first + layers * deep) else -1, columns
                             panel(
                                 *(scratch, copy_at, index, 0, ROWS * room, ROWS, n, depth),
                                 *(scratch, place, width, valid, alpha, kept, onward),
-                                *(out, out_at + r * columns + g + c, columns, following),
+                                *(out, out_at + r * columns + g + c, columns, soon),
                             )
                             c += valid
                             p += 1
@@ -400,11 +406,11 @@ def _compiled_multiply_transposed(
                     panels, panel_at, step = scratch, 0, width
                 panel(
                     *(a, at, index, index_at + start, ROWS, lda, whole, depth, panels, panel_at, step, valid),
-                    *(alpha, kept, False, out, out_at + c, columns, -1),
+                    *(alpha, kept, False, out, out_at + c, columns, (b, -1, 0)),
                 )
                 rest(
                     *(scratch, copy_at, index, 0, 0, ROWS, rows - whole, depth, panels, panel_at, step, valid),
-                    *(alpha, kept, False, out, out_at + whole * columns + c, columns, -1),
+                    *(alpha, kept, False, out, out_at + whole * columns + c, columns, (b, -1, 0)),
                 )
                 c += valid
 

@@ -25,7 +25,6 @@ FEW_ROWS = 4 if vectors.REGISTERS == 16 else 1
 """What is left of the rows is computed by tiles of so many, where it fits them."""
 ROW_VECTORS = 4 if vectors.REGISTERS == 32 and vectors.MASKS else 8
 """Vectors of a tile of one row: a sum is ready for the next product after four cycles, in each of which two begin."""
-LINE_BYTES = 64
 
 
 @part
@@ -214,8 +213,8 @@ def tile(rows: int, width: int, lanes: int, source: int):
     `count` repeat the last one; else each k must have `rows` numbers that may be read.  None of them is stored.
     With `onward`, sums begin with what is in out instead of 0: where alpha is 1 and beta 0, a product that is computed
     in blocks along k so has the bits of one that is not.
-    Where `ahead` is not negative, the tile that starts there in the index is fetched into the caches meanwhile; where A
-    is a copy, as many lines of b as k counts, from there on, into all caches but the first, which is full.
+    With `ROWS_OF_A`, where `ahead` is not negative, the tile that starts there in the index is fetched into the caches
+    meanwhile.
     """
     by_rows, by_columns = source == ROWS_OF_A, source == COLUMNS_OF_A
 
@@ -253,12 +252,9 @@ def tile(rows: int, width: int, lanes: int, source: int):
                 row = builder.gep(out_start, [builder.mul(own[r], ldo)])
                 for place in [row] if by_rows or by_columns else [builder.gep(row, [p]) for p in side.places]:
                     vectors.prefetch(builder, place)
-            if source == COPY_OF_A:
-                fetched = from_array(8, b, builder.select(is_ahead, ahead, b_at))
-                fetched_step = builder.select(is_ahead, integer(LINE_BYTES * 8 // real.bitwidth), integer(0))
             initial = side.initial_sums(rows, onward, count, out_start, ldo)
             # a loop over lines of A's rows, at each of which those that come next are asked for, and one along a line
-            line = integer(LINE_BYTES * 8 // real.bitwidth if by_rows else 2**62)
+            line = integer(vectors.LINE_BYTES * 8 // real.bitwidth if by_rows else 2**62)
             before = builder.basic_block
             outer, ask, head, body, done = (
                 builder.append_basic_block(name) for name in ("outer", "ask", "head", "body", "done")
@@ -303,13 +299,10 @@ def tile(rows: int, width: int, lanes: int, source: int):
                 row_of_b = builder.gep(b_start, [builder.mul(builder.load(builder.gep(indices, [i])), ldb)])
             b_vectors = [side.load(row_of_b, j) for j in range(width)]
             if by_columns:  # and what the tiles that come next read of this row
-                a_row, step = row_of_a(i), LINE_BYTES * 8 // real.bitwidth
+                a_row, step = row_of_a(i), vectors.LINE_BYTES * 8 // real.bitwidth
                 for far in range(max(rows, step), max(rows, step) + rows, step):
                     vectors.prefetch(builder, builder.gep(a_row, [integer(far)]))
             elif not by_rows:
-                if source == COPY_OF_A:
-                    place = builder.gep(fetched, [builder.mul(i, fetched_step)])
-                    vectors.prefetch(builder, place, vectors.ALL_BUT_THE_FIRST)
                 a_row = builder.gep(a_start, [builder.mul(i, lda)])
             for r in range(rows):
                 in_row = own[r] if source == ROWS_OF_B else integer(r)
@@ -382,8 +375,9 @@ def panel_of_columns(lanes: int, source: int):
     """Return the function that computes up to `VECTORS` vectors of all rows of a product with A's transpose or a copy.
 
     What one tile reads of A is `step` elements from what the next one does; with a copy each k is `ROWS`, the lda, from
-    the next, and with a transpose the rows are a multiple of `ROWS`.  Where `after` is not negative, b is a
-    copy, and the panel that starts there in it is fetched meanwhile.
+    the next, and with a transpose the rows are a multiple of `ROWS`.  `soon` says which rows of a matrix are fetched
+    meanwhile, as many as there are of b: the matrix, where in it they start (-1 for none), and how many elements they
+    are apart.  A share of them is asked for before each tile: there is room for a few dozen lines on their way.
     """
     all1, all2, all3 = (tile(ROWS, min(width, VECTORS), lanes, source) for width in (1, 2, 3))
     few2, few3 = (tile(FEW_ROWS, min(width, VECTORS), lanes, source) for width in (2, 3))
@@ -392,13 +386,13 @@ def panel_of_columns(lanes: int, source: int):
     # where there is one vector of sums for a row, there are registers for those of more rows
     tall = VECTORS * ROWS if source == COLUMNS_OF_A else ROWS
     tall1, tall_narrow = tile(tall, 1, lanes, source), tile(tall, 1, max(quarter, 1), source)
-    line = lanes * LINE_BYTES // vectors.VECTOR_BYTES
 
     @part
     def panel(
-        a, at, index, index_at, step, lda, rows, k, b, b_at, ldb, valid, alpha, beta, onward, out, out_at, ldo, after
+        a, at, index, index_at, step, lda, rows, k, b, b_at, ldb, valid, alpha, beta, onward, out, out_at, ldo, soon
     ):
-        r, ahead = 0, after
+        r, fetched, share = 0, 0, (k * ROWS + rows - 1) // max(rows, 1)
+        matrix, first, stride = soon
         while valid <= lanes and tall > ROWS and rows - r >= tall:
             o = out_at + r * ldo
             if valid > quarter:
@@ -413,23 +407,23 @@ def panel_of_columns(lanes: int, source: int):
         while r < rows:
             n = min(ROWS, rows - r)
             o = out_at + r * ldo
+            if first >= 0:
+                count = min(share, k - fetched)
+                vectors.fetch_rows(matrix, first + fetched * stride, stride, count, VECTORS * lanes)
+                fetched += count
             if n <= FEW_ROWS and valid > 2 * lanes:
-                few3(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+                few3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif n <= FEW_ROWS and valid > lanes:
-                few2(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+                few2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > 2 * lanes:
-                all3(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+                all3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > lanes:
-                all2(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+                all2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > quarter:
-                all1(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+                all1(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             else:
-                narrow(a, at, index, index_at, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+                narrow(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             r += ROWS
             at += step
-            if ahead >= 0:
-                ahead += k * line
-                if ahead >= after + k * ldb:
-                    ahead = -1
 
     return panel

@@ -65,6 +65,7 @@ def first_element(context, builder, array_type, array, offset, real):
     return builder.gep(builder.bitcast(data, context.get_value_type(real).as_pointer()), [offset])
 
 
+LINE_BYTES = 64
 ALL_CACHES, ALL_BUT_THE_FIRST = 3, 2
 
 
@@ -75,6 +76,24 @@ def prefetch(builder, place, into=ALL_CACHES):
     fetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0i8")
     flags = [ir.Constant(flag, n) for n in (0, into, 1)]  # to read; data
     builder.call(fetch, [builder.bitcast(place, byte), *flags])
+
+
+@intrinsic
+def fetch_rows(typing, b, at, ldb, rows, columns):
+    """Ask for rows of a matrix, `ldb` elements apart, which will be read: into all caches but the first."""
+    real, whole = b.dtype, types.intp
+
+    def codegen(context, builder, signature, args):
+        b, at, ldb, rows, columns = args
+        start = first_element(context, builder, signature.args[0], b, at, real)
+        line = integer(LINE_BYTES * 8 // real.bitwidth)
+        with cgutils.for_range(builder, rows) as row:
+            place = builder.gep(start, [builder.mul(row.index, ldb)])
+            with cgutils.for_range_slice(builder, integer(0), columns, line) as (column, _):
+                prefetch(builder, builder.gep(place, [column]), ALL_BUT_THE_FIRST)
+        return context.get_dummy_value()
+
+    return types.void(b, whole, whole, whole, whole), codegen
 
 
 def keep_rolled(branch):
