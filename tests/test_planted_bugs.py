@@ -26,6 +26,7 @@ ROW = ("tests/test_products.py", "-k", "single_row")
 TOGETHER = ("tests/test_shared_steps.py",)
 PARTS = ("tests/test_crew.py", "-k", "may_change")
 FEW = ("tests/test_products.py", "-k", "few_outputs")
+FEWEST = ("tests/test_few_outputs.py",)
 BLOCKS = ("tests/test_products.py", "-k", "more_than_one_block")
 TAKEN = ("tests/test_shared_steps.py", "-k", "each_part_is_one_threads")
 SHARES = ("tests/test_shared_predictions.py",)
@@ -84,6 +85,9 @@ BUGS = {
     "products: few outputs, a second block": ("kernels/cpu/few.py", "min(deep, k - start), start > 0, at + c", "min(deep, k - start), False, at + c"),
     "products: few outputs, more than four": ("kernels/cpu/few.py", "min(outputs, columns - q), q * rows + c", "min(outputs, columns - q), c"),
     "products: few outputs, more inputs than a block": ("kernels/cpu/few.py", "run(out, out_at + c * columns, count)", "run(out, out_at, count)"),
+    "products: forward, the last vector": ("kernels/cpu/dots.py", "builder.select(new, value, zeros)", "value"),
+    "products: forward, the order of sums": ("kernels/cpu/dots.py", "sums[p % chunks * chunk + p // chunks]", "sums[p]"),
+    "products: rows of W', the last part": ("kernels/cpu/few.py", "c = min(first, columns - many)", "c = first"),
     "products: few outputs, what was there": ("kernels/cpu/few.py", "target[q] = beta * target[q] + alpha * sums[q]", "target[q] = alpha * sums[q]"),
     "gather: whole numbers": ("kernels/cpu/layers.py", "_convert(run(seen_as(source, np.int64), first", "_convert(run(seen_as(source, np.float64), first"),
     "predictions: what others leave": ("kernels/cpu/predict.py", "share = (t + ahead) % threads * LINE", "share = t * LINE"),
@@ -126,6 +130,9 @@ COMPILED = {
     "products: few outputs, more than four": FEW,
     "products: few outputs, more inputs than a block": FEW,
     "products: few outputs, what was there": FEW,
+    "products: forward, the last vector": FEWEST,
+    "products: forward, the order of sums": FEWEST,
+    "products: rows of W', the last part": FEWEST,
     "decays near 1": ROUNDING,
     "biases: one sum of many rows": ROUNDING,
     "biases: blocks of rows after the first": ROUNDING,

@@ -1,12 +1,17 @@
-"""The gradient of the weights of a few outputs, ten classes above all; `products` calls it.
+"""The backward products of a few outputs, ten classes above all; `products` calls them.
 
-Their vectors would be half empty: the transpose is summed, whose vectors lie along the inputs, and turned in the end.
+In the gradient of the weights their vectors would be half empty: the transpose is summed, whose vectors lie along the
+inputs, and turned in the end.  And in the gradient of the inputs of up to four of them, a tile would be begun and
+ended for as many sums: rows are computed one after the other.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import overload
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 from . import tiles, vectors
 from .blocks import rows_at_once
@@ -15,11 +20,12 @@ from .packing import transpose
 from .tiles import share_of
 from .vectors import run
 
-FEW_OUTPUTS = ((4, 6), (5, 4)) if vectors.MASKS else ((4, 2), (5, 2))
+INPUTS_BESIDE = {1: 8, 2: 8, 4: 6, 5: 4} if vectors.MASKS else {4: 2, 5: 2}
 """Outputs that are summed at once where there is no more than a vector of them, and vectors of inputs beside each: what
 registers hold, and without masks two at most, of which the last ends where the row does.  Ten outputs are two times
 five, and would be three times four."""
-
+LATENCY = 8
+"""Multiply-adds that can begin until the first is ready, at most."""
 VECTORS_OF_INPUTS = 768 // vectors.VECTOR_BYTES
 """Those that are summed before they are turned: with ten outputs, they and their transpose take half of a first-level
 cache of 32 KiB."""
@@ -61,6 +67,7 @@ def few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, b
 def _transposed_sums(outputs: int, long: int, lanes: int):
     """Return the function that leaves the transpose of the product in scratch, `outputs` of its rows at a time."""
     wide, half = long * lanes, long // 2 * lanes
+    single = outputs * (long // 2) > LATENCY  # else a tile of one vector takes as long as one of half as many
     tile1, tile_half, tile_long = (tiles.tile(outputs, n, lanes, tiles.ROWS_OF_B) for n in (1, long // 2, long))
 
     @part
@@ -78,13 +85,13 @@ def _transposed_sums(outputs: int, long: int, lanes: int):
                             *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
                             *(one, zero, onward, scratch, o, rows),
                         )
-                    elif valid > lanes:
-                        tile_half(
+                    elif single and valid <= lanes:
+                        tile1(
                             *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
                             *(one, zero, onward, scratch, o, rows),
                         )
                     else:
-                        tile1(
+                        tile_half(
                             *(b, d_at, index, i, -1, columns, n, depth, a, x_at, lda, valid),
                             *(one, zero, onward, scratch, o, rows),
                         )
@@ -99,8 +106,12 @@ def _compiled_few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns
         return lambda a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch: None
     lanes = vectors.lanes(out.dtype)
     most = VECTORS_OF_INPUTS * lanes
-    by_four, by_five = (_transposed_sums(*sizes, lanes) for sizes in FEW_OUTPUTS)
-    four, five = (outputs for outputs, _ in FEW_OUTPUTS)
+    has_small = 1 in INPUTS_BESIDE  # else the fewest are four, some of which are missing
+    four, five = 4, 5
+    by_one, by_two, by_four, by_five = (
+        _transposed_sums(outputs, INPUTS_BESIDE[outputs], lanes)
+        for outputs in ((1, 2, four, five) if has_small else (four, four, four, five))
+    )
     one, zero = (getattr(np, str(out.dtype))(n) for n in (1, 0))
 
     def few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, beta, out, out_at, scratch):
@@ -110,12 +121,19 @@ def _compiled_few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns
         while c < rows:
             several = share_of(rows - c, most, lanes)
             count = several * columns
-            if by_fives:
+            if has_small and columns == 1:
+                by_one(a, at + c, index, index_at, lda, several, k, b, b_at, columns, one, zero, scratch)
+            elif has_small and columns == 2:
+                by_two(a, at + c, index, index_at, lda, several, k, b, b_at, columns, one, zero, scratch)
+            elif by_fives:
                 by_five(a, at + c, index, index_at, lda, several, k, b, b_at, columns, one, zero, scratch)
             else:
                 by_four(a, at + c, index, index_at, lda, several, k, b, b_at, columns, one, zero, scratch)
-            transpose(scratch, 0, several, columns, several, scratch, count, columns)
-            target, sums = run(out, out_at + c * columns, count), run(scratch, count, count)
+            turned = 0
+            if columns > 1:
+                turned = count
+                transpose(scratch, 0, several, columns, several, scratch, turned, columns)
+            target, sums = run(out, out_at + c * columns, count), run(scratch, turned, count)
             if beta == zero:  # what is there may be NaN
                 for q in range(count):
                     target[q] = alpha * sums[q]
@@ -125,3 +143,95 @@ def _compiled_few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns
             c += several
 
     return few_outputs
+
+
+MOST_IN_ROWS = 4
+"""Outputs whose numbers stay in registers while a row of their inputs is computed."""
+ROWS_BYTES = 16 * 1024
+"""Of the rows of W' that pass by for each row: half of a first-level cache."""
+
+
+def in_rows_scratch(inputs: int) -> int:
+    """Return how many numbers of scratch `few_in_rows` needs: a transposed copy of W."""
+    return MOST_IN_ROWS * inputs
+
+
+@part
+def are_in_rows(k, columns, lanes):
+    """Tell whether so many outputs are few enough for `few_in_rows`, and there is a vector of inputs."""
+    return k <= MOST_IN_ROWS and columns >= lanes
+
+
+def _row_of(outputs: int, lanes: int):
+    """Return the intrinsic that computes a part of a row, at least a vector, from W' whose rows are `ldw` apart."""
+
+    @intrinsic
+    def row(typing, d, d_at, w, w_at, ldw, columns, out, out_at):
+        real, whole = out.dtype, types.intp
+
+        def codegen(context, builder, signature, args):
+            d, d_at, w, w_at, ldw, columns, out, out_at = args
+            integer, align = vectors.integer, real.bitwidth // 8
+            vector = ir.VectorType(context.get_value_type(real), lanes)
+            kind = ir.FunctionType(vector, [vector] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{lanes}f{real.bitwidth}")
+            starts = [
+                vectors.first_element(context, builder, signature.args[p], array, offset, real)
+                for p, array, offset in ((0, d, d_at), (2, w, w_at), (6, out, out_at))
+            ]
+            d_row, w_start, out_row = starts
+            factors = [
+                vectors.splat(builder, builder.load(builder.gep(d_row, [integer(j)])), lanes) for j in range(outputs)
+            ]
+            w_rows = [builder.gep(w_start, [builder.mul(integer(j), ldw)]) for j in range(outputs)]
+
+            def place(start, q):
+                return builder.bitcast(builder.gep(start, [q]), vector.as_pointer())
+
+            def compute(q):
+                ws = [builder.load(place(w_row, q), align=align) for w_row in w_rows]
+                total = builder.fmul(factors[0], ws[0])
+                for factor, value in zip(factors[1:], ws[1:], strict=True):
+                    total = builder.call(fma, [factor, value, total])
+                builder.store(total, place(out_row, q), align=align)
+
+            last = builder.sub(columns, integer(lanes))  # the last vector ends where the row does
+            with cgutils.for_range_slice(builder, integer(0), last, integer(lanes)) as (q, _):
+                compute(q)
+            compute(last)
+            return context.get_dummy_value()
+
+        return types.void(d, whole, w, whole, whole, whole, out, whole), codegen
+
+    return row
+
+
+def few_in_rows(a, at, rows, k, w, w_at, columns, out, out_at, scratch):
+    """Compute `products.multiply_by_transposed` for outputs that `are_in_rows`; scratch holds `in_rows_scratch`."""
+
+
+@overload(few_in_rows, jit_options=OPTIONS)
+def _compiled_few_in_rows(a, at, rows, k, w, w_at, columns, out, out_at, scratch):
+    lanes = vectors.lanes(out.dtype)
+    row1, row2, row3, row4 = (_row_of(outputs, lanes) for outputs in (1, 2, 3, 4))
+
+    def few_in_rows(a, at, rows, k, w, w_at, columns, out, out_at, scratch):
+        copy, copy_at = w, w_at
+        if k > 1:
+            copy, copy_at = scratch, 0
+            transpose(w, w_at, k, columns, k, scratch, 0, columns)
+        many = min(columns, max(lanes, ROWS_BYTES // (k * out.itemsize)))
+        for first in range(0, columns, many):
+            c = min(first, columns - many)  # what is computed twice is the same
+            for r in range(rows):
+                d_at, o = at + r * k, out_at + r * columns + c
+                if k == 1:
+                    row1(a, d_at, copy, copy_at + c, columns, many, out, o)
+                elif k == 2:
+                    row2(a, d_at, copy, copy_at + c, columns, many, out, o)
+                elif k == 3:
+                    row3(a, d_at, copy, copy_at + c, columns, many, out, o)
+                else:
+                    row4(a, d_at, copy, copy_at + c, columns, many, out, o)
+
+    return few_in_rows

@@ -19,6 +19,7 @@ from numba.extending import intrinsic, overload
 from . import vectors
 from .compiling import OPTIONS, part
 from .tiles import ROWS, VECTORS, share_of
+from .vectors import run
 
 BLOCK = 8
 
@@ -60,6 +61,35 @@ def _transposed_block(size: int):
     return block
 
 
+def _of_few_columns(count: int):
+    """Return the functions that transpose a matrix of so many columns, and into one.
+
+    Without gaps: else a compiler does not see that what it writes to does not overlap, and takes no vectors.
+    """
+
+    @part
+    def to_rows(source, at, rows, out, out_at):
+        numbers, there = run(source, at, count * rows), run(out, out_at, count * rows)
+        for q in range(rows):
+            there[q], there[rows + q] = numbers[count * q], numbers[count * q + 1]
+            if count > 2:
+                there[2 * rows + q] = numbers[count * q + 2]
+            if count > 3:
+                there[3 * rows + q] = numbers[count * q + 3]
+
+    @part
+    def to_columns(source, at, rows, out, out_at):
+        numbers, there = run(source, at, count * rows), run(out, out_at, count * rows)
+        for q in range(rows):
+            there[count * q], there[count * q + 1] = numbers[q], numbers[rows + q]
+            if count > 2:
+                there[count * q + 2] = numbers[2 * rows + q]
+            if count > 3:
+                there[count * q + 3] = numbers[3 * rows + q]
+
+    return to_rows, to_columns
+
+
 def transpose(source, at, lds, rows, columns, out, out_at, ldo):
     """``out[c, r] = source[r, c]``, from `at` and from `out_at` on."""
 
@@ -68,8 +98,22 @@ def transpose(source, at, lds, rows, columns, out, out_at, ldo):
 def _compiled_transpose(source, at, lds, rows, columns, out, out_at, ldo):
     long = max(BLOCK, vectors.lanes(out.dtype))
     block, small = _transposed_block(long), _transposed_block(BLOCK)
+    (rows2, columns2), (rows3, columns3), (rows4, columns4) = (_of_few_columns(count) for count in (2, 3, 4))
 
     def transpose(source, at, lds, rows, columns, out, out_at, ldo):
+        if columns == lds and rows == ldo:
+            if columns == 2:
+                return rows2(source, at, rows, out, out_at)
+            if columns == 3:
+                return rows3(source, at, rows, out, out_at)
+            if columns == 4:
+                return rows4(source, at, rows, out, out_at)
+            if rows == 2:
+                return columns2(source, at, columns, out, out_at)
+            if rows == 3:
+                return columns3(source, at, columns, out, out_at)
+            if rows == 4:
+                return columns4(source, at, columns, out, out_at)
         c = 0
         while c < columns:
             size = long if columns - c >= long else BLOCK

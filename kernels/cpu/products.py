@@ -6,7 +6,8 @@
   "Anatomy of high-performance matrix multiplication").  A row of B is as far from the next as the matrix is wide:
   without a copy each is a page and a set of the cache.
 
-A product with W's transpose needs a copy of W in any case, and gains nothing by one of A: it is the same in both.
+A product with W's transpose needs a copy of W in any case, and gains nothing by one of A: it is the same in both.  So
+are products forward of a few outputs, see `dots`.
 
 Rows of A are found by an index, so that tiles multiply a batch where it lies in the user's data, without its being
 gathered; and what is added to the result is scaled first, so that a weight gradient and the step of gradient descent
@@ -23,7 +24,8 @@ from .blas import gemm
 from .blocks import DEPTH, rows_at_once
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS, shared
-from .few import are_few, few_outputs, few_scratch, most_outputs
+from .dots import are_dots, dots, dots_scratch
+from .few import are_few, are_in_rows, few_in_rows, few_outputs, few_scratch, in_rows_scratch, most_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
 from .single import add_outer_product, multiply_sparse_row, notes_size
 from .tiles import ROWS, readable, share_of
@@ -68,11 +70,18 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
         return 0
     if form == DIRECT:
         panels = max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
-        return max(panels, few_scratch(inputs, outputs, width // tiles.VECTORS))
+        few = few_scratch(inputs, outputs, width // tiles.VECTORS), dots_scratch(inputs), in_rows_scratch(inputs)
+        return max(panels, *few)
     # a product with W' copies panels that are as deep as W is wide, in either form
     shapes = (rows, inputs, outputs), (inputs, rows, outputs)
     notes = notes_size(inputs, vectors.VECTOR_BYTES * tiles.VECTORS // width)
-    return max(outputs * width, notes, *(_packed_size(width, *shape) for shape in shapes))
+    return max(
+        outputs * width,
+        dots_scratch(inputs),
+        in_rows_scratch(inputs),
+        notes,
+        *(_packed_size(width, *shape) for shape in shapes),
+    )
 
 
 @register_jitable(**OPTIONS)
@@ -291,6 +300,9 @@ def _compiled_multiply(form, a, at, index, index_at, after, lda, rows, k, b, b_a
         if form == BLAS:
             gemm(False, False, rows, columns, k, one, a, at, lda, b, b_at, columns, zero, out, out_at, columns)
             return
+        if are_dots(k, columns, lanes):
+            dots(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch)
+            return
         if form == PACKED:
             packed(
                 *(False, a, at, index, index_at, after, lda, rows, k, b, b_at, columns, one, zero),
@@ -340,6 +352,9 @@ def _compiled_multiply_by_transposed(form, a, at, index, rows, k, w, w_at, colum
         one, zero = real(1), real(0)
         if form == BLAS:
             gemm(False, True, rows, columns, k, one, a, at, k, w, w_at, k, zero, out, out_at, columns)
+            return
+        if are_in_rows(k, columns, lanes):
+            few_in_rows(a, at, rows, k, w, w_at, columns, out, out_at, scratch)
             return
         many = _rows_in_place(rows, k, FEWEST_ROWS_OF_COPY)
         for r in range(0, rows, many):

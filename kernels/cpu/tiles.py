@@ -332,6 +332,8 @@ def panel_of_rows(lanes: int):
     one1, one2, one3 = (tile(1, min(width, VECTORS), lanes, ROWS_OF_A) for width in (1, 2, 3))
     quarter = lanes // 4 if vectors.MASKS else 0
     narrow = tile(ROWS, 1, max(quarter, 1), ROWS_OF_A)  # a quarter of a vector, for the last columns
+    # constants are looked at first: what they rule out is not even compiled
+    three, has_few, has_narrow = VECTORS > 2, FEW_ROWS > 1, quarter > 0
 
     @part
     def panel(a, at, index, index_at, after, lda, rows, k, b, b_at, ldb, valid, alpha, beta, out, out_at, ldo):
@@ -345,22 +347,22 @@ def panel_of_rows(lanes: int):
                 ahead = -1
             o = out_at + r * ldo
             if n > FEW_ROWS:
-                if valid > 2 * lanes:
+                if three and valid > 2 * lanes:
                     all3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 elif valid > lanes:
                     all2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
-                elif valid > quarter:
-                    all1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
-                else:
+                elif has_narrow and valid <= quarter:
                     narrow(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
-            elif n > 1:
-                if valid > 2 * lanes:
+                else:
+                    all1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
+            elif has_few and n > 1:
+                if three and valid > 2 * lanes:
                     few3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 elif valid > lanes:
                     few2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
                 else:
                     few1(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
-            elif valid > 2 * lanes:
+            elif three and valid > 2 * lanes:
                 one3(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
             elif valid > lanes:
                 one2(a, at, index, i, ahead, lda, n, k, b, b_at, ldb, valid, alpha, beta, False, out, o, ldo)
@@ -386,6 +388,7 @@ def panel_of_columns(lanes: int, source: int):
     # where there is one vector of sums for a row, there are registers for those of more rows
     tall = VECTORS * ROWS if source == COLUMNS_OF_A else ROWS
     tall1, tall_narrow = tile(tall, 1, lanes, source), tile(tall, 1, max(quarter, 1), source)
+    three, has_tall, has_narrow = VECTORS > 2, tall > ROWS, quarter > 0
 
     @part
     def panel(
@@ -393,15 +396,15 @@ def panel_of_columns(lanes: int, source: int):
     ):
         r, fetched, share = 0, 0, (k * ROWS + rows - 1) // max(rows, 1)
         matrix, first, stride = soon
-        while valid <= lanes and tall > ROWS and rows - r >= tall:
+        while has_tall and valid <= lanes and rows - r >= tall:
             o = out_at + r * ldo
-            if valid > quarter:
-                tall1(a, at, index, index_at, -1, lda, tall, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
-            else:
+            if has_narrow and valid <= quarter:
                 tall_narrow(
                     *(a, at, index, index_at, -1, lda, tall, k, b, b_at, ldb, valid),
                     *(alpha, beta, onward, out, o, ldo),
                 )
+            else:
+                tall1(a, at, index, index_at, -1, lda, tall, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             r += tall
             at += VECTORS * step
         while r < rows:
@@ -411,18 +414,18 @@ def panel_of_columns(lanes: int, source: int):
                 count = min(share, k - fetched)
                 vectors.fetch_rows(matrix, first + fetched * stride, stride, count, VECTORS * lanes)
                 fetched += count
-            if n <= FEW_ROWS and valid > 2 * lanes:
+            if three and n <= FEW_ROWS and valid > 2 * lanes:
                 few3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif n <= FEW_ROWS and valid > lanes:
                 few2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
-            elif valid > 2 * lanes:
+            elif three and valid > 2 * lanes:
                 all3(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             elif valid > lanes:
                 all2(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
-            elif valid > quarter:
-                all1(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
-            else:
+            elif has_narrow and valid <= quarter:
                 narrow(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
+            else:
+                all1(a, at, index, index_at, -1, lda, n, k, b, b_at, ldb, valid, alpha, beta, onward, out, o, ldo)
             r += ROWS
             at += step
 
