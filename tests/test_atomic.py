@@ -48,6 +48,19 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error, old):
     assert old is None or (tmp_path / "a").read_bytes() == old
 
 
+@posix
+def test_an_interrupt_before_the_first_byte_leaves_nothing_behind(tmp_path, monkeypatch):
+    import fcntl
+
+    def interrupted(file, how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_writer(tmp_path / "a") as file:
+        file.write(b"new")
+    assert names(tmp_path) == []
+
+
 def test_a_failing_rename_leaves_nothing_behind(tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError("no")

@@ -19,6 +19,7 @@ def made(kind, folder):
         "Checkpoint": lambda: fastmlp.Checkpoint(folder / "run.safetensors"),
         "CSVLog": lambda: fastmlp.CSVLog(folder / "log.csv"),
         "TimeLimit": lambda: fastmlp.TimeLimit(100.0),
+        "EpochTimer": lambda: fastmlp.EpochTimer(),
     }[kind]()
 
 
@@ -39,7 +40,7 @@ class During(fastmlp.Callback):
             self.does()
 
 
-@pytest.mark.parametrize("kind", ["EarlyStopping", "Checkpoint", "CSVLog", "TimeLimit"])
+@pytest.mark.parametrize("kind", ["EarlyStopping", "Checkpoint", "CSVLog", "TimeLimit", "EpochTimer"])
 def test_a_second_fit_is_refused_while_the_first_goes_on(kind, tmp_path):
     shared, raised = made(kind, tmp_path), []
 
@@ -62,7 +63,7 @@ def test_a_second_fit_is_refused_while_the_first_goes_on(kind, tmp_path):
     fit(shared, seed=1)  # one after the other
 
 
-@pytest.mark.parametrize("kind", ["EarlyStopping", "Checkpoint", "CSVLog", "TimeLimit"])
+@pytest.mark.parametrize("kind", ["EarlyStopping", "Checkpoint", "CSVLog", "TimeLimit", "EpochTimer"])
 def test_a_fit_that_failed_sets_its_callbacks_free(kind, tmp_path):
     shared = made(kind, tmp_path)
 

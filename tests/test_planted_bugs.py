@@ -57,10 +57,12 @@ BUGS = {
     "a loss that is not finite": ("kernels/cpu/train.py", "if not math.isfinite(loss):", "if loss < 0:"),
     "features shared out: a thread's part": ("kernels/cpu/forward.py", "range(1, parts.shape[0])", "range(2, parts.shape[0])"),
     "features shared out: rows of the first": ("kernels/cpu/forward.py", "FORWARD], batch.x, first, batch.index,", "FORWARD], batch.x, 0, batch.index,"),
-    "tiles: last column": ("kernels/cpu/tiles.py", "builder.shl(vectors.integer(1), count)", "builder.shl(vectors.integer(2), count)"),
-    "tiles: last vector": ("kernels/cpu/tiles.py", "self._less(valid, lanes)", "self._less(valid, lanes + 1)"),
-    "tiles: beta forgotten": ("kernels/cpu/tiles.py", "self.fma(scale, self.load(row, j), total)", "self.fma(factor, self.load(row, j), total)"),
-    "tiles: a quarter of a vector": ("kernels/cpu/tiles.py", "elif valid > quarter:", "elif valid > lanes:"),
+    "tiles: last column": ("kernels/cpu/edges.py", "builder.shl(vectors.integer(1), count)", "builder.shl(vectors.integer(2), count)"),
+    "tiles: last vector": ("kernels/cpu/edges.py", "self._less(valid, lanes)", "self._less(valid, lanes + 1)"),
+    "tiles: beta forgotten": ("kernels/cpu/edges.py", "self.fma(scale, self.load(row, j), total)", "self.fma(factor, self.load(row, j), total)"),
+    "tiles: a part of a vector": ("kernels/cpu/edges.py", "vectors.integer(-2 * size)", "vectors.integer(-size)"),
+    "tiles: a part of a vector that is there": ("kernels/cpu/edges.py", "builder.select(there, high, low)", "high"),
+    "tiles: a quarter of a vector": ("kernels/cpu/tiles.py", "elif has_narrow and valid <= quarter:", "elif has_narrow and valid <= lanes:"),
     "packing: a transpose's edge": ("kernels/cpu/packing.py", "for q in range(c, c + size):", "for q in range(c, c + size - 1):"),
     "packing: a transpose's last columns": ("kernels/cpu/packing.py", "c = min(c, columns - size)", "c = columns - size"),
     "packing: a transpose's last rows": ("kernels/cpu/packing.py", "r = min(r, rows - BLOCK)", "r = rows - BLOCK"),
@@ -96,13 +98,15 @@ BUGS = {
     "biases: one sum of many rows": ("kernels/cpu/layers.py", "SUMMED_ROWS = 1024", "SUMMED_ROWS = 1 << 40"),
     "biases: blocks of rows after the first": ("kernels/cpu/layers.py", "        if begin > 0:\n            for q", "        if begin < 0:\n            for q"),
     "tiles: tall ones": ("kernels/cpu/tiles.py", "at += VECTORS * step", "at += step"),
-    "tiles: what is written as it is": ("kernels/cpu/tiles.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
+    "tiles: what is written as it is": ("kernels/cpu/edges.py", 'builder.fcmp_unordered("!=", alpha, one)', 'builder.fcmp_unordered("!=", zero, zero)'),
 }  # fmt: skip
 COMPILED = {
     "features shared out: a thread's part": SHARED,
     "features shared out: rows of the first": SHARED,
     "tiles: last column": MASKS,
     "tiles: last vector": PRODUCTS,
+    "tiles: a part of a vector": PRODUCTS,
+    "tiles: a part of a vector that is there": PRODUCTS,
     "tiles: beta forgotten": FORMS,
     "tiles: a quarter of a vector": MASKS,
     "packing: a transpose's edge": PRODUCTS,
@@ -170,7 +174,12 @@ def run_on_a_copy(folder, bug):
 
 
 ONLY_WITH_MASKS = ("tiles: what is written as it is",)
-NOT_WITH_MASKS = ("tiles: last vector", "tiles: beta forgotten")
+NOT_WITH_MASKS = (
+    "tiles: last vector",
+    "tiles: beta forgotten",
+    "tiles: a part of a vector",
+    "tiles: a part of a vector that is there",
+)
 """What stands there is compiled for AVX-512 alone, or not for it."""
 
 

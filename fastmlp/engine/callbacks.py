@@ -6,18 +6,17 @@ import csv
 import io
 import math
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 
 from fastmlp.arguments import check_count, check_flag, check_number, check_path, check_sequence
 from fastmlp.engine.loop import Callback
+from fastmlp.engine.one_run import OfOneRun
 from fastmlp.files.atomic import atomic_writer, refuse_missing_folder
 from fastmlp.formulas.figures import lower_is_better
 from fastmlp.formulas.names import explains_keywords
@@ -26,29 +25,8 @@ if TYPE_CHECKING:
     from fastmlp.engine.loop import Training
 
 
-_OWNED: WeakValueDictionary[int, Training] = WeakValueDictionary()
-"""The run that each callback is part of which keeps what is a run's, by its id: copies are nobody's.  A run that is
-gone is none, where another callback's error kept this one from being ended."""
-_OWNING = threading.Lock()
-
-
-class _OfOneRun(Callback):
-    """Keeps what belongs to a run, and is part of one at a time; what derives from it begins and ends by it."""
-
-    def on_train_begin(self, run: Training) -> None:
-        with _OWNING:
-            if _OWNED.setdefault(id(self), run) is not run:
-                raise RuntimeError(
-                    f"callbacks: this {type(self).__name__} is part of another fit, which has not ended (in another "
-                    "thread, or the one whose callback asks for this fit); give each fit one of its own"
-                )
-
-    def on_train_end(self, run: Training) -> None:
-        _OWNED.pop(id(self), None)
-
-
 @explains_keywords(__init__="callback")
-class EarlyStopping(_OfOneRun):
+class EarlyStopping(OfOneRun):
     """Stop when a figure has not improved for some epochs, and go back to the weights of its best epoch.
 
     Parameters
@@ -141,7 +119,7 @@ class EarlyStopping(_OfOneRun):
 
 
 @explains_keywords(__init__="callback")
-class Checkpoint(_OfOneRun):
+class Checkpoint(OfOneRun):
     """Write the whole state of the run to a file, from which `fastmlp.load` and `MLP.resume` go on to the same bits.
 
     A model loaded from it predicts by the weights of the moment of the checkpoint; to those of the best epoch, which
@@ -227,7 +205,7 @@ class Checkpoint(_OfOneRun):
 
 
 @explains_keywords(__init__="callback")
-class CSVLog(_OfOneRun):
+class CSVLog(OfOneRun):
     """Write the figures of each epoch to a CSV file as soon as they are there; a resumed run goes on in it.
 
     Parameters
@@ -271,7 +249,7 @@ class CSVLog(_OfOneRun):
 
 
 @explains_keywords(__init__="callback")
-class TimeLimit(_OfOneRun):
+class TimeLimit(OfOneRun):
     """Stop after the step at hand when the run, counted over all its parts, has taken so long.
 
     What is compiled before the first step, once on a machine, is not counted.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastmlp.arguments import check_path
 from fastmlp.backends.timing import Clock, Span
 from fastmlp.engine.loop import Callback
+from fastmlp.engine.one_run import OfOneRun
 from fastmlp.files.atomic import refuse_missing_folder
 from fastmlp.files.chrome_trace import Event, write_trace
 from fastmlp.formulas.names import explains_keywords
@@ -67,7 +68,7 @@ KINDS = tuple(field.name for field in fields(EpochTimes))[1:]
 
 
 @explains_keywords(__init__="callback")
-class EpochTimer(Callback):
+class EpochTimer(OfOneRun):
     """Take the time of each epoch: data, training, evaluation, callbacks; ``print`` it after `fit`.
 
     It changes nothing in how a run is carried out; epochs that are trained several in one call have equal shares of
@@ -107,6 +108,7 @@ class EpochTimer(Callback):
             raise ValueError("callbacks must hold one EpochTimer at most, since it counts what the others take")
         if self.trace is not None:
             refuse_missing_folder(self.trace)
+        super().on_train_begin(run)
         if run.epoch == 0:
             self.times = []
         self._spans, self._since = [], time.perf_counter()
@@ -139,6 +141,9 @@ class EpochTimer(Callback):
         )
         run._told = [*around, _Last(self)]
 
+    def on_train_end(self, run: Training) -> None:
+        """Wait for `_Last`: the ends of other callbacks are counted too."""
+
     def _end_row(self, epoch: int | None) -> None:
         """Note what has taken time since the last row."""
         assert self._clock is not None
@@ -155,6 +160,12 @@ class EpochTimer(Callback):
 
     def _end(self, run: Training) -> None:
         """Take the clock away, and write what is asked for."""
+        try:
+            self._write(run)
+        finally:
+            super().on_train_end(run)
+
+    def _write(self, run: Training) -> None:
         self._end_row(None)
         self._clock, run._told = None, run.callbacks
         for name in ("_feed", "_short_epochs", *(name for name, _ in _PARTS)):

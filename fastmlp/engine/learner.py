@@ -7,6 +7,7 @@ and files know learners alone.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ class Learner:
         self.class_names: tuple[str, ...] | None = None
         self.rules = InputRules(dtype, None, None)
         self.paused: PausedRun | None = None
-        self._changing = threading.Lock()
+        self._changing, self._changed_by = threading.Lock(), 0
         self._made: _Made | None = None
         self._settle(backend)
 
@@ -104,10 +105,16 @@ class Learner:
     def exclusive(self) -> Iterator[None]:
         """Let only one thread train or move it, on the backend's own stream and quietly; a second one is told so."""
         if not self._changing.acquire(blocking=False):
+            if self._changed_by != os.getpid():
+                raise RuntimeError(
+                    "this process was forked off while this model was being trained, and its weights here may be of no "
+                    "step; load the model from a file here, or start the process by 'spawn'"
+                )
             raise RuntimeError(
                 "this model is being trained already (in another thread, or by the fit whose callback this is); "
                 "wait for it, or train a copy.deepcopy of the model"
             )
+        self._changed_by = os.getpid()
         try:
             with self.backend.working(), np.errstate(all="ignore"):
                 yield

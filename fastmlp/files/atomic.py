@@ -61,14 +61,18 @@ def atomic_writer(path: str | os.PathLike[str], *, lasting: bool = True) -> Iter
         remove_leftovers(target.parent, target.name)
     temporary = None
     try:
-        temporary, file = _begin(target)
-        with file:
-            yield file
-            file.flush()
-            if lasting:
-                os.fsync(file.fileno())
-            if fcntl is not None:
-                os.replace(temporary, target)  # as long as it is locked, or it would pass for a leftover
+        while True:
+            temporary = _beside(target)  # known before it is there: who interrupts from now on leaves none
+            with open(temporary, "xb") as file:
+                if not _is_ours(file):
+                    continue
+                yield file
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
+                if fcntl is not None:
+                    os.replace(temporary, target)  # as long as it is locked, or it would pass for a leftover
+            break
         if fcntl is None:
             os.replace(temporary, target)  # Windows renames no file that is open
     except BaseException as error:
@@ -88,18 +92,18 @@ def refuse_missing_folder(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{path}: expected a folder to write it into, found none; make it first")
 
 
-def _begin(target: Path) -> tuple[Path, BinaryIO]:
-    """Create a temporary file for a target, locked as long as it is open."""
-    while True:
-        # 40 characters of the name, so that a name as long as the file system allows leaves room for the rest
-        temporary = target.with_name(f".{target.name[:_SHOWN]}.{secrets.token_hex(6)}.tmp")
-        file = open(temporary, "xb")
-        if fcntl is not None:
-            with suppress(OSError):  # file systems without locks are tidied by nobody either
-                fcntl.flock(file, fcntl.LOCK_EX)
-        if os.name == "nt" or os.fstat(file.fileno()).st_nlink:
-            return temporary, file
-        file.close()  # another process took it for a leftover before it was locked
+def _beside(target: Path) -> Path:
+    """Return where what is written to a target lies until it is whole."""
+    # 40 characters of the name, so that a name as long as the file system allows leaves room for the rest
+    return target.with_name(f".{target.name[:_SHOWN]}.{secrets.token_hex(6)}.tmp")
+
+
+def _is_ours(file: BinaryIO) -> bool:
+    """Lock a new temporary file as long as it is open; False where another process took it for a leftover before."""
+    if fcntl is not None:
+        with suppress(OSError):  # file systems without locks are tidied by nobody either
+            fcntl.flock(file, fcntl.LOCK_EX)
+    return os.name == "nt" or os.fstat(file.fileno()).st_nlink > 0
 
 
 def is_temporary(name: str) -> bool:

@@ -155,16 +155,15 @@ def _tile(outputs: int, lanes: int):
                         place = builder.gep(out_start, [integer(n * total.type.count)])
                         builder.store(total, builder.bitcast(place, total.type.as_pointer()), align=align)
                 with some:
-                    kept = cgutils.alloca_once(builder, ir.ArrayType(totals[0].type, len(totals)))
-                    for n, total in enumerate(totals):
-                        builder.store(total, builder.gep(kept, [ir.IntType(32)(0), ir.IntType(32)(n)]))
-                    numbers = builder.bitcast(kept, number.as_pointer())
-                    with cgutils.for_range(builder, count) as row, cgutils.for_range(builder, valid) as column:
-                        r, j = row.index, column.index
-                        source = builder.gep(numbers, [builder.add(builder.mul(r, integer(outputs)), j)])
-                        builder.store(
-                            builder.load(source), builder.gep(out_start, [builder.add(builder.mul(r, valid), j)])
-                        )
+                    for r in range(rows):
+                        with builder.if_then(builder.icmp_signed("<", integer(r), count)):
+                            row = builder.gep(out_start, [builder.mul(integer(r), valid)])
+                            for j in range(outputs):
+                                n = r * outputs + j
+                                total, place = totals[n // totals[0].type.count], n % totals[0].type.count
+                                value = builder.extract_element(total, ir.IntType(32)(place))
+                                with builder.if_then(builder.icmp_signed("<", integer(j), valid)):
+                                    builder.store(value, builder.gep(row, [integer(j)]))
             return context.get_dummy_value()
 
         return signature, codegen
