@@ -72,9 +72,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
         Calls of the loss by 'lbfgs'.
     loss : str or Loss, default='log_loss'
         Or a loss of fastmlp's over classes, such as ``"categorical_hinge"``.
-    class_weight : dict or 'balanced', optional
+    class_weight : dict, list of dict or 'balanced', optional
         Factors of the weights of the rows trained on, by class; of 'balanced', which `partial_fit` refuses, by how
-        frequent the classes are among the rows of `fit`.
+        frequent the classes are among the rows of `fit`.  For several labels a row a dict for each, in a list.
     label_smoothing : float, default=0.0
         In [0, 1), for three classes or more.
     calibrate : bool, default=False
@@ -148,7 +148,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **CONSTRAINTS,
         "loss": [str, Loss],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "calibrate": ["boolean"],
     }
@@ -306,6 +306,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]  # scikit-l
     def _weighted(self, y: Any, sample_weight: NDArray[Any] | None) -> NDArray[Any] | None:
         if self.class_weight is None:
             return sample_weight
+        if isinstance(self.class_weight, list) and not self._several:
+            raise ValueError(
+                f"class_weight must be one dict such as {{0: 1.0, 1: 5.0}}, or 'balanced', where a row has one label; "
+                f"got a list of {len(self.class_weight)}, which is for y of several columns"
+            )
         if self._several or not isinstance(self.class_weight, dict):
             factors: NDArray[Any] = compute_sample_weight(self.class_weight, y)
         else:  # these rows need not have all classes, nor the dict

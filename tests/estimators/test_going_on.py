@@ -318,3 +318,17 @@ def test_masked_values_are_refused_and_sparse_targets_too(estimator):
         for target in (sparse.csr_array(X), sparse.coo_array(X[:, 0]), sparse.csr_matrix(X[:, :1])):
             with pytest.raises(ValueError, match=r"^y must be a dense array, got \w+; pass y\.toarray\(\)"):
                 estimator(**START).fit(X, target)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_weights_of_classes_of_several_labels_are_a_list_of_dicts():
+    hot = np.eye(3, dtype=int)[Y]
+    factors = [{0: 1.0, 1: 5.0}, {0: 1.0, 1: 1.0}, {0: 2.0, 1: 1.0}]
+    weights = np.where(hot[:, 0] == 1, 5.0, 1.0) * np.where(hot[:, 2] == 0, 2.0, 1.0)
+    weighted = MLPClassifier(**START, class_weight=factors).fit(X, hot)
+    for found, wanted in zip(weighted.coefs_, MLPClassifier(**START).fit(X, hot, weights).coefs_, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match=r"class_weight should be a list of dicts"):
+        MLPClassifier(**START, class_weight=factors[0]).fit(X, hot)
+    with pytest.raises(ValueError, match=r"^class_weight must be one dict .* got a list of 3"):
+        MLPClassifier(**START, class_weight=factors).fit(X, Y)
