@@ -118,7 +118,7 @@ def test_transposes_of_a_few_columns_and_into_them(count, dtype):
 
 
 def test_where_sums_along_the_inputs_pay():
-    """Up to four outputs, where a vector has twice as many numbers, of no fewer inputs than a vector of each."""
+    """Up to four outputs, where a vector has twice as many numbers, of no fewer inputs than a vector has."""
     are = dots.are_dots.py_func
     assert are(16, 1, 16) and not are(15, 1, 16) and are(16, 4, 16) and are(100, 4, 8)
     assert not are(16, 3, 16) and are(32, 3, 16)  # three take as long as four

@@ -225,7 +225,7 @@ def test_gradients_of_few_outputs(rows, dtype):
     rng, backend = np.random.default_rng(0), get_backend("numba", products="direct")
     lanes = products.vectors.VECTOR_BYTES // np.dtype(dtype).itemsize
     block = few.VECTORS_OF_INPUTS * lanes
-    several = [n * lanes + rest for n, rest in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 1), (6, 5))]
+    several = [n * lanes + rest for n, rest in ((1, 0), (2, 0), (2, 1), (3, 1), (4, 1), (6, 5), (7, 1), (8, 0))]
     for inputs in (3, *several, block, block + 1, block + lanes, 2 * block + 3):
         for outputs in (1, 3, 5, 10, 12, 13, lanes, lanes + 1, 2 * lanes + 1):
             x, w, d = (rng.normal(size=s).astype(dtype) for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))

@@ -32,7 +32,7 @@ def dots_scratch(inputs: int) -> int:
 
 @part
 def are_dots(inputs, outputs, lanes):
-    """Tell whether so few outputs have enough inputs for sums of vectors of these: as many vectors as outputs."""
+    """Tell whether so few outputs have enough inputs for sums of vectors of these; three take as long as four."""
     return outputs <= min(MOST, lanes // 2) and inputs >= (2 if outputs == 3 else 1) * lanes
 
 
@@ -178,7 +178,9 @@ def dots(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out
 @overload(dots, jit_options=OPTIONS)
 def _compiled_dots(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
     lanes = vectors.lanes(out.dtype)
-    tile1, tile2, tile4 = (_tile(outputs, n) for outputs, n in ((1, lanes // 2), (2, lanes), (4, lanes)))
+    # of one output little is computed beside what is loaded: of vectors of 64 bytes nearly each lies across two lines
+    tile1 = _tile(1, lanes // 2 if vectors.MASKS else lanes)
+    tile2, tile4 = _tile(2, lanes), _tile(4, lanes)
     rows1, rows2, rows4 = (ROWS[outputs] for outputs in (1, 2, 4))
 
     def dots(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):

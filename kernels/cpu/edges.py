@@ -13,7 +13,7 @@ class Vectors:
 
     With masks (AVX-512, where they cost nothing) every load and store has one.  Without, the last of several vectors
     ends where the row ends, and so may hold numbers of the one before: what is computed twice is the same.  A single
-    vector is loaded whole, which whoever calls sees to, and stored number by number where it is not.
+    vector is loaded whole, which whoever calls sees to, and stored by a half, a quarter ... where it is not.
     """
 
     def __init__(self, builder, number, lanes, width, valid):

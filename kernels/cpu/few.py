@@ -20,10 +20,10 @@ from .packing import transpose
 from .tiles import share_of
 from .vectors import run
 
-INPUTS_BESIDE = {1: 8, 2: 8, 4: 6, 5: 4} if vectors.MASKS else {4: 2, 5: 2}
+INPUTS_BESIDE = {1: (8, 4), 2: (8, 4), 4: (6, 4), 5: (4, 2)} if vectors.MASKS else {4: (2, 1), 5: (2, 1)}
 """Outputs that are summed at once where there is no more than a vector of them, and vectors of inputs beside each: what
-registers hold, and without masks two at most, of which the last ends where the row does.  Ten outputs are two times
-five, and would be three times four."""
+registers hold, and without masks two at most, of which the last ends where the row does; and fewer, for what is left.
+Ten outputs are two times five, and would be three times four."""
 LATENCY = 8
 """Multiply-adds that can begin until the first is ready, at most."""
 VECTORS_OF_INPUTS = 768 // vectors.VECTOR_BYTES
@@ -64,11 +64,12 @@ def few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns, alpha, b
     """Compute `products.multiply_transposed` for columns that `are_few`; scratch holds `few_scratch` numbers."""
 
 
-def _transposed_sums(outputs: int, long: int, lanes: int):
+def _transposed_sums(outputs: int, lanes: int):
     """Return the function that leaves the transpose of the product in scratch, `outputs` of its rows at a time."""
-    wide, half = long * lanes, long // 2 * lanes
-    single = outputs * (long // 2) > LATENCY  # else a tile of one vector takes as long as one of half as many
-    tile1, tile_half, tile_long = (tiles.tile(outputs, n, lanes, tiles.ROWS_OF_B) for n in (1, long // 2, long))
+    long, short = INPUTS_BESIDE[outputs]
+    wide, half = long * lanes, short * lanes
+    single = outputs * short > LATENCY  # else a tile of one vector takes as long as the short one
+    tile1, tile_half, tile_long = (tiles.tile(outputs, n, lanes, tiles.ROWS_OF_B) for n in (1, short, long))
 
     @part
     def sums(a, at, index, index_at, lda, rows, k, b, b_at, columns, one, zero, scratch):
@@ -76,6 +77,8 @@ def _transposed_sums(outputs: int, long: int, lanes: int):
         c = 0
         while c < rows:
             valid = share_of(rows - c, wide, lanes)
+            if wide + lanes < rows - c <= 2 * half:  # two short ones are less than a long one and another
+                valid = half
             for start in range(0, k, deep):
                 i, depth, onward, x_at = index_at + start, min(deep, k - start), start > 0, at + c
                 for q in range(0, columns, outputs):
@@ -109,8 +112,7 @@ def _compiled_few_outputs(a, at, index, index_at, lda, rows, k, b, b_at, columns
     has_small = 1 in INPUTS_BESIDE  # else the fewest are four, some of which are missing
     four, five = 4, 5
     by_one, by_two, by_four, by_five = (
-        _transposed_sums(outputs, INPUTS_BESIDE[outputs], lanes)
-        for outputs in ((1, 2, four, five) if has_small else (four, four, four, five))
+        _transposed_sums(outputs, lanes) for outputs in ((1, 2, four, five) if has_small else (four, four, four, five))
     )
     one, zero = (getattr(np, str(out.dtype))(n) for n in (1, 0))
 
