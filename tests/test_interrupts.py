@@ -74,3 +74,10 @@ def test_a_process_forked_off_in_a_fit_is_told_so_and_the_other_goes_on():
     assert said[0].startswith("this process was forked off while this model was being trained")
     assert len(history.history["loss"]) == 3
     model.fit(X, Y, epochs=1, verbose=0)
+
+
+def test_a_fit_that_is_just_beginning_in_this_process_is_no_other_process_s():
+    model = network()
+    with model._learner._changing, pytest.raises(RuntimeError, match=r"^this model is being trained already"):
+        model.fit(X, Y, epochs=1, verbose=0)
+    model.fit(X, Y, epochs=1, verbose=0)

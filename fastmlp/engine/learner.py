@@ -105,7 +105,7 @@ class Learner:
     def exclusive(self) -> Iterator[None]:
         """Let only one thread train or move it, on the backend's own stream and quietly; a second one is told so."""
         if not self._changing.acquire(blocking=False):
-            if self._changed_by != os.getpid():
+            if self._changed_by not in (0, os.getpid()):  # 0: by a thread of this process that is just beginning
                 raise RuntimeError(
                     "this process was forked off while this model was being trained, and its weights here may be of no "
                     "step; load the model from a file here, or start the process by 'spawn'"
@@ -119,6 +119,7 @@ class Learner:
             with self.backend.working(), np.errstate(all="ignore"):
                 yield
         finally:
+            self._changed_by = 0
             self._changing.release()
 
     # --- what training needs ---

@@ -18,16 +18,11 @@ from .compiling import OPTIONS, part
 from .packing import transpose
 
 MOST = 4
-"""Outputs, at most."""
+"""Outputs, at most; and rows of the transposed copy of W, of which the fourth is 0 where there are three."""
 ROWS = {1: 8, 2: 8, 4: 4} if vectors.REGISTERS == 32 else {1: 8, 2: 4, 4: 2}
 """Rows of a tile, by its outputs: sums that registers hold, and rows that pointers are there for."""
 CHUNK_BITS = 128
 """Within them a vector's elements change places in one instruction."""
-
-
-def dots_scratch(inputs: int) -> int:
-    """Return how many numbers of scratch `dots` needs: a transposed copy of W."""
-    return MOST * inputs
 
 
 @part
@@ -172,7 +167,7 @@ def _tile(outputs: int, lanes: int):
 
 
 def dots(a, at, index, index_at, after, lda, rows, k, b, b_at, columns, out, out_at, scratch):
-    """Compute `products.multiply` for outputs that `are_dots`; scratch holds `dots_scratch` numbers."""
+    """Compute `products.multiply` for outputs that `are_dots`; scratch holds `MOST` numbers for each input."""
 
 
 @overload(dots, jit_options=OPTIONS)

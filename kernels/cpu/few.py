@@ -153,11 +153,6 @@ ROWS_BYTES = 16 * 1024
 """Of the rows of W' that pass by for each row: half of a first-level cache."""
 
 
-def in_rows_scratch(inputs: int) -> int:
-    """Return how many numbers of scratch `few_in_rows` needs: a transposed copy of W."""
-    return MOST_IN_ROWS * inputs
-
-
 @part
 def are_in_rows(k, columns, lanes):
     """Tell whether so many outputs are few enough for `few_in_rows`, and there is a vector of inputs."""
@@ -209,7 +204,7 @@ def _row_of(outputs: int, lanes: int):
 
 
 def few_in_rows(a, at, rows, k, w, w_at, columns, out, out_at, scratch):
-    """Compute `products.multiply_by_transposed` for outputs that `are_in_rows`; scratch holds `in_rows_scratch`."""
+    """Compute `products.multiply_by_transposed` for outputs that `are_in_rows`; scratch holds a copy of W."""
 
 
 @overload(few_in_rows, jit_options=OPTIONS)

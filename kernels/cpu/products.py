@@ -24,8 +24,8 @@ from .blas import gemm
 from .blocks import DEPTH, rows_at_once
 from .codes import BLAS, DIRECT, PACKED
 from .compiling import OPTIONS, shared
-from .dots import are_dots, dots, dots_scratch
-from .few import are_few, are_in_rows, few_in_rows, few_outputs, few_scratch, in_rows_scratch, most_outputs
+from .dots import MOST, are_dots, dots
+from .few import MOST_IN_ROWS, are_few, are_in_rows, few_in_rows, few_outputs, few_scratch, most_outputs
 from .packing import pack, pack_columns, pack_rows, transpose
 from .single import add_outer_product, multiply_sparse_row, notes_size
 from .tiles import ROWS, readable, share_of
@@ -68,20 +68,14 @@ def scratch_size(form: int, width: int, rows: int, inputs: int, outputs: int) ->
     """
     if form == BLAS:
         return 0
+    copy = max(MOST, MOST_IN_ROWS) * inputs  # of the W of a few outputs, transposed
     if form == DIRECT:
         panels = max(inputs, outputs, DEPTH) * width + DEPTH * ROWS
-        few = few_scratch(inputs, outputs, width // tiles.VECTORS), dots_scratch(inputs), in_rows_scratch(inputs)
-        return max(panels, *few)
+        return max(panels, few_scratch(inputs, outputs, width // tiles.VECTORS), copy)
     # a product with W' copies panels that are as deep as W is wide, in either form
     shapes = (rows, inputs, outputs), (inputs, rows, outputs)
     notes = notes_size(inputs, vectors.VECTOR_BYTES * tiles.VECTORS // width)
-    return max(
-        outputs * width,
-        dots_scratch(inputs),
-        in_rows_scratch(inputs),
-        notes,
-        *(_packed_size(width, *shape) for shape in shapes),
-    )
+    return max(outputs * width, copy, notes, *(_packed_size(width, *shape) for shape in shapes))
 
 
 @register_jitable(**OPTIONS)
